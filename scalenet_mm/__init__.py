@@ -1,0 +1,23 @@
+"""ScaleNet for OpenMMLab: deeper pretrained vision transformers by shared layers (arXiv 2510.18431).
+
+The core (``layer_map``, ``adapters``, ``scaling``, ``roles``) needs torch only. Where OpenMMLab is installed, importing
+the package registers the backbones and the engine, so that ``custom_imports = dict(imports=['scalenet_mm'])`` is enough.
+"""
+
+from importlib.util import find_spec
+
+from .layer_map import LayerMap
+from .roles import Role, TrainPolicy
+from .scaling import scale_layers, tie
+from .version import __version__
+
+__all__ = ['LayerMap', 'Role', 'TrainPolicy', '__version__', 'scale_layers', 'tie']
+
+if find_spec('mmengine') and find_spec('mmpretrain'):
+    from . import backbones, compat, engine
+    from .api import build, load
+    from .checkpoint.reading import register_schemes
+
+    compat.patch()
+    register_schemes()
+    __all__ += ['backbones', 'build', 'engine', 'load']

@@ -1,0 +1,4 @@
+from .deit import ScaleNetDeiT
+from .swin import ScaleNetSwin
+
+__all__ = ['ScaleNetDeiT', 'ScaleNetSwin']

@@ -1,0 +1,86 @@
+"""DeiT, scaled: mmpretrain's ``VisionTransformer`` at a greater depth with shared layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmengine.registry import MODELS
+from mmpretrain.models.backbones.vision_transformer import (
+    TransformerEncoderLayer,
+    VisionTransformer,
+)
+
+from ..layer_map import LayerMap
+from .scaled import ADJUST, CheckpointedBlock, ScaledBackbone
+
+
+class CheckpointedEncoderLayer(CheckpointedBlock, TransformerEncoderLayer):
+    pass
+
+
+@MODELS.register_module()
+class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
+    """A DeiT (or any ViT of mmpretrain) scaled in depth by shared layers.
+
+    Args:
+        arch: as the host's, of the *pretrained* network; ``out_indices`` and every depth-like setting count scaled layers.
+        scale: ``dict(times=2, order='interpolate', layers='all', sources=None,
+            adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the paper's.
+            With only some ``layers`` reused, ``adjust_on`` is 'reused' unless said otherwise (Table III).
+        with_cp: recompute the blocks' activations in the backward pass.
+        frozen_stages: refused.
+        host: the host's other arguments.
+
+    Raises:
+        ValueError: for a ``scale`` outside its rules, naming rule, value and way out.
+    """
+
+    host = 'deit'
+    checkpointed_block = CheckpointedEncoderLayer
+    scale_defaults = dict(
+        times=2,
+        order='interpolate',
+        layers='all',
+        sources=None,
+        adjust=ADJUST,
+        adjust_on=None,
+        start='paper',
+    )
+
+    def __init__(
+        self,
+        arch: str | dict = 'deit-base',
+        *,
+        scale: dict | None = None,
+        out_indices: int | Sequence[int] = -1,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        **host,
+    ):
+        scale = self._read_scale(scale, frozen_stages)
+        if scale['adjust_on'] is None:
+            scale['adjust_on'] = 'all' if scale['layers'] == 'all' else 'reused'
+        source = self._source_arch(arch)
+        layer_map = LayerMap.build(
+            source['num_layers'], scale['times'], scale['order'], scale['layers'], scale['sources']
+        )
+        out_indices = (
+            out_indices if isinstance(out_indices, int) else list(out_indices)
+        )  # the host writes into it
+        super().__init__({**source, 'num_layers': len(layer_map)}, out_indices=out_indices, **host)
+        self._scale([layer_map], scale, with_cp)
+
+    @classmethod
+    def _source_arch(cls, arch: str | dict) -> dict:
+        if isinstance(arch, str) and arch.lower() not in cls.arch_zoo:
+            raise ValueError(f'arch must be one of {sorted(cls.arch_zoo)} or a dict, got {arch!r}.')
+        return dict(cls.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
+
+    def _containers(self):
+        return [('layers', self.layers)]
+
+    def optional_keys(self):
+        may_extra = {f'{n}.{p}' for n in ('ln1', 'ln2') for p in ('weight', 'bias')}
+        if self.cls_token is None:
+            may_extra.add('cls_token')
+        return {'ln2.weight', 'ln2.bias'}, may_extra  # ln2 exists only for out_type='avg_featmap'

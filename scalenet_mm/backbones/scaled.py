@@ -1,0 +1,194 @@
+"""What scaling adds to a host backbone, the same for every host: spec, ties, loading, checkpointed blocks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from mmengine.logging import print_log
+from mmengine.model.weight_init import PretrainedInit
+from torch import Tensor, nn
+
+from ..adapters import ADAPTER_RANK
+from ..checkpoint.dialects import split, to_host
+from ..checkpoint.reading import read_checkpoint, unwrap
+from ..checkpoint.strict import CheckpointError, require
+from ..layer_map import LayerMap
+from ..scaling import TiedLayers, adjust_layers, check_stored_map, expand, tie
+
+ADJUST = dict(type='ParallelAdapter', rank=ADAPTER_RANK)
+
+
+class ScaledBackbone:
+    """Mixed in before an mmpretrain backbone that was built at the scaled depth.
+
+    Subclasses say where the blocks are (``_containers``), what the paper's defaults are (``scale_defaults``) and which
+    norms a file may lack or have besides.
+    """
+
+    scaled_host = True  # roles.py: norms in here are those of the scaled network
+    host: str  # name of the dialect of the host, see checkpoint.dialects
+    scale_defaults: dict[str, Any]
+    alternating = 1  # period of the blocks, see LayerMap.live
+    checkpointed_block: type
+
+    @classmethod
+    def _read_scale(cls, scale: dict | None, frozen_stages: int) -> dict[str, Any]:
+        """The ``scale`` dict with the paper's defaults filled in.
+
+        Raises:
+            ValueError: for an unknown key, or if ``frozen_stages`` is used.
+        """
+        if frozen_stages != -1:
+            raise ValueError(
+                f'frozen_stages={frozen_stages} would freeze the norms and adapters of the scaled network as well; '
+                'leave it out and choose what is trained with '
+                "optim_wrapper=dict(constructor='ScaleNetOptimWrapperConstructor', ...)."
+            )
+        given = dict(scale or {})
+        unknown = sorted(set(given) - set(cls.scale_defaults))
+        if unknown:
+            raise ValueError(
+                f'scale has no key {unknown}; {cls.__name__} takes {sorted(cls.scale_defaults)}.'
+            )
+        return {**cls.scale_defaults, **given}
+
+    def _containers(self) -> list[tuple[str, nn.Module]]:
+        """Name and container of every sequence of blocks."""
+        raise NotImplementedError  # pragma: no cover
+
+    def _scale(self, maps: Sequence[LayerMap], scale: dict[str, Any], with_cp: bool) -> None:
+        for (_, layers), layer_map in zip(self._containers(), maps):
+            if with_cp:
+                for block in layers:
+                    block.__class__ = self.checkpointed_block
+            tie(layers, layer_map)
+            adjust_layers(
+                layers, scale['adjust'], scale['adjust_on'], scale['start'], self.alternating
+            )
+        self._register_state_dict_hook(_store_layer_maps)
+        self.register_load_state_dict_pre_hook(_require_exact_keys)
+
+    def layer_maps(self) -> dict[str, LayerMap]:
+        """The layer map of every container of blocks, by the container's name."""
+        return {name: layers.layer_map for name, layers in self._containers()}
+
+    def optional_keys(self) -> tuple[set[str], set[str]]:
+        """Keys that a file may lack, and keys that it may have besides: norms of outputs that differ by task."""
+        return set(), set()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        return self  # the hosts' return None
+
+    def eval(self):
+        return self.train(False)
+
+    def init_weights(self) -> None:
+        """Initialises as the host does, then loads ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``."""
+        init_cfg = self.init_cfg
+        cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
+        pretrained = [c for c in cfgs if c['type'] in ('Pretrained', PretrainedInit)]
+        self.init_cfg = [c for c in cfgs if c not in pretrained] or None
+        super().init_weights()
+        self.init_cfg = init_cfg
+        for cfg in pretrained:
+            self.load_pretrained(cfg['checkpoint'], cfg.get('prefix'))
+
+    def load_pretrained(self, checkpoint: str, prefix: str | None = None) -> None:
+        """Loads a checkpoint file of any dialect, scaled or not, strictly.
+
+        Args:
+            checkpoint: path, ``http(s)://`` or ``hf://owner/repo/file``.
+            prefix: where the backbone is in the file; found by itself when it is ``backbone``.
+
+        Raises:
+            CheckpointError: before anything is changed, if the file does not fit.
+        """
+        state_dict = unwrap(read_checkpoint(checkpoint))
+        if prefix:
+            prefix = prefix.rstrip('.') + '.'
+            metadata = getattr(state_dict, '_metadata', None)
+            state_dict = type(state_dict)(
+                (k[len(prefix) :], v) for k, v in state_dict.items() if k.startswith(prefix)
+            )
+            if metadata is not None:
+                state_dict._metadata = {
+                    k[len(prefix) :]: v for k, v in metadata.items() if f'{k}.'.startswith(prefix)
+                }
+            if not state_dict:
+                raise CheckpointError(f'{checkpoint} has no key that starts with {prefix!r}.')
+        try:
+            self.load_state_dict(state_dict)
+        except (CheckpointError, ValueError) as e:
+            raise type(e)(f'{checkpoint}: {e}') from e
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        entries = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        if not entries:
+            raise CheckpointError(
+                f'The checkpoint has no key under {prefix!r}, where this model keeps its backbone. Write it as one of '
+                'ours with: python tools/convert_checkpoint.py SOURCE DESTINATION'
+            )
+        for key in entries:
+            del state_dict[prefix + key]
+        if not any(isinstance(v, Tensor) for v in entries.values()):
+            entries = unwrap(entries)
+        entries = to_host(split(entries)[0] if not prefix else entries, self.host)
+        stored = local_metadata.get('layer_maps', {})
+        for name, layers in self._containers():
+            check_stored_map(stored.get(name), layers.layer_map, prefix + name)
+            expand(entries, f'{name}.', layers)
+        self._adapt_sizes(entries)
+        expected = self.state_dict()
+        entries.update(
+            {k: v for k, v in self.named_buffers() if k in expected}
+        )  # all derived from the architecture
+        state_dict.update({prefix + k: v for k, v in entries.items()})
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _adapt_sizes(self, entries: dict[str, Tensor]) -> None:
+        """Resizes what depends on the image or window size and the host's own hooks do not."""
+
+
+def _store_layer_maps(backbone: ScaledBackbone, state_dict, prefix, local_metadata) -> None:
+    local_metadata['layer_maps'] = {n: list(m.sources) for n, m in backbone.layer_maps().items()}
+
+
+def _require_exact_keys(backbone: ScaledBackbone, state_dict, prefix, *args) -> None:
+    """The last load pre-hook: refuses a file that does not fit before anything is changed (decision 4)."""
+    expected = backbone.state_dict()
+    got = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    may_miss, may_extra = backbone.optional_keys()
+    require(
+        {k: v.shape for k, v in expected.items()},
+        got,
+        (may_miss & set(expected)) | (may_extra & set(got)),
+    )
+    missing, besides = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+    state_dict.update({prefix + k: expected[k] for k in missing})
+    for key in besides:
+        del state_dict[prefix + key]
+    for text, keys in (
+        ('keep their initial values (not in the file)', missing),
+        ('are not used here', besides),
+    ):
+        if keys:
+            print_log(f'{type(backbone).__name__}: {keys} {text}.', 'current', logging.WARNING)
+
+
+class CheckpointedBlock:
+    """Mixed in before a block: recomputes its activations in the backward pass (non-reentrant, decision 7)."""
+
+    def forward(self, *args):
+        if not torch.is_grad_enabled():
+            return super().forward(*args)
+        return torch.utils.checkpoint.checkpoint(super().forward, *args, use_reentrant=False)
+
+
+def scaled_layers(backbone: nn.Module) -> list[tuple[str, TiedLayers]]:
+    """Every tied container inside ``backbone`` (or any model), by name."""
+    return [(name, m) for name, m in backbone.named_modules() if isinstance(m, TiedLayers)]

@@ -1,0 +1,94 @@
+"""Swin, scaled: mmpretrain's ``SwinTransformer`` at a greater depth with shared layers."""
+
+from __future__ import annotations
+
+from mmengine.registry import MODELS
+from mmpretrain.models.backbones.swin_transformer import SwinBlock, SwinTransformer
+from torch import Tensor
+
+from ..checkpoint.resize import resize_bias_table
+from ..layer_map import stage_maps
+from .dense_args import from_dense
+from .scaled import ADJUST, CheckpointedBlock, ScaledBackbone
+
+
+class CheckpointedSwinBlock(CheckpointedBlock, SwinBlock):
+    pass
+
+
+@MODELS.register_module()
+class ScaleNetSwin(ScaledBackbone, SwinTransformer):
+    """A Swin Transformer scaled in depth by shared layers.
+
+    Args:
+        arch: as the host's, of the *pretrained* network. The arguments of mmdet's and mmseg's Swin (``embed_dims``,
+            ``depths``, ``num_heads``, ...) are understood instead.
+        scale: ``dict(times=2, order='stack', stages=(3,), layers='all', sources=None,
+            adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the paper's.
+            ``times`` may be a list with one factor a stage; ``sources`` is ``{stage: [...]}``.
+        with_cp: recompute the blocks' activations in the backward pass.
+        frozen_stages: refused.
+        host: the host's other arguments.
+
+    Raises:
+        ValueError: for a ``scale`` outside its rules, naming rule, value and way out.
+    """
+
+    host = 'swin'
+    alternating = 2  # every second block shifts its windows
+    checkpointed_block = CheckpointedSwinBlock
+    scale_defaults = dict(
+        times=2,
+        order='stack',
+        stages=(3,),
+        layers='all',
+        sources=None,
+        adjust=ADJUST,
+        adjust_on='all',
+        start='paper',
+    )
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        *,
+        scale: dict | None = None,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        **host,
+    ):
+        scale = self._read_scale(scale, frozen_stages)
+        if 'depths' in host:
+            arch, host = from_dense(host)
+        source = self._source_arch(arch)
+        maps = stage_maps(
+            source['depths'],
+            scale['times'],
+            scale['order'],
+            scale['stages'],
+            scale['layers'],
+            scale['sources'],
+        )
+        super().__init__({**source, 'depths': [len(m) for m in maps]}, **host)
+        self._scale(maps, scale, with_cp)
+
+    @classmethod
+    def _source_arch(cls, arch: str | dict) -> dict:
+        if isinstance(arch, str) and arch.lower() not in cls.arch_zoo:
+            raise ValueError(f'arch must be one of {sorted(cls.arch_zoo)} or a dict, got {arch!r}.')
+        return dict(cls.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
+
+    def _containers(self):
+        return [(f'stages.{i}.blocks', stage.blocks) for i, stage in enumerate(self.stages)]
+
+    def optional_keys(self):
+        norms = [{f'norm{i}.weight', f'norm{i}.bias'} for i in range(len(self.stages))]
+        return set().union(*norms[:-1]), set().union(
+            *norms
+        )  # a classifier has the last stage's only
+
+    def _adapt_sizes(self, entries: dict[str, Tensor]) -> None:
+        for key, table in self.state_dict().items():
+            if key.endswith('.relative_position_bias_table') and key in entries:
+                window = int((len(table) ** 0.5 + 1) / 2)
+                entries[key] = resize_bias_table(entries[key], window)

@@ -1,0 +1,23 @@
+"""Checkpoints in and out: reading, dialects, strict comparison."""
+
+from .dialects import head_to_mmpretrain, host_of, recognise, rewrite, split, to_host
+from .reading import read_checkpoint, register_schemes, unwrap
+from .resize import resize_bias_table
+from .strict import CheckpointError, Differences, compare, require
+
+__all__ = [
+    'CheckpointError',
+    'Differences',
+    'compare',
+    'head_to_mmpretrain',
+    'host_of',
+    'read_checkpoint',
+    'recognise',
+    'register_schemes',
+    'require',
+    'resize_bias_table',
+    'rewrite',
+    'split',
+    'to_host',
+    'unwrap',
+]

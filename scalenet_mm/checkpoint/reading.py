@@ -1,0 +1,277 @@
+"""From a path or address to a state dict: nothing but weights is ever unpickled."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .fetching import fetch_hub, fetch_url
+from .strict import CheckpointError
+
+# Where a checkpoint keeps its weights. mmengine's EMA hook swaps the two on saving: its 'state_dict'
+# is the average and its 'ema_state_dict' the raw weights, so the latter never comes first.
+PLAIN = ('state_dict', 'model', 'model_state_dict')
+AVERAGED = ('state_dict_ema', 'model_ema')  # timm, official DeiT
+LAST = ('ema_state_dict', 'module')
+WRAPPERS = ('module.', '_orig_mod.')  # DataParallel and averaged models; torch.compile
+
+# How files that are no checkpoint begin
+FOREIGN = (
+    (b'version https://git-lfs', 'it is a git-lfs pointer; run `git lfs pull` to get the file'),
+    (b'<', 'it is a web page; the download address leads to a page, not to the file'),
+    (b'{', 'it is a JSON text, no weights'),
+)
+
+
+def read_checkpoint(
+    source: str | Path, map_location: str | torch.device | None = 'cpu'
+) -> dict[str, Any]:
+    """Read a checkpoint file, wherever it is, without running anything stored in it.
+
+    Args:
+        source: A local path, `file://`, `http(s)://`, `hf://owner/repo/path/in/repo[@revision]`, or
+            any other scheme that mmengine knows (`open-mmlab://`, `torchvision://`, ...).
+        map_location: As `torch.load`.
+
+    Returns:
+        The content of the file. A `.safetensors` file gives `{'state_dict': ..., 'metadata': ...}`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is not a readable checkpoint, or holds more than weights.
+    """
+    address = str(source)
+    scheme = address.split('://', 1)[0] if '://' in address else ''
+    if scheme in ('http', 'https'):
+        return _read_file(fetch_url(address), map_location)
+    if scheme == 'hf':
+        return _read_file(fetch_hub(address), map_location)
+    if scheme == 'file':
+        address, scheme = unquote(urlparse(address).path), ''
+    if scheme:
+        return _read_with_mmengine(address, map_location)
+    return _read_file(Path(address).expanduser(), map_location)
+
+
+def unwrap(checkpoint: Mapping[str, Any], prefer_ema: bool = False) -> OrderedDict[str, Tensor]:
+    """Find the state dict inside a checkpoint and take wrappers off its keys.
+
+    Args:
+        checkpoint: What `read_checkpoint` returned; not changed.
+        prefer_ema: Take the averaged weights where the file has both (timm's `state_dict_ema`,
+            official DeiT's `model_ema`). In files of mmengine the plain weights are the average.
+
+    Returns:
+        The tensors, without `module.` and the step counter of averaged models, with `_metadata`.
+
+    Raises:
+        CheckpointError: If the checkpoint holds no tensors.
+    """
+    order = (*AVERAGED, *PLAIN, *LAST) if prefer_ema else (*PLAIN, *AVERAGED, *LAST)
+    found = next((checkpoint[k] for k in order if isinstance(checkpoint.get(k), Mapping)), None)
+    content = checkpoint if found is None else found
+    state = OrderedDict((k, v) for k, v in content.items() if isinstance(v, Tensor))
+    if not state:
+        raise CheckpointError(
+            f'the checkpoint holds no tensors: its keys are {_some(content)}, and weights are '
+            f'looked for under {", ".join(order)} and at the top level'
+        )
+    state._metadata = OrderedDict(getattr(content, '_metadata', None) or {})
+    while prefix := next((p for p in WRAPPERS if _all_under(state, p)), None):
+        state.pop('steps', None)
+        state = strip_prefix(state, prefix)
+    return state
+
+
+def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> OrderedDict[str, Tensor]:
+    """The entries under `prefix` (with its dot), without it; `_metadata` follows."""
+    stripped = OrderedDict(
+        (key[len(prefix) :], value) for key, value in state_dict.items() if key.startswith(prefix)
+    )
+    stripped._metadata = OrderedDict(
+        (key[len(prefix) :], value)
+        for key, value in getattr(state_dict, '_metadata', {}).items()
+        if f'{key}.'.startswith(prefix)
+    )
+    return stripped
+
+
+def register_schemes() -> None:
+    """Teach mmengine's loader `hf://` and `.safetensors`, for `load_from` and stock backbones.
+
+    mmengine tries its patterns in reverse alphabetical order with `re.match`: the one for
+    `.safetensors` begins with an empty `z{0}` to be asked before `https://`. Safe to call twice.
+    """
+    from mmengine.runner import CheckpointLoader
+
+    CheckpointLoader.register_scheme(
+        r'z{0}.*\.safetensors(\?.*)?$', load_from_safetensors, force=True
+    )
+    CheckpointLoader.register_scheme('hf://', load_from_hf, force=True)
+
+
+def allowed_globals() -> list[tuple[Any, str]]:
+    """What a file may name besides tensors, as `torch.serialization.safe_globals` takes it.
+
+    Runner files hold log histories (numpy arrays in HistoryBuffers), official DeiT files their
+    arguments, official Swin files a yacs config, which is read as a plain dict.
+    """
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    def statistics_method(owner: type, name: str) -> Callable:
+        # stands for `getattr`, which would open every door
+        if owner is not HistoryBuffer or name.startswith('_'):
+            raise UnpicklingError(f'GLOBAL getattr({owner}, {name!r}) is not allowed')
+        return getattr(owner, name)
+
+    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(code)) for code in np.typecodes['All']}
+    return [
+        (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+        (statistics_method, 'builtins.getattr'),
+        (slice, 'builtins.slice'),
+        (argparse.Namespace, 'argparse.Namespace'),
+        (OrderedDict, 'yacs.config.CfgNode'),
+        (np.ndarray, 'numpy.ndarray'),
+        (np.dtype, 'numpy.dtype'),
+        *((kind, f'{kind.__module__}.{kind.__qualname__}') for kind in dtypes),
+        *((reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+        *((scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+    ]
+
+
+def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    return read_checkpoint(filename, map_location)
+
+
+def load_from_hf(filename: str, map_location: Any = None) -> dict[str, Any]:
+    return read_checkpoint(filename, map_location)
+
+
+def _read_file(path: Path, map_location: Any) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f'there is no checkpoint {path} (looked from {Path.cwd()})')
+    if not path.is_file():
+        raise CheckpointError(f'{path} is a folder; name the checkpoint file inside it')
+    _refuse_foreign(path)
+    read = _read_safetensors if path.suffix == '.safetensors' else _read_pickle
+    with _explained(str(path), f'{path} ({path.stat().st_size:,} bytes)'):
+        checkpoint = read(path, map_location)
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(
+            f'{path} holds a {type(checkpoint).__name__}, not a dict of weights; save '
+            '`model.state_dict()` instead of the model'
+        )
+    return checkpoint
+
+
+def _read_pickle(path: Path, map_location: Any) -> Any:
+    with _safe_globals():
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework='pt', device=str(map_location or 'cpu')) as file:
+        header = dict(file.metadata() or {})
+        state = OrderedDict((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
+    # what `.pth` keeps in the state dict's `_metadata`, written by our converter
+    state._metadata = OrderedDict(json.loads(header.pop('_metadata', '{}')))
+    return {'state_dict': state, 'metadata': header}
+
+
+def _read_with_mmengine(address: str, map_location: Any) -> dict[str, Any]:
+    from mmengine.runner import CheckpointLoader
+
+    loader = CheckpointLoader._get_checkpoint_loader(address)
+    if loader is CheckpointLoader._schemes['']:
+        known = ', '.join(sorted({'file://', 'hf://', *CheckpointLoader._schemes} - {''}))
+        raise CheckpointError(f'{address}: unknown scheme; known are paths and {known}')
+    with _explained(address, address), _safe_globals(), _weights_only():
+        return CheckpointLoader.load_checkpoint(address, map_location)
+
+
+def _safe_globals() -> Any:
+    # before torch 2.6 names could not be mapped; files with more than tensors are refused there
+    if torch.__version__ < (2, 6):
+        return nullcontext()
+    return torch.serialization.safe_globals(allowed_globals())
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Hold mmengine's loaders to `weights_only=True`: they fall back to unpickling everything."""
+    names = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = '1'
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _explained(name: str, described: str) -> Iterator[None]:
+    """Turn what a broken or unsafe file raises into one sentence on what to do."""
+    try:
+        yield
+    except (CheckpointError, FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:
+        refused = re.search(r'GLOBAL (\S+(?:\(.*?\))?)', str(error))
+        if refused:
+            raise CheckpointError(
+                f'{name} was refused: it stores {refused[1]}, and only weights are read '
+                '(weights_only=True), since anything else can run code. If you trust whoever made '
+                'the file, write its weights to a new one, where that class can be imported: '
+                "python -c \"import torch; c = torch.load('OLD', weights_only=False); "
+                "torch.save({'state_dict': c.get('state_dict', c.get('model', c))}, 'NEW')\""
+            ) from error
+        raise CheckpointError(
+            f'{described} cannot be read as a checkpoint: it is truncated or of another kind; '
+            f'fetch it again. ({type(error).__name__}: {str(error).splitlines()[0][:200]})'
+            if str(error)
+            else f'{described} cannot be read as a checkpoint: it is truncated; fetch it again'
+        ) from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        start = file.read(64)
+    reason = (
+        'it is empty; fetch it again'
+        if not start
+        else next((why for sign, why in FOREIGN if start.lstrip().startswith(sign)), None)
+    )
+    if reason:
+        raise CheckpointError(f'{path} ({size:,} bytes) is not a checkpoint: {reason}')
+
+
+def _all_under(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
+    keys = [key for key in state_dict if key != 'steps']
+    return bool(keys) and all(key.startswith(prefix) for key in keys)
+
+
+def _some(content: Mapping[str, Any]) -> str:
+    keys = [str(key) for key in content]
+    return (
+        ', '.join(keys[:10]) + (f', ... ({len(keys)} in all)' if len(keys) > 10 else '') or 'none'
+    )

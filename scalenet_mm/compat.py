@@ -1,0 +1,132 @@
+"""What the two OpenMMLab families (upstream and the maintained `onedl-*`) need to work alike.
+
+`patch()` runs when `scalenet_mm` is imported. A config file's `_base_` is resolved before its
+`custom_imports`, so `_base_ = 'scalenet_mm::...'` asks for an earlier `import scalenet_mm`, as our
+tools do.
+"""
+
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+PREFIX = 'scalenet_mm::'
+PACKAGE = Path(__file__).resolve().parent
+
+
+def patch() -> None:
+    """Makes `_base_` inheritance and resuming work in either family; may run any number of times.
+
+    Does nothing where mmengine is absent.
+    """
+    if find_spec('mmengine') is None:
+        return
+    _name_the_distributions()
+    _resolve_own_configs()
+    _allow_own_checkpoints()
+
+
+def _name_the_distributions() -> None:
+    """mmengine looks `mmseg::` up as `mmsegmentation`, which the maintained family is not called."""
+    from mmengine.config import utils
+
+    for module, name in list(utils.MODULE2PACKAGE.items()):
+        if module == name or find_spec(module) is None:
+            continue
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            utils.MODULE2PACKAGE[module] = module  # then mmengine finds the module itself
+    utils.MODULE2PACKAGE['scalenet_mm'] = 'scalenet_mm'
+
+
+def configs_dir() -> Path:
+    """The folder that `scalenet_mm::` stands for: the installed copy, or that of a checkout.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    candidates = PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs'
+    for path in candidates:
+        if path.is_dir():
+            return path
+    raise FileNotFoundError(
+        f'`{PREFIX}` needs the configs beside the code, but neither {candidates[0]} nor '
+        f'{candidates[1]} is there; install scalenet_mm again with `pip install -e .`'
+    )
+
+
+def own_config(name: str) -> Path:
+    """Path of the config that `scalenet_mm::name` means.
+
+    Raises:
+        FileNotFoundError: there is no such config; the message lists those there are.
+    """
+    path = configs_dir() / name.removeprefix(PREFIX)
+    if path.is_file():
+        return path
+    there = sorted(str(p.relative_to(configs_dir())) for p in configs_dir().rglob('*.py'))
+    raise FileNotFoundError(
+        f'`{PREFIX}{path.name}` is no config of ours ({path}); use one of {there}'
+    )
+
+
+def _resolve_own_configs() -> None:
+    """mmengine wants a folder in `package::folder/config.py` and a name known to pip; ours are flat.
+
+    They get no scope of their own: a type in them is looked up from the config's `default_scope`.
+    """
+    from mmengine.config import Config
+
+    host = Config._get_cfg_path
+    if getattr(host, 'knows_scalenet_mm', False):
+        return
+
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if cfg_path.startswith(PREFIX):
+            return str(own_config(cfg_path)), None
+        return host(cfg_path, filename)
+
+    get_cfg_path.knows_scalenet_mm = True
+    Config._get_cfg_path = staticmethod(get_cfg_path)
+
+
+def _history_method(owner: type, name: str) -> object:
+    """Stands in for `getattr` in mmengine's checkpoints, which name methods of HistoryBuffer so.
+
+    Raises:
+        ValueError: anything else is asked for.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is HistoryBuffer and name in HistoryBuffer._statistics_methods:
+        return HistoryBuffer._statistics_methods[name]
+    raise ValueError(f'a checkpoint may read statistics of HistoryBuffer only, not {owner}.{name}')
+
+
+def _allow_own_checkpoints() -> None:
+    """Since torch 2.6 a resume reads with `weights_only=True`, which must know what mmengine saves.
+
+    Entries carry their names, so a list that mmengine adds and removes itself leaves ours alone.
+    """
+    import numpy as np
+    import torch
+    from mmengine.logging import HistoryBuffer
+
+    if tuple(int(n) for n in torch.__version__.split('.')[:2]) < (2, 6):
+        return  # reads everything by default
+    HistoryBuffer()  # fills the class's table of methods
+    core = np._core if hasattr(np, '_core') else np.core
+    allowed: list[tuple[object, str]] = [
+        (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+        (_history_method, 'builtins.getattr'),
+        (np.ndarray, 'numpy.ndarray'),
+        (np.dtype, 'numpy.dtype'),
+    ]
+    for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # numpy 2, numpy 1
+        allowed += [
+            (getattr(core.multiarray, f), f'{module}.{f}') for f in ('_reconstruct', 'scalar')
+        ]
+    for code in '?bhilqBHILQefd':  # bool, the integers, the floats
+        kind = type(np.dtype(code))
+        allowed.append((kind, f'numpy.dtypes.{kind.__name__}'))
+    torch.serialization.add_safe_globals(allowed)

@@ -1,0 +1,151 @@
+"""The optimizer-wrapper constructor: freezes by policy, groups what is left, prints one table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import contextmanager
+
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+
+from ..adapters import Gate
+from ..roles import Role, TrainPolicy, roles
+
+PARAMWISE_KEYS = {
+    'custom_keys',
+    'bias_lr_mult',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'flat_decay_mult',
+    'dwconv_decay_mult',
+    'dcn_offset_lr_mult',
+    'bypass_duplicate',
+}
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Trains what the policy says, each shared tensor once, in one group for each (lr, weight decay).
+
+    Args:
+        optim_wrapper_cfg: as the default constructor's.
+        paramwise_cfg: as the default constructor's (its keys are honoured), and ``policy=dict(train='increments'|'all',
+            also=[patterns])``, see ``roles.TrainPolicy``. Gates are never decayed.
+
+    Raises:
+        ValueError: for a key of another constructor, or a policy outside its rules.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        paramwise = dict(paramwise_cfg or {})
+        self.policy = TrainPolicy(**paramwise.pop('policy', {}))
+        unknown = sorted(set(paramwise) - PARAMWISE_KEYS)
+        if unknown:
+            raise ValueError(
+                f'paramwise_cfg has {unknown}, which {type(self).__name__} does not honour; it takes '
+                f"{sorted(PARAMWISE_KEYS)} and 'policy'. Remove it (an inherited config: add _delete_=True)."
+            )
+        paramwise.setdefault(
+            'bypass_duplicate', False
+        )  # not empty, so that add_params below is asked
+        super().__init__(optim_wrapper_cfg, paramwise)
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        if is_model_wrapper(model):
+            self._require_frozen(model)
+            model = model.module
+        self.policy.apply(model)
+        with _quiet():
+            wrapper = super().__call__(model)
+        print_log('What is trained:\n' + self.table(model, wrapper), 'current')
+        return wrapper
+
+    def add_params(
+        self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module=None
+    ) -> None:
+        super().add_params(params, module, prefix, is_dcn_module)
+        if not prefix:
+            gates = {id(m.scale) for m in module.modules() if isinstance(m, Gate)}
+            params[:] = _merge(params, gates, self.base_lr, self.base_wd)
+
+    def _require_frozen(self, wrapper: nn.Module) -> None:
+        """Freezing after the wrapper has built its buckets fails at the second iteration (decision 7)."""
+        wanted = set(self.policy.trainable(wrapper.module))
+        late = [n for n, p in wrapper.module.named_parameters() if p.requires_grad != (n in wanted)]
+        if late:
+            raise RuntimeError(
+                f'{type(wrapper).__name__} wrapped the model before it was frozen ({len(late)} tensors differ, first '
+                f"{late[0]!r}); use model_wrapper_cfg=dict(type='ScaleNetDistributedDataParallel', policy=<the policy of "
+                'paramwise_cfg>).'
+            )
+
+    def table(self, model: nn.Module, wrapper: OptimWrapper) -> str:
+        """Role, tensors, parameters, learning rate and weight decay of every group."""
+        settings = {
+            id(p): (f'{g["lr"]:.3g}', f'{g.get("weight_decay", 0):.3g}')
+            for g in wrapper.optimizer.param_groups
+            for p in g['params']
+        }
+        found = roles(model)
+        rows: dict[tuple, list[int]] = {}
+        for name, p in model.named_parameters():
+            lr, decay = settings.get(id(p), ('frozen', ''))
+            row = rows.setdefault((found[name], lr, decay), [0, 0])
+            row[0] += 1
+            row[1] += p.numel()
+        order = sorted(rows, key=lambda k: (list(Role).index(k[0]), k[1] == 'frozen', k))
+        body = [
+            (str(role), rows[role, lr, d][0], rows[role, lr, d][1], lr, d) for role, lr, d in order
+        ]
+        trained = [r for r in body if r[3] != 'frozen']
+        body.append(('trained', sum(r[1] for r in trained), sum(r[2] for r in trained), '', ''))
+        return format_table(('role', 'tensors', 'parameters', 'lr', 'decay'), body)
+
+
+def format_table(head: Iterable[str], rows: Iterable[Iterable]) -> str:
+    """Plain columns; numbers to the right, with thousands separators."""
+    table = [list(head)] + [
+        [f'{c:,}' if isinstance(c, int) else str(c) for c in row] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = [
+        '  '.join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))])
+        for r in table
+    ]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def _merge(
+    params: list[dict], gates: set[int], lr: float | None, decay: float | None
+) -> list[dict]:
+    """One group for each distinct setting; a tensor that several instances share counts at its first place."""
+    defaults = {k: v for k, v in (('lr', lr), ('weight_decay', decay)) if v is not None}
+    merged: dict[str, dict] = {}
+    seen: set[int] = set()
+    for group in params:
+        (p,) = group['params']
+        if id(p) in seen:
+            continue
+        seen.add(id(p))
+        setting = {**defaults, **{k: v for k, v in group.items() if k != 'params'}}
+        if id(p) in gates:
+            setting['weight_decay'] = 0.0
+        merged.setdefault(repr(sorted(setting.items())), {**setting, 'params': []})[
+            'params'
+        ].append(p)
+    return list(merged.values())
+
+
+@contextmanager
+def _quiet():
+    """The default constructor logs a line for each tensor; ours prints a table."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

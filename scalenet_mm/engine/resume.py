@@ -1,0 +1,137 @@
+"""Exact resume: randomness is a function of (seed, position), never of what ran before.
+
+mmengine restores no generator state, and a saved state would not suffice: the validation loader draws from the same
+generators, and persistent workers keep theirs. So every iteration is reseeded in the main process, and every sample
+carries its own seed from the sampler to the worker.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sized
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
+from torch.utils.data import Dataset, Sampler
+
+MAIN, SAMPLE = 0, 1  # streams
+
+
+def seed_everything(*key: int) -> None:
+    """Seeds random, numpy and torch (every device) from a tuple of integers."""
+    state = np.random.SeedSequence(key).generate_state(2)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[0]))
+    torch.manual_seed(int(state[1]))
+
+
+@HOOKS.register_module()
+class ReseedHook(Hook):
+    """Seeds every training iteration from (``randomness.seed``, iteration, rank).
+
+    Raises:
+        ValueError: at the start, if ``randomness.seed`` is not set.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner) -> None:
+        if runner._randomness_cfg.get('seed') is None:
+            raise ValueError(
+                "Exact resume needs a fixed seed; set randomness = dict(seed=0) or remove 'ReseedHook'."
+            )
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        seed_everything(MAIN, runner.seed, runner.iter, get_rank())
+
+
+class SeededIndex(int):
+    """A sample's index that carries the seed of its augmentation to the worker."""
+
+    key: tuple[int, ...]
+
+    def __new__(cls, index: int, key: tuple[int, ...] = ()):
+        self = super().__new__(cls, index)
+        self.key = key
+        return self
+
+    def __reduce__(self):
+        return SeededIndex, (int(self), self.key)
+
+
+@DATA_SAMPLERS.register_module()
+class SeededSampler(Sampler):
+    """Gives each index of another sampler a seed of its own: (seed, rank, epoch, position).
+
+    Args:
+        dataset: the data set.
+        sampler: config of the sampler whose order is kept.
+        seed: by default the Runner's.
+    """
+
+    def __init__(self, dataset: Sized, sampler: dict, seed: int | None = None):
+        if seed is None:
+            raise ValueError(
+                'SeededSampler needs a seed; set randomness = dict(seed=0) in the config.'
+            )
+        self.seed = seed
+        self.dataset = dataset  # samplers of batches look here
+        self.inner = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+
+    def __iter__(self) -> Iterator[SeededIndex]:
+        epoch = getattr(self.inner, 'epoch', 0)
+        for position, index in enumerate(self.inner):
+            yield SeededIndex(index, (SAMPLE, self.seed, get_rank(), epoch, position))
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.inner.set_epoch(epoch)
+
+
+@DATASETS.register_module()
+class SeededDataset(Dataset):
+    """Seeds the generators from the sample's index before the sample is read and augmented.
+
+    Args:
+        dataset: config of the data set, or the data set.
+    """
+
+    def __init__(self, dataset: dict | Dataset):
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+
+    def __getitem__(self, index: int):
+        if isinstance(index, SeededIndex):
+            seed_everything(*index.key)
+        return self.dataset[int(index)]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str):  # metainfo, CLASSES, full_init, ...
+        if name == 'dataset':
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def make_resumable(cfg) -> None:
+    """Makes a config's training exactly resumable, in place: seed, hook, sampler and data set.
+
+    A batch sampler that groups samples (mmdet's aspect-ratio one) keeps the indices as they are, so their seeds too.
+    """
+    randomness = cfg.get('randomness') or {}
+    cfg.randomness = {
+        **randomness,
+        'seed': 0 if randomness.get('seed') is None else randomness['seed'],
+    }
+    hooks = list(cfg.get('custom_hooks') or [])
+    if not any(h.get('type') == 'ReseedHook' for h in hooks if isinstance(h, dict)):
+        cfg.custom_hooks = [*hooks, dict(type='ReseedHook')]
+    loader = cfg.get('train_dataloader')
+    if loader and loader.dataset.type != 'SeededDataset':
+        loader.dataset = dict(type='SeededDataset', dataset=loader.dataset)
+        loader.sampler = dict(type='SeededSampler', sampler=loader.sampler)

@@ -1,0 +1,23 @@
+"""DDP that freezes before it builds its buckets (decision 7)."""
+
+from __future__ import annotations
+
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import MODEL_WRAPPERS
+from torch import nn
+
+from ..roles import TrainPolicy
+
+
+@MODEL_WRAPPERS.register_module()
+class ScaleNetDistributedDataParallel(MMDistributedDataParallel):
+    """Freezes by ``policy``, then wraps: only trainable tensors are reduced.
+
+    Args:
+        module: the model.
+        policy: as in ``paramwise_cfg`` of ``ScaleNetOptimWrapperConstructor``.
+    """
+
+    def __init__(self, module: nn.Module, *args, policy: dict | None = None, **kwargs):
+        TrainPolicy(**(policy or {})).apply(module)
+        super().__init__(module, *args, **kwargs)

@@ -1,0 +1,213 @@
+"""Which source layer each layer of the scaled network uses: g(l') of Eq. 5. Pure Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+ORDERS = ('stack', 'interpolate')
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """The source layer of every layer instance of a scaled network, both 0-based.
+
+    The *owner* of a source is its first instance; the shared tensors are saved, counted and optimised
+    under the owner's name.
+
+    >>> LayerMap.build(4, times=2, order='stack')
+    LayerMap(sources=(0, 1, 2, 3, 0, 1, 2, 3))
+    >>> LayerMap.build(3, times=2, order='interpolate').owners
+    (0, 2, 4)
+    """
+
+    sources: tuple[int, ...]
+
+    def __post_init__(self):
+        sources = tuple(int(s) for s in self.sources)
+        object.__setattr__(self, 'sources', sources)
+        depth = max(sources, default=-1) + 1
+        unused = sorted(set(range(depth)) - set(sources))
+        if not sources or min(sources) < 0 or unused:
+            raise ValueError(
+                f'A layer map must use every source layer 0..{depth - 1} at least once, but {list(sources)} '
+                f'{"is empty" if not sources else f"leaves out {unused} or holds a negative index"}; '
+                'list every layer of the pretrained network at least once.'
+            )
+
+    @classmethod
+    def build(
+        cls,
+        depth: int,
+        times: float = 2,
+        order: str = 'stack',
+        layers: str | Iterable[int] = 'all',
+        sources: Sequence[int] | None = None,
+    ) -> LayerMap:
+        """Maps a network of ``depth`` layers to ``times`` the selected layers.
+
+        Args:
+            depth: number of layers of the pretrained network (or stage), L.
+            times: depth factor n >= 1 of the selected layers; ``times`` x their number must be whole.
+            order: ``'stack'`` puts new layers at the tail, cyclically (Eq. 6); ``'interpolate'`` puts each
+                beside its source (Eq. 3).
+            layers: the layers that are reused, ``'all'`` or 0-based indices (Table III's {1,2,3} is (0, 1, 2)).
+            sources: the whole map, spelled out; replaces ``times``, ``order`` and ``layers``.
+
+        Raises:
+            ValueError: for values outside these rules; the message names rule, value and way out.
+
+        >>> LayerMap.build(6, layers=(0, 1), order='interpolate').sources
+        (0, 0, 1, 1, 2, 3, 4, 5)
+        >>> LayerMap.build(6, layers=(0, 1), order='stack').sources
+        (0, 1, 2, 3, 4, 5, 0, 1)
+        >>> LayerMap.build(4, times=1.5, order='interpolate').sources
+        (0, 0, 1, 2, 2, 3)
+        """
+        if sources is not None:
+            built = cls(tuple(sources))
+            if built.depth != depth:
+                raise ValueError(
+                    f'sources names layers up to {built.depth - 1}, but the network has layers 0..{depth - 1}; '
+                    'every one of them must appear at least once.'
+                )
+            return built
+        if order not in ORDERS:
+            raise ValueError(f'order must be one of {ORDERS}, got {order!r}.')
+        chosen = _selected(depth, layers)
+        total = _whole(times, len(chosen))
+        if order == 'stack':
+            extra = [chosen[i % len(chosen)] for i in range(total - len(chosen))]
+            return cls((*range(depth), *extra))
+        repeats = [0] * len(chosen)
+        for i in range(total):
+            repeats[i * len(chosen) // total] += 1
+        copies = dict(zip(chosen, repeats))
+        return cls(tuple(s for s in range(depth) for _ in range(copies.get(s, 1))))
+
+    @property
+    def depth(self) -> int:
+        """Number of source layers, L."""
+        return max(self.sources) + 1
+
+    def __len__(self) -> int:
+        """Number of layer instances, L'."""
+        return len(self.sources)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The first instance of every source layer, in the order of the sources."""
+        return tuple(self.sources.index(s) for s in range(self.depth))
+
+    def owner(self, instance: int) -> int:
+        """The instance under whose name the tensors of ``instance`` are kept."""
+        return self.sources.index(self.sources[instance])
+
+    def instances(self, source: int) -> tuple[int, ...]:
+        return tuple(i for i, s in enumerate(self.sources) if s == source)
+
+    def is_reused(self, instance: int) -> bool:
+        """Whether this instance shares its tensors with another one."""
+        return self.sources.count(self.sources[instance]) > 1
+
+    def live(self, period: int = 1) -> tuple[int, ...]:
+        """One instance of each source, in the order of the sources: the pretrained function inside the scaled net.
+
+        Args:
+            period: a host whose layers alternate (Swin shifts every second window) needs the instance's position
+                to equal its source's modulo ``period``.
+
+        Raises:
+            ValueError: if the map holds no such sequence.
+
+        >>> LayerMap.build(4, order='interpolate').live(period=2)
+        (0, 3, 4, 7)
+        """
+        found: list[int] = []
+        for source in range(self.depth):
+            after = found[-1] if found else -1
+            fit = (i for i in self.instances(source) if i > after and (i - source) % period == 0)
+            instance = next(fit, None)
+            if instance is None:
+                raise ValueError(
+                    "start='function' needs the source layers to appear in their own order"
+                    f'{" and at positions of their own parity" if period > 1 else ""}; in {list(self.sources)} '
+                    f"layer {source} does not. Use order='stack' or 'interpolate', or leave start out."
+                )
+            found.append(instance)
+        return tuple(found)
+
+    def __str__(self) -> str:
+        """One row of instances with their sources; ``*`` marks instances that reuse another's tensors."""
+        width = max(len(str(len(self))), len(str(self.depth))) + 1
+        cells = [f'{s}{"*" if self.owner(i) != i else ""}' for i, s in enumerate(self.sources)]
+        row = 'instance ' + ' '.join(str(i).rjust(width) for i in range(len(self)))
+        return row + '\nsource   ' + ' '.join(c.rjust(width) for c in cells)
+
+
+def stage_maps(
+    depths: Sequence[int],
+    times: float | Sequence[float] = 2,
+    order: str = 'stack',
+    stages: str | Iterable[int] = (3,),
+    layers: str | Iterable[int] = 'all',
+    sources: dict[int, Sequence[int]] | None = None,
+) -> tuple[LayerMap, ...]:
+    """One map a stage of a hierarchical network.
+
+    Args:
+        depths: layers of each stage of the pretrained network.
+        times: one factor for the ``stages`` named, or one for each stage of the network (then ``stages`` is unused).
+        stages: the stages that are scaled, ``'all'`` or 0-based indices.
+        sources: explicit maps, ``{stage: [source, ...]}``; stages left out follow the other arguments.
+
+    >>> [len(m) for m in stage_maps((2, 2, 6, 2))]
+    [2, 2, 6, 4]
+    >>> [len(m) for m in stage_maps((2, 2, 6, 2), times=(1, 1, 2, 3))]
+    [2, 2, 12, 6]
+    """
+    everything = range(len(depths))
+    if isinstance(times, Sequence):
+        if len(times) != len(depths):
+            raise ValueError(
+                f'times as a list needs one factor for each of the {len(depths)} stages, got {list(times)}.'
+            )
+        factors = list(times)
+    else:
+        scaled = _selected(len(depths), stages, 'stages')
+        factors = [times if i in scaled else 1 for i in everything]
+    sources = dict(sources or {})
+    _selected(len(depths), sources or 'all', 'sources')
+    return tuple(
+        LayerMap.build(
+            depths[i], factors[i], order, layers if factors[i] != 1 else 'all', sources.get(i)
+        )
+        for i in everything
+    )
+
+
+def _selected(depth: int, layers: str | Iterable[int], name: str = 'layers') -> list[int]:
+    if isinstance(layers, str):
+        if layers != 'all':
+            raise ValueError(f"{name} must be 'all' or a list of indices, got {layers!r}.")
+        return list(range(depth))
+    chosen = sorted(int(i) for i in layers)
+    if not chosen or len(set(chosen)) != len(chosen) or chosen[0] < 0 or chosen[-1] >= depth:
+        raise ValueError(
+            f'{name} must be distinct indices of 0..{depth - 1}, got {list(chosen)}; '
+            f"indices are 0-based (the paper's are 1-based), use 'all' for every one."
+        )
+    return chosen
+
+
+def _whole(times: float, layers: int) -> int:
+    if not isinstance(times, (int, float)) or isinstance(times, bool) or times < 1:
+        raise ValueError(f'times must be a number >= 1, got {times!r}; use 1 to keep the depth.')
+    total = Fraction(times).limit_denominator(1000) * layers
+    if total.denominator != 1:
+        raise ValueError(
+            f'times x the number of layers must be whole, but {times} x {layers} = {float(total):g}; '
+            f'the nearest is {round(total)} layers, times={round(total)}/{layers}.'
+        )
+    return int(total)

@@ -1,0 +1,295 @@
+"""Weight sharing by Parameter identity: the only place that ties (Sec. III-B). torch only.
+
+A scaled network is a container of complete blocks in which every instance holds its source's own Parameter
+objects, except those of normalisation layers and adjustments. ``tie`` turns any container of blocks into one;
+``scale_layers`` makes one from the layers of a live model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, MutableMapping
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import AdaptedLinear, Adjustment, parse_adjust
+from .hosts import HostFacts, host_facts
+from .layer_map import LayerMap
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+ADJUST_ON = ('all', 'reused')
+STARTS = ('paper', 'function')
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a normalisation layer (torch's, or a class of its own called ...Norm, ...Norm2d)."""
+    return isinstance(module, NORMS) or type(module).__name__.rstrip('123dD').endswith('Norm')
+
+
+class TiedLayers:
+    """Mixed into the class of a layer container by ``tie``: keeps the ties and keeps one key for one tensor."""
+
+    layer_map: LayerMap
+
+    def retie(self) -> None:
+        """Every instance takes the Parameter (and buffer) objects of its owner. Idempotent."""
+        owners: dict[int, dict[str, nn.Module]] = {}
+        for i, layer in enumerate(self):
+            owner = self.layer_map.owner(i)
+            mine = dict(shared_modules(layer))
+            if owner == i:
+                owners[i] = mine
+                continue
+            assert mine.keys() == owners[owner].keys(), (
+                'instances of one source must have the same structure'
+            )
+            for name, module in mine.items():
+                module._parameters.update(owners[owner][name]._parameters)
+                module._buffers.update(_persistent(owners[owner][name]))
+
+    def _apply(
+        self, fn, recurse=True
+    ):  # .to(), .half(), .to_empty(): some of them make new Parameters
+        super()._apply(fn, recurse)
+        self.retie()
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        check_stored_map(local_metadata.get('layer_map'), self.layer_map, prefix)
+        expand(state_dict, prefix, self)
+        for key, owner in tied_keys(self):
+            shared = state_dict.get(prefix + owner)
+            if shared is not None and not _same(
+                state_dict.setdefault(prefix + key, shared), shared
+            ):
+                raise ValueError(
+                    f'{prefix + key} and {prefix + owner} are one tensor in this model, but the checkpoint holds two '
+                    'different ones: it is of an independent-copy network. Load it into an unshared network.'
+                )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def __reduce__(self):  # the class is made at run time, so pickle and deepcopy are told how
+        return _rebuild, (type(self).__bases__[1],), self.__dict__
+
+
+_tied_classes: dict[type, type] = {}
+
+
+def _tied_class(host: type) -> type:
+    if host not in _tied_classes:
+        _tied_classes[host] = type(
+            f'Tied{host.__name__}', (TiedLayers, host), {'__module__': __name__}
+        )
+    return _tied_classes[host]
+
+
+def _rebuild(host: type) -> nn.Module:
+    return _tied_class(host).__new__(_tied_class(host))
+
+
+def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
+    """Ties a container of complete blocks in place; returns it.
+
+    Args:
+        layers: an ``nn.ModuleList`` or ``nn.Sequential`` with ``len(layer_map)`` blocks of one structure.
+
+    Raises:
+        ValueError: if the number of blocks is not the map's.
+    """
+    if len(layers) != len(layer_map):
+        raise ValueError(
+            f'The layer map has {len(layer_map)} instances, but the container holds {len(layers)} blocks; '
+            'build the network at the scaled depth first, or call scale_layers on the source layers.'
+        )
+    layers.layer_map = layer_map
+    if not isinstance(layers, TiedLayers):
+        layers.__class__ = _tied_class(type(layers))
+        layers._register_state_dict_hook(_one_tensor_one_key)
+        layers.register_load_state_dict_post_hook(_after_load)
+    layers.retie()
+    return layers
+
+
+def _one_tensor_one_key(layers, state_dict, prefix, local_metadata) -> None:
+    local_metadata['layer_map'] = list(layers.layer_map.sources)
+    for key, _ in tied_keys(layers):
+        state_dict.pop(prefix + key, None)
+
+
+def _after_load(layers, incompatible_keys) -> None:
+    layers.retie()
+
+
+def shared_modules(block: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a block whose own tensors are shared: all but norms, adjustments and what lies in them."""
+    if is_norm(block) or isinstance(block, Adjustment):
+        return
+    yield prefix, block
+    for name, child in block.named_children():
+        yield from shared_modules(child, f'{prefix}{name}.')
+
+
+def _persistent(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+
+
+def shared_names(block: nn.Module) -> list[str]:
+    """Keys, relative to the block, of the tensors that instances of one source share."""
+    return [
+        prefix + name
+        for prefix, module in shared_modules(block)
+        for name, tensor in (module._parameters | _persistent(module)).items()
+        if tensor is not None
+    ]
+
+
+def tied_keys(layers: TiedLayers) -> Iterator[tuple[str, str]]:
+    """(key of a tied tensor, key of its owner), relative to the container, for every instance but the owners."""
+    for i, layer in enumerate(layers):
+        owner = layers.layer_map.owner(i)
+        if owner != i:
+            yield from ((f'{i}.{name}', f'{owner}.{name}') for name in shared_names(layer))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and torch.equal(a, b))
+
+
+def check_stored_map(stored: list[int] | None, layer_map: LayerMap, where: str) -> None:
+    """Raises ValueError if a file carries another layer map: two maps can have the same keys."""
+    if stored is not None and tuple(stored) != layer_map.sources:
+        raise ValueError(
+            f'The checkpoint was saved with another layer map at {where.rstrip(".") or "the top"}: file '
+            f'{list(stored)}, model {list(layer_map.sources)}. Build the model with scale=dict(sources=...) as in the '
+            'file, or load the unscaled checkpoint.'
+        )
+
+
+def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: TiedLayers) -> bool:
+    """Turns the entries of an unscaled network into those of the scaled one, in place.
+
+    Layers move to their owner's index; every instance gets a copy of its source's norms; adjustments keep the values
+    they have in ``layers``. Entries of a network that is scaled already are left alone.
+
+    Returns:
+        Whether the entries were those of the unscaled network.
+    """
+    layer_map = layers.layer_map
+    entries = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+    parts = {k: k[len(prefix) :].partition('.')[::2] for k in entries}
+    indices = {int(i) for i, _ in parts.values() if i.isdecimal()}
+    if indices != set(range(layer_map.depth)):
+        return False
+    adjustments = {
+        f'{name}.{k}': v.detach()
+        for name, module in layers.named_modules()
+        if isinstance(module, Adjustment)
+        for k, v in module.named_parameters(recurse=False)
+    }
+    plain = not any(f'{i}.{rest}' in adjustments for i, rest in parts.values())
+    if len(layer_map) == layer_map.depth and not plain:
+        return False
+    own = [set(layer.state_dict(keep_vars=True)) - set(shared_names(layer)) for layer in layers]
+    for key in entries:
+        if parts[key][0].isdecimal():
+            del state_dict[key]
+    for key, (index, rest) in parts.items():
+        if not index.isdecimal():
+            continue
+        owner, *others = layer_map.instances(int(index))
+        state_dict[f'{prefix}{owner}.{rest}'] = entries[key]
+        for i in others:
+            if rest in own[i]:
+                state_dict[f'{prefix}{i}.{rest}'] = entries[key].clone()
+    if plain:
+        state_dict.update({prefix + k: v for k, v in adjustments.items()})
+    return True
+
+
+def adjust_layers(
+    layers: TiedLayers,
+    adjust: dict | None,
+    adjust_on: str = 'all',
+    start: str = 'paper',
+    period: int = 1,
+    facts: HostFacts | None = None,
+) -> None:
+    """Gives the instances of a tied container their adjustments and, if asked for, their gates.
+
+    Args:
+        adjust: ``dict(type='ParallelAdapter'|'LoRA', rank=..., targets=...)`` or None.
+        adjust_on: ``'all'`` instances, or only ``'reused'`` ones, that share their tensors (Table III).
+        start: ``'paper'`` starts from the plain deep net, ``'function'`` at the pretrained function (decision 8).
+        period: of hosts whose layers alternate, see ``LayerMap.live``.
+    """
+    if adjust_on not in ADJUST_ON:
+        raise ValueError(f'adjust_on must be one of {ADJUST_ON}, got {adjust_on!r}.')
+    if start not in STARTS:
+        raise ValueError(f'start must be one of {STARTS}, got {start!r}.')
+    parsed = parse_adjust(adjust)
+    facts = facts or host_facts(layers[0])
+    live = layers.layer_map.live(period) if start == 'function' else range(len(layers))
+    for i, block in enumerate(layers):
+        for name, value in facts.plain.items():
+            setattr(block, name, value)
+        adjusted = parsed is not None and (adjust_on == 'all' or layers.layer_map.is_reused(i))
+        targets = dict.fromkeys(parsed[1] if adjusted else (), parsed[0] if adjusted else None)
+        gated = () if i in live else ('proj', 'fc2')
+        for target in {**targets, **dict.fromkeys(gated)}:
+            holder, name = facts.linear(block, target)
+            linear = getattr(holder, name)
+            adapter = _like(linear, targets[target]) if target in targets else None
+            setattr(holder, name, AdaptedLinear.wrap(linear, adapter, gated=target in gated))
+
+
+def _like(linear: nn.Linear, make: Callable[[int, int], Adjustment]) -> Adjustment:
+    with torch.device(linear.weight.device):
+        return make(linear.in_features, linear.out_features).to(linear.weight.dtype)
+
+
+def scale_layers(
+    layers: nn.Module,
+    layer_map: LayerMap,
+    adjust: dict | None = None,
+    adjust_on: str = 'all',
+    start: str = 'paper',
+    period: int = 1,
+    facts: HostFacts | None = None,
+) -> nn.Module:
+    """A tied container made from the layers of a live model of any origin, which it consumes.
+
+    >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3)
+    >>> encoder.layers = scale_layers(encoder.layers, LayerMap.build(3, 2), dict(type='ParallelAdapter', rank=4))
+    >>> len(encoder.layers)
+    6
+
+    Args:
+        layers: ``nn.Sequential``, ``nn.ModuleList`` or a sequence of blocks; the owners are these very blocks.
+
+    The other arguments are those of ``adjust_layers``.
+    """
+    if len(layers) != layer_map.depth:
+        raise ValueError(
+            f'The layer map names {layer_map.depth} source layers, but the network has {len(layers)}; '
+            'build the map with LayerMap.build(len(layers), ...).'
+        )
+    blocks = [
+        layers[source] if layer_map.owner(i) == i else _copy(layers[source])
+        for i, source in enumerate(layer_map.sources)
+    ]
+    kind = type(layers) if isinstance(layers, nn.Module) else nn.ModuleList
+    container = kind(*blocks) if issubclass(kind, nn.Sequential) else kind(blocks)
+    tie(container.train(layers.training if isinstance(layers, nn.Module) else True), layer_map)
+    adjust_layers(container, adjust, adjust_on, start, period, facts)
+    return container
+
+
+def _copy(block: nn.Module) -> nn.Module:
+    """A copy with norms of its own; the tensors it will share are not copied on the way."""
+    shared = (
+        t
+        for _, m in shared_modules(block)
+        for t in (*m._parameters.values(), *_persistent(m).values())
+    )
+    return copy.deepcopy(block, {id(t): t for t in shared if t is not None})

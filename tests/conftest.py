@@ -1,0 +1,111 @@
+"""Small hosts that the tests share, and one way to make weights that are nowhere trivial."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.model import ModuleList
+from mmpretrain.models.backbones.swin_transformer import SwinBlockSequence
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from torch import nn
+
+SWIN = dict(embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 4])
+DEIT = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
+
+
+@torch.no_grad()
+def perturb(module: nn.Module, seed: int = 0, std: float = 0.2) -> nn.Module:
+    """Moves every parameter, norms, biases and zero-initialised adjustments included."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in module.parameters():
+        p.add_(torch.randn(p.shape, generator=generator) * std)
+    return module
+
+
+def timm_vit(depth: int = 3) -> nn.Module:
+    import timm
+
+    return timm.models.VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=depth,
+        num_heads=2,
+        mlp_ratio=2,
+        num_classes=5,
+    )
+
+
+class Encoder(nn.Module):
+    """A plain stack of torch's encoder layers."""
+
+    def __init__(self, depth: int = 3):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False).layers
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class VitLayers(nn.Module):
+    """mmpretrain's blocks alone: its VisionTransformer counts its depth when it is built (the backbone's business)."""
+
+    def __init__(self, depth: int = 3):
+        super().__init__()
+        self.layers = ModuleList(TransformerEncoderLayer(32, 2, 64) for _ in range(depth))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class SwinStage(SwinBlockSequence):
+    def forward(self, x):
+        return super().forward(x, (4, 4))[0]
+
+
+def mm_swin_stage(depth: int = 3) -> nn.Module:
+    return SwinStage(32, depth, num_heads=2, window_size=2)
+
+
+IMAGE, TOKENS = (2, 3, 32, 32), (2, 16, 32)
+# name -> (makes a model of a depth, name of its container of blocks, shape of an input)
+LIVE_HOSTS = {
+    'mmpretrain ViT': (VitLayers, 'layers', TOKENS),
+    'mmpretrain Swin': (mm_swin_stage, 'blocks', TOKENS),
+    'timm ViT': (timm_vit, 'blocks', IMAGE),
+    'torch encoder': (Encoder, 'layers', TOKENS),
+}
+
+
+@pytest.fixture(params=LIVE_HOSTS)
+def live_host(request):
+    """(model in eval mode with weights nowhere trivial, container's name, input)."""
+    make, container, shape = LIVE_HOSTS[request.param]
+    torch.manual_seed(0)
+    model = perturb(make())
+    model.eval()  # mmpretrain's returns None
+    return model, container, torch.randn(shape)
+
+
+def deep_copy_of(model: nn.Module, container: str, sources) -> nn.Module:
+    """The plain deep net: independent copies of the source's blocks in the map's order."""
+    deep = copy.deepcopy(model)
+    layers = getattr(model, container)
+    blocks = [copy.deepcopy(layers[s]) for s in sources]
+    made = type(layers)(*blocks) if isinstance(layers, nn.Sequential) else type(layers)(blocks)
+    setattr(deep, container, made.train(model.training))
+    return deep
+
+
+def first(output):
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    torch.manual_seed(0)

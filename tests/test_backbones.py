@@ -1,0 +1,326 @@
+"""ScaleNetSwin and ScaleNetDeiT: the hosts, deeper, from configs of every OpenMMLab package."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import DEIT, SWIN, perturb
+from mmengine.registry import MODELS
+from mmpretrain.models import SwinTransformer, VisionTransformer
+
+import scalenet_mm
+from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
+from scalenet_mm.checkpoint.strict import CheckpointError
+
+SWIN_ARGS = dict(arch=SWIN, window_size=4, out_indices=(0, 1, 2, 3), pad_small_map=True)
+DEIT_ARGS = dict(arch=DEIT, img_size=32, patch_size=8)
+OURS = {'swin': (ScaleNetSwin, SWIN_ARGS), 'deit': (ScaleNetDeiT, DEIT_ARGS)}
+HOSTS = {'swin': (SwinTransformer, SWIN_ARGS), 'deit': (VisionTransformer, DEIT_ARGS)}
+
+
+def ours(host, scale=None, seed=None, **kwargs):
+    kind, args = OURS[host]
+    net = kind(**{**copy.deepcopy(args), **kwargs}, scale=scale)
+    return (net if seed is None else perturb(net, seed)).eval()
+
+
+def host_net(host, seed=None, depth=None, **kwargs):
+    kind, args = HOSTS[host]
+    args = {**copy.deepcopy(args), **kwargs}
+    if depth is not None:
+        args['arch'] = {**args['arch'], ('depths' if host == 'swin' else 'num_layers'): depth}
+    net = kind(**args)
+    net.eval()
+    return net if seed is None else perturb(net, seed)
+
+
+def copied_layers(source, net, deep):
+    """The state dict of a deep host filled with copies of the source's layers by the maps of ``net``."""
+    state = source.state_dict()
+    filled = dict(deep.state_dict())
+    for name, layer_map in net.layer_maps().items():
+        for i, s in enumerate(layer_map.sources):
+            for key in filled:
+                if key.startswith(f'{name}.{i}.'):
+                    filled[key] = state[f'{name}.{s}.' + key[len(f'{name}.{i}.') :]]
+    rest = {
+        k: v for k, v in state.items() if not any(k.startswith(f'{n}.') for n in net.layer_maps())
+    }
+    return {**filled, **rest}
+
+
+def assert_equal_outputs(a, b, x):
+    with torch.no_grad():
+        got, expected = a(x), b(x)
+    assert len(got) == len(expected) and all(torch.equal(g, e) for g, e in zip(got, expected))
+
+
+@pytest.mark.parametrize('size', [(32, 32), (64, 96), (50, 67)])
+@pytest.mark.parametrize('host', OURS)
+def test_times_1_reproduces_the_host_bit_for_bit_at_any_size(host, size):
+    source = host_net(host, seed=1)
+    net = ours(host, dict(times=1))
+    net.load_state_dict(source.state_dict())
+    assert_equal_outputs(net, source, torch.randn(2, 3, *size))
+
+
+SCALES = {
+    'swin': [
+        (None, [2, 2, 2, 4]),
+        (dict(stages='all', order='interpolate'), [4, 4, 4, 4]),
+        (dict(stages=(2,), times=3), [2, 2, 6, 2]),
+        (dict(times=(1, 2, 1, 1.5)), [2, 4, 2, 3]),
+        (dict(sources={0: [0, 1, 0]}, stages=(1,)), [3, 4, 2, 2]),
+    ],
+    'deit': [
+        (None, 6),
+        (dict(order='stack', times=3), 9),
+        (dict(layers=(0, 2)), 5),
+        (dict(sources=[0, 1, 2, 1]), 4),
+        (dict(adjust=dict(type='LoRA', rank=4)), 6),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ('host', 'scale', 'depth'), [(h, *s) for h, cases in SCALES.items() for s in cases]
+)
+def test_the_scaled_net_equals_the_deep_host_of_copied_layers(host, scale, depth):
+    source = host_net(host, seed=1)
+    net, deep = ours(host, scale), host_net(host, depth=depth)
+    net.load_state_dict(source.state_dict())
+    deep.load_state_dict(copied_layers(source, net, deep))
+    assert_equal_outputs(net, deep, torch.randn(2, 3, 50, 67))
+
+
+@pytest.mark.parametrize('host', OURS)
+def test_after_init_weights_the_net_still_is_its_own_plain_deep_net(host):
+    init_cfg = [
+        dict(type='TruncNormal', layer='Linear', std=0.5, bias=0.1),
+        dict(type='Constant', layer='LayerNorm', val=0.7),
+    ]
+    net = ours(host, init_cfg=init_cfg)
+    net.init_weights()
+    ups = [p for n, p in net.named_parameters() if n.endswith('adapter.up')]
+    downs = [p for n, p in net.named_parameters() if n.endswith('adapter.down')]
+    assert ups and all(not p.any() for p in ups) and all(p.any() for p in downs)
+    state, deep = net.state_dict(), host_net(host, depth={'swin': [2, 2, 2, 4], 'deit': 6}[host])
+    filled = {k: state[k] for k in deep.state_dict() if k in state}
+    for name, layer_map in net.layer_maps().items():
+        for i in range(len(layer_map)):
+            for key in [
+                k for k in deep.state_dict() if k.startswith(f'{name}.{i}.') and k not in filled
+            ]:
+                filled[key] = state[f'{name}.{layer_map.owner(i)}.' + key[len(f'{name}.{i}.') :]]
+    deep.load_state_dict(filled)
+    assert_equal_outputs(net, deep, torch.randn(2, 3, 50, 67))
+
+
+def test_out_indices_out_type_and_layer_depth_see_the_scaled_depth():
+    net = ours('deit', out_indices=(0, 2, -1), out_type='featmap')
+    assert net.num_layers == 6 and list(net.out_indices) == [0, 2, 5]
+    features = net(torch.randn(1, 3, 32, 48))
+    assert [tuple(f.shape) for f in features] == [(1, 32, 4, 6)] * 3
+    assert net.get_layer_depth('layers.5.ln1.weight') == (6, 8)
+    wanted = [0, -1]
+    ours('deit', out_indices=wanted)
+    assert wanted == [0, -1], "the caller's list is left alone"
+    swin = ours('swin')
+    assert swin.depths == [2, 2, 2, 4] and swin.get_layer_depth(
+        'stages.3.blocks.3.norm1.weight'
+    ) == (10, 12)
+
+
+def test_drop_path_and_window_shift_follow_the_scaled_depth():
+    swin = ours('swin', dict(order='interpolate'), drop_path_rate=0.9)
+    blocks = [b for s in swin.stages for b in s.blocks]
+    rates = [getattr(b.attn.drop, 'drop_prob', 0.0) for b in blocks]
+    torch.testing.assert_close(torch.tensor(rates), torch.linspace(0, 0.9, 10))
+    assert [b.attn.shift_size for b in swin.stages[3].blocks] == [0, 2, 0, 2]
+
+
+@pytest.mark.parametrize('order', ['stack', 'interpolate'])
+@pytest.mark.parametrize('host', OURS)
+def test_the_function_preserving_start_is_the_pretrained_function(host, order):
+    source = host_net(host, seed=1)
+    net = ours(
+        host, dict(start='function', order=order, **(dict(stages='all') if host == 'swin' else {}))
+    )
+    net.load_state_dict(source.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    assert_equal_outputs(net, source, x)
+    sum(f.square().sum() for f in net(x)).backward()
+    gates = {n: p for n, p in net.named_parameters() if n.endswith('gate.scale')}
+    assert len(gates) == 2 * (8 if host == 'swin' else 3)
+    assert all(p.grad.abs() > 0 for p in gates.values())
+    assert net.state_dict().keys() >= gates.keys()
+
+
+@pytest.mark.parametrize('host', OURS)
+def test_activation_checkpointing_gives_the_same_gradients_and_saves_less(host):
+    x = torch.randn(2, 3, 64, 64)
+    grads, saved = {}, {}
+    for with_cp in (False, True):
+        torch.manual_seed(3)
+        net = perturb(
+            OURS[host][0](**copy.deepcopy(OURS[host][1]), with_cp=with_cp), seed=1
+        ).train()
+        kept: list[int] = []
+
+        def keep(t, kept=kept):
+            kept.append(t.numel())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.numel()) or t, lambda t: t
+        ):
+            out = sum(f.square().mean() for f in net(x))
+        out.backward()
+        grads[with_cp] = {n: p.grad.clone() for n, p in net.named_parameters()}
+        saved[with_cp] = sum(kept)
+        assert pickle.loads(pickle.dumps(net)) is not None
+    torch.testing.assert_close(grads[True], grads[False])
+    assert saved[True] < 0.5 * saved[False]
+
+
+def test_configs_of_every_package_build_the_backbone():
+    from mmdet.registry import MODELS as DET
+    from mmpretrain.registry import MODELS as CLS
+    from mmseg.registry import MODELS as SEG
+
+    for registry in (MODELS, CLS, DET, SEG):
+        assert isinstance(registry.build(dict(type='ScaleNetSwin', **SWIN_ARGS)), ScaleNetSwin)
+        assert isinstance(registry.build(dict(type='ScaleNetDeiT', **DEIT_ARGS)), ScaleNetDeiT)
+
+
+DENSE = dict(
+    embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 4], window_size=4, mlp_ratio=2, drop_path_rate=0.0,
+    act_cfg=dict(type='ReLU'), convert_weights=True, with_cp=False, frozen_stages=-1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'changed', [{}, dict(qkv_bias=False), dict(patch_norm=False), dict(out_indices=(1, 3))]
+)
+def test_the_arguments_of_mmdets_swin_are_understood(changed):
+    from mmdet.models.backbones.swin import SwinTransformer as DetSwin
+
+    args = {**DENSE, **changed}
+    source = perturb(DetSwin(**args), seed=2)
+    source.eval()
+    net = ScaleNetSwin(**args, scale=dict(times=1, adjust=None)).eval()
+    net.load_state_dict(source.state_dict())
+    assert_equal_outputs(net, source, torch.randn(1, 3, 61, 90))
+
+
+def test_wrong_arguments_are_refused_with_rule_value_and_way_out():
+    for host in OURS:
+        with pytest.raises(ValueError, match='frozen_stages=2 .*ScaleNetOptimWrapperConstructor'):
+            ours(host, frozen_stages=2)
+        with pytest.raises(ValueError, match=r"no key \['depth'\]"):
+            ours(host, dict(depth=2))
+        with pytest.raises(ValueError, match='arch must be one of'):
+            ours(host, arch='huge-swin')
+    with pytest.raises(ValueError, match="no key \\['stages'\\]"):
+        ours('deit', dict(stages=(3,)))
+    with pytest.raises(ValueError, match='strides'):
+        ScaleNetSwin(**DENSE, strides=(4, 2, 2, 1))
+    with pytest.raises(ValueError, match='names no model'):
+        scalenet_mm.build('resnet_50')
+
+
+@pytest.mark.parametrize('host', OURS)
+def test_a_file_that_does_not_fit_is_refused_before_anything_changes(host):
+    net = ours(host, seed=1)
+    before = copy.deepcopy(net.state_dict())
+    state = net.state_dict()
+    norm = next(k for k in state if k.endswith('.1.norm1.weight') or k.endswith('.1.ln1.weight'))
+    wrong_depth = {'swin': [2, 2, 4, 2], 'deit': 4}[host]
+    files = {
+        'missing': {k: v for k, v in state.items() if k != norm},
+        'unexpected': {**state, norm.replace('weight', 'extra'): torch.zeros(1)},
+        'shape': {**state, norm: torch.zeros(7)},
+        'depth': host_net(host, depth=wrong_depth).state_dict(),
+        'map': ours(host, dict(order={'swin': 'interpolate', 'deit': 'stack'}[host])).state_dict(),
+        'nothing': {'neck.weight': torch.zeros(1)},
+    }
+    for name, file in files.items():
+        for strict in (True, False):
+            with pytest.raises((CheckpointError, ValueError)) as error:
+                net.load_state_dict(file, strict=strict)
+            if name in ('missing', 'unexpected', 'shape'):
+                assert norm.rpartition('.')[0] in str(error.value), str(error.value)
+            assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+
+
+@pytest.mark.parametrize('host', OURS)
+def test_mmengines_lenient_loading_is_strict_too(host):
+    from mmengine.runner.checkpoint import load_state_dict
+
+    net = ours(host)
+    state = net.state_dict()
+    state.popitem()
+    with pytest.raises(CheckpointError, match='missing'):
+        load_state_dict(net, state)
+    source = host_net(host, seed=4)
+    load_state_dict(net, source.state_dict())
+    deep = host_net(host, depth={'swin': [2, 2, 2, 4], 'deit': 6}[host])
+    deep.load_state_dict(copied_layers(source, net, deep))
+    assert_equal_outputs(net, deep, torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize('host', OURS)
+def test_a_scaled_file_round_trips_through_a_classifier(host, tmp_path):
+    from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint, weights_to_cpu
+
+    def classifier():
+        return scalenet_mm.build(
+            f'{host}_t', num_classes=3, **({} if host == 'swin' else dict(img_size=32))
+        )
+
+    model = perturb(classifier(), seed=1).eval()
+    path = str(tmp_path / 'scaled.pth')
+    save_checkpoint({'state_dict': weights_to_cpu(model.state_dict()), 'meta': {}}, path)
+    twin = classifier()
+    load_checkpoint(twin, path, map_location='cpu')
+    x = torch.randn(1, 3, 224, 224) if host == 'swin' else torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(twin(x), model(x))
+    loaded = scalenet_mm.load(
+        f'{host}_t', path, num_classes=3, **({} if host == 'swin' else dict(img_size=32))
+    )
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+    backbone = scalenet_mm.load(
+        f'{host}_t', path, num_classes=None, **({} if host == 'swin' else dict(img_size=32))
+    )
+    with torch.no_grad():
+        assert torch.equal(backbone(x)[0], model.backbone(x)[0])
+
+
+def test_sizes_are_adapted_on_loading():
+    source = host_net('swin', seed=1)
+    net = ours('swin', dict(times=1, adjust=None), window_size=6)
+    net.load_state_dict(source.state_dict())
+    assert net.stages[0].blocks[0].attn.w_msa.relative_position_bias_table.shape == (121, 1)
+    vit = host_net('deit', seed=1)
+    larger = ours('deit', dict(times=1, adjust=None), img_size=64)
+    reference = host_net('deit', img_size=64)
+    reference.load_state_dict(vit.state_dict())
+    larger.load_state_dict(vit.state_dict())
+    assert_equal_outputs(larger, reference, torch.randn(1, 3, 64, 64))
+
+
+def test_output_norms_may_differ_between_tasks_and_nothing_else():
+    classifier = host_net('swin', seed=1, out_indices=(3,))
+    dense = ours('swin')
+    dense.load_state_dict(classifier.state_dict())
+    assert torch.equal(dense.norm3.weight, classifier.norm3.weight)
+    assert torch.equal(dense.norm0.weight, torch.ones(16))
+    back = ours('swin', out_indices=(3,))
+    back.load_state_dict(dense.state_dict())
+    with pytest.raises(CheckpointError, match='norm3'):
+        dense.load_state_dict(
+            {k: v for k, v in classifier.state_dict().items() if not k.startswith('norm3')}
+        )

@@ -1,0 +1,109 @@
+"""Decision 6: one rule gives every parameter its role, and freezing asks it."""
+
+import pytest
+import torch
+from conftest import DEIT, SWIN, Encoder
+from mmengine.registry import MODELS
+from torch import nn
+
+import scalenet_mm
+from scalenet_mm import LayerMap, Role, TrainPolicy, scale_layers
+from scalenet_mm.roles import count, roles, total
+
+
+def swin_classifier(**backbone):
+    torch.manual_seed(0)
+    net = scalenet_mm.build('swin_t', num_classes=5, window_size=4, **backbone)
+    return net
+
+
+def test_every_parameter_has_one_role_by_what_holds_it():
+    model = Encoder()
+    model.layers = scale_layers(
+        model.layers, LayerMap.build(3, 2, 'stack', layers=(0,)), dict(rank=2)
+    )
+    model.head = nn.Linear(32, 2)
+    found = roles(model)
+    assert set(found) == {n for n, _ in model.named_parameters()}
+    assert found['layers.0.linear1.weight'] is Role.SHARED
+    assert found['layers.1.linear1.weight'] is Role.OUTER, 'used once'
+    assert found['layers.3.norm1.weight'] is Role.NORM
+    assert found['layers.3.linear2.adapter.up'] is Role.ADJUSTMENT
+    assert found['head.weight'] is Role.OUTER
+    assert 'layers.3.linear1.weight' not in found, 'its owner is instance 0'
+
+
+def test_names_do_not_decide():
+    class Odd(nn.Module):  # names that a substring test would fall for
+        def __init__(self):
+            super().__init__()
+            self.adapter = nn.Linear(2, 2)
+            self.norm1 = nn.Linear(2, 2)
+            self.first = nn.LayerNorm(2)
+
+    assert set(roles(Odd()).values()) == {Role.OUTER, Role.NORM}
+    assert (
+        roles(Odd())['adapter.weight'] is Role.OUTER and roles(Odd())['first.weight'] is Role.NORM
+    )
+
+
+def test_norms_of_a_head_are_not_increments():
+    model = swin_classifier()
+    model.head.bn = nn.BatchNorm1d(4)
+    assert roles(model)['head.bn.weight'] is Role.OUTER
+    assert roles(model)['backbone.norm3.weight'] is Role.NORM
+    assert roles(model)['backbone.patch_embed.norm.weight'] is Role.NORM
+
+
+def test_deit_b_trains_3_024_384_parameters():
+    with torch.device('meta'):
+        model = scalenet_mm.build('deit_b')
+    TrainPolicy().apply(model)
+    assert total(count(model).values()).trainable == 3_024_384
+
+
+def test_patterns_add_to_the_policy_by_whole_path_components():
+    model = swin_classifier()
+    names = TrainPolicy(also=['head.fc']).apply(model)
+    assert {'head.fc.weight', 'head.fc.bias'} <= set(names)
+    assert not model.backbone.patch_embed.projection.weight.requires_grad
+    with pytest.raises(ValueError, match=r"'head.f' .* matches none"):
+        TrainPolicy(also='head.f').apply(model)
+    with pytest.raises(ValueError, match='increments'):
+        TrainPolicy(train='adapters')
+    everything = TrainPolicy('all').apply(model)
+    assert set(everything) == {n for n, _ in model.named_parameters()}
+
+
+def test_frozen_leaves_stay_in_eval_after_train():
+    model = swin_classifier(drop_path_rate=0.5)
+    model.head.bn, model.head.drop = nn.BatchNorm1d(5), nn.Dropout(0.5)
+    scores = model.head.fc
+    model.head.fc = nn.Sequential(scores, model.head.bn, model.head.drop)
+    TrainPolicy().apply(model)
+    model.train()
+    x, before = torch.randn(8, 768), model.head.bn.running_mean.clone()
+    out = model.head.fc(x)
+    assert torch.equal(model.head.bn.running_mean, before), (
+        'statistics of a frozen BatchNorm do not move'
+    )
+    assert torch.equal(out, model.head.fc(x)), 'frozen drop-out does not drop'
+    images = torch.randn(2, 3, 128, 128)
+    a, b = (model.backbone(images)[0] for _ in range(2))
+    assert not torch.equal(a, b), 'drop path of the scaled network stays active'
+    TrainPolicy(also=['head']).apply(swin := swin_classifier())
+    swin.train()
+    assert swin.head.training
+
+
+def test_counts_are_of_unique_parameters():
+    model = MODELS.build(dict(type='ScaleNetDeiT', arch=DEIT, img_size=32, patch_size=8))
+    counts = count(model)
+    assert total(counts.values()).params == sum(p.numel() for p in model.parameters())
+    d, h = DEIT['embed_dims'], DEIT['feedforward_channels']
+    block = 4 * d * d + 4 * d + 2 * d * h + d + h
+    assert counts[Role.SHARED].params == 3 * block and counts[Role.SHARED].uses == 6 * block
+    assert counts[Role.ADJUSTMENT].params == 6 * 2 * 16 * (d + h)
+    assert counts[Role.NORM].params == (6 * 2 + 1) * 2 * d
+    swin = MODELS.build(dict(type='ScaleNetSwin', arch=SWIN, window_size=4))
+    assert total(count(swin).values()).params == sum(p.numel() for p in swin.parameters())
