@@ -157,6 +157,18 @@ def test_the_function_preserving_start_is_the_pretrained_function(host, order):
     assert net.state_dict().keys() >= gates.keys()
 
 
+def saved_elements(net, x):
+    """A loss, and how many elements the graph keeps for its backward pass."""
+    kept = []
+
+    def keep(t):
+        kept.append(t.numel())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        return sum(f.square().mean() for f in net(x)), sum(kept)
+
+
 @pytest.mark.parametrize('host', OURS)
 def test_activation_checkpointing_gives_the_same_gradients_and_saves_less(host):
     x = torch.randn(2, 3, 64, 64)
@@ -166,19 +178,9 @@ def test_activation_checkpointing_gives_the_same_gradients_and_saves_less(host):
         net = perturb(
             OURS[host][0](**copy.deepcopy(OURS[host][1]), with_cp=with_cp), seed=1
         ).train()
-        kept: list[int] = []
-
-        def keep(t, kept=kept):
-            kept.append(t.numel())
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: kept.append(t.numel()) or t, lambda t: t
-        ):
-            out = sum(f.square().mean() for f in net(x))
+        out, saved[with_cp] = saved_elements(net, x)
         out.backward()
         grads[with_cp] = {n: p.grad.clone() for n, p in net.named_parameters()}
-        saved[with_cp] = sum(kept)
         assert pickle.loads(pickle.dumps(net)) is not None
     torch.testing.assert_close(grads[True], grads[False])
     assert saved[True] < 0.5 * saved[False]
@@ -324,3 +326,16 @@ def test_output_norms_may_differ_between_tasks_and_nothing_else():
         dense.load_state_dict(
             {k: v for k, v in classifier.state_dict().items() if not k.startswith('norm3')}
         )
+
+
+@pytest.mark.parametrize('host', OURS)
+def test_a_net_built_on_meta_takes_a_checkpoint(host):
+    source = host_net(host, seed=1)
+    kind, args = OURS[host]
+    with torch.device('meta'):
+        net = kind(**copy.deepcopy(args), scale=dict(adjust=None))
+    net.to_empty(device='cpu').eval()
+    net.load_state_dict(source.state_dict())
+    reference = ours(host, dict(adjust=None))
+    reference.load_state_dict(source.state_dict())
+    assert_equal_outputs(net, reference, torch.randn(1, 3, 50, 67))

@@ -142,16 +142,12 @@ class ScaledBackbone:
         for name, layers in self._containers():
             check_stored_map(stored.get(name), layers.layer_map, prefix + name)
             expand(entries, f'{name}.', layers)
-        self._adapt_sizes(entries)
-        expected = self.state_dict()
-        entries.update(
-            {k: v for k, v in self.named_buffers() if k in expected}
-        )  # all derived from the architecture
+        self._adapt(entries)
         state_dict.update({prefix + k: v for k, v in entries.items()})
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def _adapt_sizes(self, entries: dict[str, Tensor]) -> None:
-        """Resizes what depends on the image or window size and the host's own hooks do not."""
+    def _adapt(self, entries: dict[str, Tensor]) -> None:
+        """Completes a file's entries: what the architecture decides, and sizes the host's own hooks do not resize."""
 
 
 def _store_layer_maps(backbone: ScaledBackbone, state_dict, prefix, local_metadata) -> None:

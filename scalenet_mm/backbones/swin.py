@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones.swin_transformer import SwinBlock, SwinTransformer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..checkpoint.resize import resize_bias_table
 from ..layer_map import stage_maps
@@ -69,7 +71,8 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
             scale['layers'],
             scale['sources'],
         )
-        super().__init__({**source, 'depths': [len(m) for m in maps]}, **host)
+        with _LinspaceOnCpu():
+            super().__init__({**source, 'depths': [len(m) for m in maps]}, **host)
         self._scale(maps, scale, with_cp)
 
     @classmethod
@@ -87,8 +90,27 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
             *norms
         )  # a classifier has the last stage's only
 
-    def _adapt_sizes(self, entries: dict[str, Tensor]) -> None:
-        for key, table in self.state_dict().items():
-            if key.endswith('.relative_position_bias_table') and key in entries:
-                window = int((len(table) ** 0.5 + 1) / 2)
-                entries[key] = resize_bias_table(entries[key], window)
+    def _adapt(self, entries: dict[str, Tensor]) -> None:
+        for key in self.state_dict():
+            module, _, name = key.rpartition('.')
+            if name == 'relative_position_index':
+                entries[key] = relative_position_index(self.get_submodule(module).window_size[0])
+            elif name == 'relative_position_bias_table' and key in entries:
+                entries[key] = resize_bias_table(
+                    entries[key], self.get_submodule(module).window_size[0]
+                )
+
+
+def relative_position_index(window: int) -> Tensor:
+    """Row of the bias table for each pair of positions in a window, (window^2, window^2)."""
+    at = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    rows, columns = (at[:, None] - at[None, :] + window - 1).unbind(-1)
+    return rows * (2 * window - 1) + columns
+
+
+class _LinspaceOnCpu(TorchFunctionMode):
+    """The host reads its drop-path rates from a tensor, which it could not on the meta device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {}, **(dict(device='cpu') if func is torch.linspace else {}))
+        return func(*args, **kwargs)

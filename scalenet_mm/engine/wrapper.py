@@ -20,4 +20,8 @@ class ScaleNetDistributedDataParallel(MMDistributedDataParallel):
 
     def __init__(self, module: nn.Module, *args, policy: dict | None = None, **kwargs):
         TrainPolicy(**(policy or {})).apply(module)
+        if next(module.parameters()).device.type == 'cpu':
+            kwargs['device_ids'] = (
+                None  # what DDP wants there; mmengine always passes the local rank
+            )
         super().__init__(module, *args, **kwargs)
