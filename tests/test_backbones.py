@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -299,6 +302,25 @@ def test_a_scaled_file_round_trips_through_a_classifier(host, tmp_path):
     )
     with torch.no_grad():
         assert torch.equal(backbone(x)[0], model.backbone(x)[0])
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_the_map_stored_in_a_file_is_checked(prefix, suffix, tmp_path):
+    one, two = (ours('deit', dict(sources=s)) for s in ([0, 1, 2, 0], [0, 1, 2, 1]))
+    holder = torch.nn.ModuleDict(dict(backbone=one)) if prefix else one
+    path = str(tmp_path / 'one.pth')
+    torch.save({'state_dict': holder.state_dict()}, path)
+    if suffix == '.safetensors':
+        converter = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
+        args = [sys.executable, converter, path, tmp_path / 'one.safetensors']
+        subprocess.run(args, check=True, timeout=200)
+        path = str(tmp_path / 'one.safetensors')
+    with pytest.raises(CheckpointError, match=r'one\.\w+: .*another layer map'):
+        two.load_pretrained(path)
+    twin = ours('deit', dict(sources=[0, 1, 2, 0]))
+    twin.load_pretrained(path)
+    assert_equal_outputs(twin, one, torch.randn(1, 3, 32, 32))
 
 
 def test_sizes_are_adapted_on_loading():

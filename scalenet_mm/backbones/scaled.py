@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..adapters import ADAPTER_RANK
 from ..checkpoint.dialects import split, to_host
-from ..checkpoint.reading import read_checkpoint, unwrap
+from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
 from ..checkpoint.strict import CheckpointError, require
 from ..layer_map import LayerMap
 from ..scaling import TiedLayers, adjust_layers, check_stored_map, expand, tie
@@ -109,22 +109,16 @@ class ScaledBackbone:
             CheckpointError: before anything is changed, if the file does not fit.
         """
         state_dict = unwrap(read_checkpoint(checkpoint))
-        if prefix:
-            prefix = prefix.rstrip('.') + '.'
-            metadata = getattr(state_dict, '_metadata', None)
-            state_dict = type(state_dict)(
-                (k[len(prefix) :], v) for k, v in state_dict.items() if k.startswith(prefix)
-            )
-            if metadata is not None:
-                state_dict._metadata = {
-                    k[len(prefix) :]: v for k, v in metadata.items() if f'{k}.'.startswith(prefix)
-                }
-            if not state_dict:
-                raise CheckpointError(f'{checkpoint} has no key that starts with {prefix!r}.')
         try:
-            self.load_state_dict(state_dict)
+            if prefix:
+                state_dict = strip_prefix(state_dict, prefix.rstrip('.') + '.')
+                if not state_dict:
+                    raise CheckpointError(
+                        f'no key starts with {prefix!r}, which init_cfg names as the prefix.'
+                    )
+            self.load_state_dict(split(state_dict)[0])
         except (CheckpointError, ValueError) as e:
-            raise type(e)(f'{checkpoint}: {e}') from e
+            raise CheckpointError(f'{checkpoint}: {e}', getattr(e, 'differences', None)) from e
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         entries = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}

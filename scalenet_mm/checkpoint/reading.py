@@ -8,7 +8,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -91,7 +91,6 @@ def unwrap(checkpoint: Mapping[str, Any], prefer_ema: bool = False) -> OrderedDi
         )
     state._metadata = OrderedDict(getattr(content, '_metadata', None) or {})
     while prefix := next((p for p in WRAPPERS if _all_under(state, p)), None):
-        state.pop('steps', None)
         state = strip_prefix(state, prefix)
     return state
 
@@ -205,11 +204,22 @@ def _read_with_mmengine(address: str, map_location: Any) -> dict[str, Any]:
         return CheckpointLoader.load_checkpoint(address, map_location)
 
 
-def _safe_globals() -> Any:
-    # before torch 2.6 names could not be mapped; files with more than tensors are refused there
-    if torch.__version__ < (2, 6):
-        return nullcontext()
-    return torch.serialization.safe_globals(allowed_globals())
+@contextmanager
+def _safe_globals() -> Iterator[None]:
+    """Allow `allowed_globals()` beside what the user allowed, ours going first, and put all back."""
+    if torch.__version__ < (2, 6):  # names could not be mapped: more than tensors is refused there
+        yield
+        return
+    before, ours = torch.serialization.get_safe_globals(), allowed_globals()
+    names = {name for _, name in ours}
+    others = [entry for entry in before if not (isinstance(entry, tuple) and entry[1] in names)]
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([*others, *ours])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 @contextmanager

@@ -1,0 +1,461 @@
+"""Parameters, sizes and the two tools that print them; expected integers are those of the paper's tables."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.models import SwinTransformer, VisionTransformer
+
+import scalenet_mm
+from scalenet_mm import LayerMap, TrainPolicy
+from scalenet_mm.analysis import meta_parameters, paper
+from scalenet_mm.analysis.counts import (
+    Cost,
+    adjustments,
+    by_role_and_use,
+    inspect,
+    measure,
+    unshared,
+)
+from scalenet_mm.analysis.drawing import WIDTH, draw_maps
+from scalenet_mm.backbones.scaled import scaled_layers
+from scalenet_mm.roles import Count, Role, count, total
+
+ROOT = Path(__file__).resolve().parents[1]
+UNSCALED = dict(times=1, adjust=None)
+DEIT = {'deit_t': 192, 'deit_s': 384, 'deit_b': 768}  # width; heads are 64 wide
+SWIN = {'swin_t': (96, (2, 2, 6, 2)), 'swin_s': (96, (2, 2, 18, 2)), 'swin_b': (128, (2, 2, 18, 2))}
+CLASSES = 1000
+
+
+def lora(rank, **scale):
+    return dict(scale, adjust=dict(type='LoRA', rank=rank))
+
+
+def adapter(rank, **scale):
+    return dict(scale, adjust=dict(type='ParallelAdapter', rank=rank))
+
+
+def built(name, scale=None, **kwargs):
+    with meta_parameters():
+        return scalenet_mm.build(name, scale=scale, **kwargs)
+
+
+def params(name, scale=None):
+    return sum(p.numel() for p in built(name, scale).parameters())
+
+
+def run(tool, *args):
+    command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+
+
+# --- the paper's integers
+
+
+@pytest.mark.parametrize(
+    ('name', 'base', 'scaled'),
+    [
+        ('deit_t', 5_717_416, 6_463_912),
+        ('deit_s', 22_050_664, 23_543_656),
+        ('deit_b', 86_567_656, 89_553_640),
+        ('swin_t', 28_288_354, 29_246_818),
+        ('swin_s', 49_606_258, 51_302_002),
+        ('swin_b', 87_768_224, 90_029_216),
+    ],
+)
+def test_base_and_scaled_models_have_the_parameters_of_table_1(name, base, scaled):
+    assert (params(name, UNSCALED), params(name)) == (base, scaled)
+
+
+@pytest.mark.parametrize(
+    ('name', 'scale', 'expected'),
+    [
+        ('deit_t', lora(16, times=1), 6_307_240),
+        ('deit_s', lora(16, times=1), 23_230_312),
+        ('deit_b', lora(16, times=1), 88_926_952),
+        ('deit_t', adapter(32, times=1), 6_454_696),
+        ('deit_s', adapter(32, times=1), 23_525_224),
+        ('deit_b', adapter(32, times=1), 89_516_776),
+        ('deit_b', dict(layers=(0, 1, 2)), 87_314_152),
+        ('deit_b', dict(layers=(9, 10, 11)), 87_314_152),
+        ('swin_t', dict(stages=(2,)), 29_372_770),
+    ],
+)
+def test_adjustments_at_the_original_depth_and_partial_reuse_have_the_papers_parameters(
+    name, scale, expected
+):
+    assert params(name, scale) == expected
+
+
+@pytest.mark.parametrize(
+    ('name', 'scale', 'millions'),
+    [
+        ('swin_t', lora(8, times=1), '28.854'),
+        ('swin_s', lora(8, times=1), '50.761'),
+        ('swin_b', lora(8, times=1), '89.308'),
+        ('swin_t', adapter(16, times=1), '28.995'),
+        ('swin_s', adapter(16, times=1), '51.050'),
+        ('swin_b', adapter(16, times=1), '89.693'),
+        ('swin_b', dict(stages=(0,)), '89.735'),
+        ('swin_b', dict(stages=(1,)), '89.777'),
+        ('deit_b', adapter(8), '88.08'),
+        ('deit_b', adapter(32), '92.50'),
+        ('deit_b', dict(times=3), '91.07'),
+        ('swin_b', dict(times=3), '90.37'),
+    ],
+)
+def test_ablation_rows_have_the_parameters_of_the_digest(name, scale, millions):
+    digits = len(millions.partition('.')[2])
+    assert f'{params(name, scale) / 1e6:.{digits}f}' == millions
+
+
+@pytest.mark.parametrize(('rank', 'millions'), [(4, '87.747'), (8, '88.927'), (16, '91.286')])
+def test_lora_rows_of_table_6_are_exact_when_norms_are_counted_as_tied(rank, millions):
+    norms_of_new_layers = 12 * 2 * 2 * 768
+    assert f'{(params("deit_b", lora(rank)) - norms_of_new_layers) / 1e6:.3f}' == millions
+
+
+def test_the_increments_of_deit_b_are_3024384_parameters():
+    model = built('deit_b')
+    TrainPolicy().apply(model)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 3_024_384
+    assert total(by_role_and_use(model).values()).trainable == 3_024_384
+
+
+# --- closed forms
+
+
+def vit_params(d):
+    block = (3 + 1 + 4 + 4) * d * d + (3 + 1 + 4 + 1) * d + 2 * 2 * d
+    return (3 * 16 * 16 + 1) * d + d + 197 * d + 12 * block + 2 * d + (d + 1) * CLASSES
+
+
+def swin_stage(dims, stage):
+    """(width, parameters of a block without norms, of its norms) with 32-wide heads and windows of 7."""
+    d = dims * 2**stage
+    return d, 12 * d * d + 9 * d + 13 * 13 * d // 32, 4 * d
+
+
+def swin_params(dims, depths):
+    count = (3 * 4 * 4 + 1) * dims + 2 * dims
+    for stage, depth in enumerate(depths):
+        d, block, norms = swin_stage(dims, stage)
+        count += depth * (block + norms)
+        count += (
+            stage and 2 * d * d + 2 * 2 * d
+        )  # merging: linear without bias 2 d -> d and its norm
+    return count + 2 * 8 * dims + (8 * dims + 1) * CLASSES
+
+
+# Parameters an instance gets for each unit of rank x width: the linears' d_in + d_out.
+PER_RANK = {'ParallelAdapter': (1 + 4) + (4 + 1), 'LoRA': (1 + 3) + (1 + 1) + (1 + 4) + (4 + 1)}
+
+
+@pytest.mark.parametrize('kind', PER_RANK)
+@pytest.mark.parametrize(('times', 'rank'), [(1, 4), (2, 5), (3, 16)])
+def test_rank_and_times_move_the_count_of_deit_by_the_closed_form(kind, times, rank):
+    scale = dict(times=times, adjust=dict(type=kind, rank=rank))
+    for name in ('deit_t', 'deit_b'):
+        d = DEIT[name]
+        increment = 12 * times * PER_RANK[kind] * rank * d + 12 * (times - 1) * 4 * d
+        assert params(name, scale) == vit_params(d) + increment
+
+
+@pytest.mark.parametrize('stages', [(3,), (0,), (1, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize(('times', 'rank', 'kind'), [(2, 16, 'ParallelAdapter'), (3, 4, 'LoRA')])
+def test_stage_rank_and_times_move_the_count_of_swin_by_the_closed_form(stages, times, rank, kind):
+    dims, depths = SWIN['swin_t']
+    increment = 0
+    for stage, depth in enumerate(depths):
+        d, _, norms = swin_stage(dims, stage)
+        new = (times - 1) * depth if stage in stages else 0
+        increment += (depth + new) * PER_RANK[kind] * rank * d + new * norms
+    scale = dict(stages=stages, times=times, adjust=dict(type=kind, rank=rank))
+    assert params('swin_t', scale) == swin_params(dims, depths) + increment
+
+
+def test_only_reused_layers_are_adjusted_when_some_are_and_all_when_told():
+    d = DEIT['deit_t']
+    for layers in ((0,), (2, 5, 7)):
+        k = len(layers)
+        assert (
+            params('deit_t', dict(layers=layers)) == vit_params(d) + 2 * k * 10 * 16 * d + k * 4 * d
+        )
+        everywhere = params('deit_t', dict(layers=layers, adjust_on='all'))
+        assert everywhere == vit_params(d) + (12 + k) * 10 * 16 * d + k * 4 * d
+
+
+# --- uses, sizes, roles
+
+
+NO_COST = Cost(0, None, 0, 0, 0)
+
+
+def deep_host(name, depths):
+    """mmpretrain's own network at the scaled depth, independent layers."""
+    with meta_parameters():
+        if name.startswith('swin'):
+            arch = SwinTransformer.arch_zoo[{'t': 'tiny', 's': 'small', 'b': 'base'}[name[-1]]]
+            return SwinTransformer({**arch, 'depths': list(depths)})
+        arch = VisionTransformer.arch_zoo[f'deit-{name[-1]}']
+        return VisionTransformer({**arch, 'num_layers': depths[0]})
+
+
+@pytest.mark.parametrize(
+    ('name', 'scale', 'depths'),
+    [
+        ('deit_b', None, [24]),
+        ('deit_b', dict(layers=(0, 1, 2)), [15]),
+        ('deit_t', lora(8, times=3), [36]),
+        ('swin_t', None, [2, 2, 6, 4]),
+        ('swin_t', dict(times=(1, 2, 1.5, 3)), [2, 4, 9, 6]),
+        ('swin_t', dict(start='function'), [2, 2, 6, 4]),
+    ],
+)
+def test_uses_are_the_parameters_of_a_really_built_deep_host_with_the_same_adjustments(
+    name, scale, depths
+):
+    model, deep = built(name, scale, num_classes=None), deep_host(name, depths)
+    counts = by_role_and_use(model)
+    adjusting = sum(c.params for (role, _), c in counts.items() if role is Role.ADJUSTMENT)
+    own = sum(p.numel() for p in deep.parameters())
+    assert total(counts.values()).uses == own + adjusting
+    plain = unshared(model, NO_COST)
+    assert plain.params == own
+    assert plain.bytes == sum(t.numel() * t.element_size() for t in deep.state_dict().values())
+
+
+def test_the_unshared_network_costs_the_flops_of_a_really_built_deep_host():
+    model, deep = built('swin_t', num_classes=None), deep_host('swin_t', [2, 2, 6, 4])
+    cost = measure(model)
+    assert unshared(model, cost).flops == unshared(model, cost).flops_with_adjustments
+    assert unshared(model, cost).flops == measure(deep).flops < cost.flops_with_adjustments
+
+
+def test_the_split_by_use_adds_up_to_the_roles():
+    model = built('swin_t', dict(times=(1, 2, 1, 3)))
+    split = by_role_and_use(model)
+    assert {uses for role, uses in split if role is Role.SHARED} == {2, 3}
+    for role, counted in count(model).items():
+        assert sum((c for (r, _), c in split.items() if r is role), Count()) == counted
+    assert all(c.uses == uses * c.params for (_, uses), c in split.items())
+
+
+def test_buffers_that_are_not_saved_do_not_count_as_saved():
+    net = torch.nn.BatchNorm1d(4)
+    net.register_buffer('scratch', torch.zeros(1000), persistent=False)
+    saved = sum(t.numel() * t.element_size() for t in net.state_dict().values())
+    assert unshared(net, NO_COST).bytes == saved
+
+
+@pytest.mark.parametrize('name', ['deit_t', pytest.param('swin_t', marks=pytest.mark.slow)])
+def test_the_saved_size_is_that_of_a_saved_file(name, tmp_path):
+    model = scalenet_mm.build(name)
+    torch.save(model.state_dict(), tmp_path / 'net.pth')
+    size = (tmp_path / 'net.pth').stat().st_size
+    assert measure(model).bytes < size < 1.01 * measure(model).bytes
+
+
+# --- drawing
+
+
+def test_a_layer_map_is_drawn_as_a_reader_expects_it():
+    maps = {'a': LayerMap((0, 1)), 'b': LayerMap((0, 0, 1))}
+    assert draw_maps(maps, {'a': [{}] * 2, 'b': [dict(fc1='X', fc2='X')] * 2 + [{}]}) == '\n'.join(
+        [
+            'a: 2 source layers -> 2 instances',
+            '  instance   0  1',
+            '  source     0  1',
+            '  adjusted   a  a',
+            'b: 2 source layers -> 3 instances',
+            '  instance   0  1  2',
+            '  source     0  0* 1',
+            '  adjusted   b  b  a',
+            'adjustments: a = none',
+            '             b = X on fc1, fc2',
+        ]
+    )
+    assert draw_maps({'a': maps['a']}, {'a': [{}] * 2}) == (
+        'a: 2 source layers -> 2 instances\nadjustments: none, on every instance'
+    )
+
+
+@pytest.mark.parametrize(('depth', 'times'), [(12, 2), (12, 4), (24, 5)])
+def test_long_maps_are_cut_into_lines_that_fit_and_lose_nothing(depth, times):
+    layer_map = LayerMap.build(depth, times, 'interpolate')
+    drawn = draw_maps({'layers': layer_map}, {'layers': [{}] * len(layer_map)}).splitlines()
+    assert all(len(line) <= WIDTH for line in drawn)
+    words = [line.split() for line in drawn]
+    instances = [int(w) for line in words if line[0] == 'instance' for w in line[1:]]
+    sources = [w for line in words if line[0] == 'source' for w in line[1:]]
+    assert instances == list(range(depth * times))
+    assert [int(s.rstrip('*')) for s in sources] == list(layer_map.sources)
+    assert [not s.endswith('*') for s in sources] == [layer_map.owner(i) == i for i in instances]
+
+
+def test_adjustments_are_told_by_instance():
+    model = built('deit_t', dict(layers=(0,), start='function'))
+    ((_, layers),) = scaled_layers(model)
+    first, second, third, *_ = adjustments(layers)
+    assert set(first) == {'fc1', 'fc2'} and set(second) == {'proj', 'fc1', 'fc2'} and third == {}
+    assert second['proj'] == 'Gate' and first['fc1'] == 'ParallelAdapter(rank=16, act=GELU)'
+
+
+# --- the tools
+
+
+def test_inspect_prints_what_it_counts_in_lines_a_reader_can_follow():
+    result = run('inspect_model.py', 'deit_b')
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    shared = next(line for line in lines if line.startswith('shared:')).split()
+    assert shared[-5:] == ['2', '96', '85,017,600', '0', '170,035,200']
+    assert next(line for line in lines if line.startswith('adjustment:')).split()[-2] == '2,949,120'
+    assert next(line for line in lines if line.startswith('total')).split()[1:4] == [
+        '296',
+        '89,553,640',
+        '3,024,384',
+    ]
+    costs = {line.split()[0]: line.split()[2:] for line in lines if ' network ' in line[:22]}
+    assert costs['unscaled'][:1] == ['86,567,656'] and costs['this'][0] == '89,553,640'
+    assert any(line.split()[:4] == ['source', '0', '0*', '1'] for line in lines)
+
+
+CONFIG = """
+model = dict(
+    type='mmpretrain.ImageClassifier',
+    backbone=dict(type='ScaleNetSwin', arch='tiny', img_size=256, scale=dict(times=3)),
+    neck=dict(type='mmpretrain.GlobalAveragePooling'),
+    head=dict(type='mmpretrain.LinearClsHead', num_classes=10, in_channels=768),
+)
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr=1e-4),
+    constructor='ScaleNetOptimWrapperConstructor',
+    paramwise_cfg=dict(policy=dict(also=['head.fc'])),
+)
+"""
+
+
+def test_inspect_reads_the_scale_policy_and_head_of_a_config(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(CONFIG)
+    report = json.loads(json.dumps(inspect(config, input_size=(224, 224)).to_json()))
+    assert report['layer_maps']['backbone.stages.3.blocks'] == [0, 1, 0, 1, 0, 1]
+    assert report['policy'] == dict(train='increments', also=['head.fc'])
+    roles = {(r['role'], r['used_by']): r for r in report['roles']}
+    assert roles['outer', 1]['trainable'] == 768 * 10 + 10 and roles['shared', 3]['trainable'] == 0
+    networks = report['networks']
+    assert networks['unscaled network']['params'] == swin_params(96, (2, 2, 6, 2)) - 769 * (
+        CLASSES - 10
+    )
+    this, deep = networks['this network'], networks['unshared deep network']
+    assert this['flops'] == deep['flops'] < this['flops_with_adjustments']
+    assert this['bytes'] < deep['bytes'] and report['input_size'] == [224, 224]
+    assert this['params'] == sum(r['params'] for r in report['roles'])
+
+
+@pytest.mark.slow
+def test_inspect_prints_its_report_as_json(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(CONFIG)
+    args = (
+        config,
+        '--json',
+        '--input-size',
+        256,
+        320,
+        '--scale',
+        'dict(times=2, adjust=dict(rank=4))',
+    )
+    result = run('inspect_model.py', *args)
+    assert result.returncode == 0, result.stderr
+    scale = dict(times=2, adjust=dict(rank=4))
+    assert json.loads(result.stdout) == json.loads(
+        json.dumps(inspect(config, scale, (256, 320)).to_json())
+    )
+
+
+def test_the_policy_is_the_configs_and_everything_is_trained_where_nobody_freezes(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(CONFIG.replace("constructor='ScaleNetOptimWrapperConstructor',", ''))
+    report = inspect(config)
+    assert report.policy == TrainPolicy('all') and report.input_size == (224, 224)
+    assert report.networks['this network'].trainable == report.networks['this network'].params
+    assert Config.fromfile(config).model.backbone.img_size == 256  # Swin keeps no image size
+
+
+def test_a_backbone_that_is_not_scaled_is_refused_by_name(tmp_path):
+    config = tmp_path / 'plain.py'
+    config.write_text(
+        CONFIG.replace('ScaleNetSwin', 'mmpretrain.SwinTransformer').replace(
+            ', scale=dict(times=3)', ''
+        )
+    )
+    with pytest.raises(ValueError, match=r"type='ScaleNetDeiT' or 'ScaleNetSwin'"):
+        inspect(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('args', 'says'),
+    [
+        (['vgg_16'], 'names no model'),
+        (['deit_t', '--scale', 'dict(times=0)'], 'times must be a number >= 1'),
+        (['deit_t', '--scale', 'dict(tims=2)'], "no key ['tims']"),
+        (['swin_t', '--input-size', 128, 160], 'does not take images of 128 x 160'),
+        (['no_such_config.py'], 'no_such_config.py'),
+    ],
+)
+def test_inspect_ends_wrong_arguments_with_one_line(args, says):
+    result = run('inspect_model.py', *args)
+    assert result.returncode == 1 and says in result.stderr and 'Traceback' not in result.stderr
+
+
+ROW_KEYS = {'table', 'model', 'variant', 'params', 'params_paper', 'flops', 'flops_paper'}
+RESULTS = ROOT / 'docs' / 'results' / 'paper_tables.json'
+
+
+def test_paper_tables_prints_rows_as_json_and_the_committed_ones_are_these():
+    result = run('paper_tables.py', '--json', '--table', 4)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert len(rows) == 6 and all(ROW_KEYS.issubset(row) for row in rows)
+    tripled = next(r for r in rows if (r['model'], r['variant']) == ('DeiT-B', 'x3'))
+    assert tripled['params'] == vit_params(768) + 36 * 10 * 16 * 768 + 24 * 4 * 768
+    assert tripled['params_paper'] == 92.53 and tripled['flops_paper'] is None and tripled['remark']
+    assert tripled['params_diff'] == pytest.approx(tripled['params'] / 1e6 - 92.53, abs=1e-6)
+    assert rows == [row for row in json.loads(RESULTS.read_text()) if row['table'] == 'IV']
+
+
+def test_every_row_that_differs_from_print_says_why_and_no_other_does():
+    for row in json.loads(RESULTS.read_text()):
+        printed = row['params_paper'], row['flops_paper']
+        params_differ = (
+            printed[0] is not None and f'{row["params"] / 1e6:.2f}' != f'{printed[0]:.2f}'
+        )
+        flops_differ = printed[1] is not None and f'{row["flops"]:.1f}' != f'{printed[1]:.1f}'
+        about = row['remark']
+        assert ('#Params' in about) == params_differ, row
+        assert ('printed FLOPs' in about.replace('(the printed FLOPs', '(')) == flops_differ, row
+        assert (paper.ILLEGIBLE in about) == (printed[0] is None), row
+
+
+@pytest.mark.slow
+def test_the_committed_tables_are_what_the_tool_writes(tmp_path):
+    result = run('paper_tables.py', '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'paper_tables.json').read_text() == RESULTS.read_text()
+    made = (tmp_path / 'paper_tables.md').read_text().replace(str(tmp_path), 'docs/results')
+    assert made == RESULTS.with_suffix('.md').read_text()
+    assert {row['table'] for row in json.loads(RESULTS.read_text())} == {
+        'I',
+        'II',
+        'III',
+        'IV',
+        'VI',
+    }

@@ -1,0 +1,172 @@
+"""Does the work of setup_env.sh, with the standard library alone.
+
+Under `.scalenet_mm/` in the environment lie: `managed` (we made the environment), `stamp.json` (what
+the last complete run saw; the next one compares and stops), `setup.log` (all that the tools printed).
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from base import ROOT, TRANSITIVE, Setup, SetupError, elapsed, read_pins
+from steps import STEPS
+
+INPUTS = (
+    'tools/setup_env.sh',
+    'tools/_setup/*.py',
+    'requirements.txt',
+    'setup.py',
+    'pyproject.toml',
+)
+
+
+def fingerprint(s: Setup) -> dict:
+    """What the environment was made from, and what must still be in it."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    for path in sorted(path for pattern in INPUTS for path in ROOT.glob(pattern)):
+        digest.update(path.read_bytes())
+    there, site = s.installed(), s.site()
+    return {
+        'inputs': digest.hexdigest(),
+        'python': re.search(r'python3\.\d+|$', str(site))[0],
+        'versions': {n: there[n] for n in (*s.pins, 'scalenet-mm') if n in there},
+        'upstream': s.upstream(),
+        'mmcv_ops': [path.name for path in site.glob('mmcv/_ext*.so')],
+        'mim': (ROOT / 'scalenet_mm' / '.mim').is_dir(),
+    }
+
+
+def up_to_date(s: Setup) -> bool:
+    try:
+        stamp = json.loads((s.state / 'stamp.json').read_text())
+        same = stamp['is'] == fingerprint(s)
+    except (OSError, ValueError, KeyError, subprocess.CalledProcessError):
+        return False
+    return same and s.torch_index in (None, stamp['torch_index'])
+
+
+@contextmanager
+def locked(s: Setup) -> Iterator[None]:
+    """One set-up of an environment at a time; the lock ends with the last process that holds it."""
+    s.lock = os.open(s.state / 'lock', os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(s.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f'setup_env: another set-up of {s.env} is running; waiting for it', flush=True)
+        fcntl.flock(s.lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(s.lock)
+
+
+def run_steps(s: Setup) -> None:
+    s.log.write_text('')
+    start = time.monotonic()
+    for number, (what, usually, step) in enumerate(STEPS, 1):
+        begin = time.monotonic()
+        print(f'[{number}/{len(STEPS)}] {what} (usually {usually})', flush=True)
+        try:
+            note = step(s)
+        except SetupError as error:
+            sentence = f'Step {number} ({what}) failed. {error}. The log is {s.log}'
+            raise SetupError(sentence) from error
+        print(f'      done in {elapsed(begin)}: {note}', flush=True)
+    stamp = {'is': fingerprint(s), 'torch_index': s.torch_index}
+    (s.state / 'stamp.json').write_text(json.dumps(stamp, indent=1))
+    print(f'setup_env: ready after {elapsed(start)}. To use it: source "{s.env}/bin/activate"')
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+    parser = argparse.ArgumentParser(
+        prog='setup_env.sh',
+        description='Sets up the Python environment of scalenet_mm; a second run does nothing.',
+        epilog='Each option can also be given as the environment variable in parentheses.',
+    )
+    env_help = (
+        'where the environment is made; in one that exists (venv or conda prefix) only what is '
+        'missing is installed (SCALENET_ENV; default .venv in the checkout)'
+    )
+    index_help = (
+        'address of another index for torch and torchvision, such as one for another version of '
+        'CUDA or for the CPU alone (SCALENET_TORCH_INDEX)'
+    )
+    python_help = 'the Python 3.10 to 3.12 to make it from (SCALENET_PYTHON)'
+    wheels_help = 'cache of compiled mmcv wheels (SCALENET_WHEELS; default %(default)s)'
+    get = os.environ.get
+    env = get('SCALENET_ENV') or ROOT / '.venv'
+    wheels = get('SCALENET_WHEELS') or cache / 'scalenet_mm' / 'wheels'
+    parser.add_argument('--env', type=Path, default=env, help=env_help)
+    parser.add_argument('--python', default=get('SCALENET_PYTHON') or None, help=python_help)
+    parser.add_argument(
+        '--torch-index', default=get('SCALENET_TORCH_INDEX') or None, help=index_help
+    )
+    parser.add_argument('--wheels', type=Path, default=wheels, help=wheels_help)
+    return parser.parse_args(arguments)
+
+
+def prepare(options: argparse.Namespace) -> Setup:
+    """Holds the options against what is there, and makes the state folder.
+
+    Raises:
+        SetupError: the environment is broken, of another Python than this one, or not writable.
+    """
+    env = options.env.expanduser().absolute()
+    version = sys.version_info[:2]
+    requirements = (ROOT / 'requirements.txt').read_text()
+    s = Setup(
+        env=env,
+        wheels=options.wheels.expanduser().absolute(),
+        torch_index=options.torch_index,
+        pins=read_pins(requirements, version),
+        direct=read_pins(requirements.partition(TRANSITIVE)[0], version),
+    )
+    if s.python.exists():
+        try:
+            same = s.ask('import sys; print(list(sys.version_info[:2]))') == list(version)
+        except (OSError, subprocess.CalledProcessError):
+            same = False
+        if not same:
+            raise SetupError(
+                f'{env} does not hold a working Python {version[0]}.{version[1]}: delete it, or name '
+                'another place with --env'
+            )
+    elif env.exists() and not s.managed and any(path != s.state for path in env.iterdir()):
+        raise SetupError(f'{env} is no Python environment and not empty: name another with --env')
+    try:
+        s.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f'Name a place you can write to with --env ({error})') from error
+    return s
+
+
+def main() -> int:
+    try:
+        s = prepare(parse(sys.argv[1:]))
+        if up_to_date(s):
+            print(f'setup_env: {s.env} is up to date')
+            return 0
+        with locked(s):
+            if not up_to_date(s):  # unless the one we waited for did it
+                run_steps(s)
+    except SetupError as error:
+        print(f'setup_env: {error}.', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('setup_env: interrupted; run it again to continue.', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The steps of the set-up, in order. Each may be interrupted and run again."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from base import ROOT, Setup, SetupError, pip, run
+from mmcv_wheel import check_compiler, install_mmcv
+
+BUILD_TOOLS = ('pip', 'setuptools', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy')
+DISK_GB = 8  # torch with its CUDA libraries 5, the rest 2, pip's own needs 1
+NMS = 'nms(torch.tensor([[0., 0, 9, 9]]), torch.ones(1), 0.5)'
+CHECKS = (
+    ('the compiled ops of mmcv run', f'import torch, mmcv._ext; from mmcv.ops import nms; {NMS}'),
+    (
+        'the compiled ops of torchvision run',
+        f'import torch; from torchvision.ops import nms; {NMS}',
+    ),
+    (
+        'the OpenMMLab packages import',
+        'import cv2; from importlib import import_module, util; '
+        '[import_module(f"{m}.models") for m in ("mmpretrain", "mmdet", "mmseg") if util.find_spec(m)]',
+    ),
+    ('scalenet_mm imports', 'import scalenet_mm'),
+)
+
+
+def check_machine(s: Setup) -> str:
+    if platform.system() != 'Linux':
+        raise SetupError(f'Use Linux: on {platform.system()} mmcv is not known to compile')
+    there = s.installed() if s.python.exists() else {}
+    needed = 1 if 'torch' in there else DISK_GB
+    free = shutil.disk_usage(s.state).free / 1e9
+    if free < needed:
+        raise SetupError(
+            f'Free disk space: {s.env} needs {needed} GB and {free:.1f} GB are free; or name another '
+            'place with --env'
+        )
+    if 'onedl-mmcv' in there or 'mmcv' in there:
+        return f'{free:.0f} GB free'
+    check_compiler()
+    return f'{free:.0f} GB free, compiler and Python headers found'
+
+
+def make_environment(s: Setup) -> str:
+    if not s.python.exists():
+        (s.state / 'managed').touch()
+        no_venv = (
+            'Install the venv module of this Python (apt install python3-venv) and run this again'
+        )
+        run(s, sys.executable, '-I', '-m', 'venv', s.env, otherwise=no_venv)
+    if s.managed:
+        for path in s.site().glob('*.dist-info'):
+            if not (path / 'INSTALLER').exists():  # pip writes it last: this one was interrupted
+                shutil.rmtree(path)
+    if subprocess.run([s.python, '-I', '-m', 'pip', '--version'], capture_output=True).returncode:
+        no_pip = f'{s.env} has no pip and none can be made: delete it and run this again'
+        run(s, s.python, '-I', '-m', 'ensurepip', '--upgrade', otherwise=no_pip)
+    kind = 'made by this script' if s.managed else 'yours: nothing that is there is changed'
+    return f'{s.env} ({kind})'
+
+
+def constraints(s: Setup, pins: dict[str, str]) -> Path:
+    """A file that holds pip to `pins`, and in a foreign environment to what is there."""
+    pins = pins if s.managed else pins | s.installed()
+    path = s.state / 'constraints.txt'
+    path.write_text(''.join(f'{name}=={version}\n' for name, version in sorted(pins.items())))
+    return path
+
+
+def install(s: Setup, names: Iterable[str]) -> str:
+    """Installs pinned packages: all of `names` in our environment, else those that are missing."""
+    there = s.installed()
+    names = [name for name in names if s.managed or name not in there]
+    if not names:
+        return 'all there'
+    try:
+        pip(s, 'install', '-c', constraints(s, s.pins), *(f'{n}=={s.pins[n]}' for n in names))
+    except SetupError:
+        if s.managed:
+            raise
+        print('      our versions do not fit what is there; trying any that do', flush=True)
+        pip(s, 'install', '-c', constraints(s, {}), *names)
+    return f'{len(names)} packages'
+
+
+def install_build_tools(s: Setup) -> str:
+    return install(s, BUILD_TOOLS)
+
+
+def install_torch(s: Setup) -> str:
+    install(s, ('torch', 'torchvision'))
+    return f'torch {s.installed()["torch"]}'
+
+
+def install_others(s: Setup) -> str:
+    names = s.pins if s.managed else s.direct
+    if s.upstream():  # imaug, too, is the maintained family's
+        names = [name for name in names if not name.startswith('onedl-') and name != 'imaug']
+    note = install(s, names)
+    version = s.site() / 'cv2' / 'version.py'
+    if s.managed and 'headless = True' not in version.read_text():
+        # Both OpenCVs write the same files; the last one wins, and this one needs no libGL.
+        headless = f'opencv-python-headless=={s.pins["opencv-python-headless"]}'
+        pip(s, 'install', '--force-reinstall', '--no-deps', headless)
+    return note
+
+
+def install_package(s: Setup) -> str:
+    pip(s, 'install', '--no-deps', '--no-build-isolation', '--no-index', '-e', ROOT)
+    return f'from {ROOT}'
+
+
+def check_result(s: Setup) -> str:
+    maintained = [name for name in s.installed() if name.startswith('onedl-mm')]
+    if maintained and s.upstream():
+        raise SetupError(
+            f'Two families of OpenMMLab are in {s.env} and overwrite each other: uninstall '
+            f'{" ".join(maintained + s.upstream())} and run this again'
+        )
+    doctor = f'"{s.python}" "{ROOT / "tools" / "doctor.py"}"'
+    for what, code in CHECKS:
+        run(s, s.python, '-I', '-c', code, otherwise=f'It is not so that {what}: {doctor} says why')
+    if s.managed:
+        delete = f'Packages contradict each other: delete {s.env} and run this again'
+        pip(s, 'check', otherwise=delete)
+    return ', '.join(what for what, _ in CHECKS)
+
+
+STEPS: tuple[tuple[str, str, Callable[[Setup], str]], ...] = (
+    ('check the machine', 'a second', check_machine),
+    ('make the virtual environment', '10 s', make_environment),
+    ('install pip and the build tools', '20 s', install_build_tools),
+    ('install torch and torchvision', '1 to 5 min, 3 GB to download', install_torch),
+    ('compile mmcv with its ops', '6 to 10 min on 2 cores, 5 s from the wheel cache', install_mmcv),
+    ('install the other packages', '1 min', install_others),
+    ('install scalenet_mm itself', '5 s', install_package),
+    ('check that all of it works', '30 s', check_result),
+)

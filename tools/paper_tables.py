@@ -1,0 +1,153 @@
+#!/usr/bin/env python
+"""Count the networks of the paper's tables and set the counts beside the printed figures.
+
+    python tools/paper_tables.py                     # all tables as text
+    python tools/paper_tables.py --table III VI --json
+    python tools/paper_tables.py --out docs/results  # writes paper_tables.md and paper_tables.json
+
+Every number is counted from a built model's unique parameters and dispatched operations; none is adjusted to a printed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scalenet_mm.analysis.paper import ROWS, TABLES, compute
+from scalenet_mm.engine.optim import format_table
+
+HEAD = ('model', '#Params', 'M', 'paper', 'diff', 'FLOPs G', 'paper', 'diff', '+adjust.')
+UNITS = (
+    '#Params: unique parameters of the built model, 1000 classes; M: the same in millions, beside the printed figure '
+    'and ours minus printed. FLOPs: G multiply-adds of one 224 x 224 image in matrix products and convolutions, '
+    "adapters and LoRA left out as in the paper; '+adjust.' counts them too. '-': not printed."
+)
+JSON_UNITS = (
+    'JSON: a list of rows with table, model, variant, params (whole number), params_paper (M, as printed), params_diff '
+    '(M, ours minus printed), flops, flops_paper, flops_diff, flops_with_adjustments (G multiply-adds), remark; null '
+    'where nothing is printed.'
+)
+ROMAN = dict(
+    zip(map(str, range(1, 11)), ('I', 'II', 'III', 'IV', 'V', 'VI', 'VII', 'VIII', 'IX', 'X'))
+)
+
+
+def cells(row: dict) -> tuple[str, ...]:
+    """One line of a table, as text."""
+
+    def shown(value: float | None, form: str) -> str:
+        return '-' if value is None else format(value, form)
+
+    return (
+        f'{row["model"]} {row["variant"]}',
+        f'{row["params"]:,}',
+        f'{row["params"] / 1e6:.3f}',
+        shown(row['params_paper'], '.2f'),
+        shown(row['params_diff'], '+.3f'),
+        f'{row["flops"]:.2f}',
+        shown(row['flops_paper'], '.1f'),
+        shown(row['flops_diff'], '+.2f'),
+        f'{row["flops_with_adjustments"]:.2f}',
+    )
+
+
+def by_table(rows: list[dict]) -> Iterator[tuple[str, list[dict], dict[str, int]]]:
+    """Name, rows and numbered remarks of each table."""
+    for table in dict.fromkeys(row['table'] for row in rows):
+        chosen = [row for row in rows if row['table'] == table]
+        remarks = dict.fromkeys(
+            part for row in chosen for part in row['remark'].split('; ') if part
+        )
+        yield table, chosen, {remark: i for i, remark in enumerate(remarks, 1)}
+
+
+def marks(row: dict, remarks: dict[str, int]) -> str:
+    return ','.join(str(remarks[part]) for part in row['remark'].split('; ') if part)
+
+
+def as_text(rows: list[dict]) -> str:
+    parts = []
+    for table, chosen, remarks in by_table(rows):
+        body = [(*cells(row), marks(row, remarks)) for row in chosen]
+        notes = [f'  {number}: {remark}' for remark, number in remarks.items()]
+        parts.append('\n'.join([f'Table {table}', format_table((*HEAD, 'remark'), body), *notes]))
+    return '\n\n'.join([*parts, UNITS])
+
+
+def as_markdown(rows: list[dict], command: str) -> str:
+    lines = [
+        "# The paper's tables, counted",
+        '',
+        f'Made by `{command}`.',
+        '',
+        UNITS,
+        '',
+        JSON_UNITS,
+        '',
+    ]
+    lines.append(
+        "Not here: top-1 accuracies, and Table I's baselines that grow by independent layers."
+    )
+    for table, chosen, remarks in by_table(rows):
+        lines += ['', f'## Table {table}', '']
+        lines += ['| ' + ' | '.join((*HEAD, 'remark')) + ' |']
+        lines += ['|---|' + '---:|' * (len(HEAD) - 1) + '---|']
+        lines += ['| ' + ' | '.join((*cells(row), marks(row, remarks))) + ' |' for row in chosen]
+        lines += [''] * bool(remarks) + [
+            f'{number}. {remark}' for remark, number in remarks.items()
+        ]
+    return '\n'.join(lines) + '\n'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition('\n\n')[0],
+        epilog=f"{UNITS.replace('%', '%%')} {JSON_UNITS} Left out: Table I's baselines that grow by independent layers.",
+    )
+    parser.add_argument(
+        '--table',
+        nargs='+',
+        type=lambda name: ROMAN.get(name, name.upper()),
+        choices=TABLES,
+        default=TABLES,
+        help='only these, also as 1, 2, ...',
+    )
+    parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument(
+        '--out', type=Path, metavar='DIR', help='write paper_tables.md and .json there instead'
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    chosen = [row for row in ROWS if row.table in args.table]
+    rows = []
+    for row in compute(chosen):
+        rows.append(row)
+        if sys.stderr.isatty():
+            print(
+                f'\r{len(rows)}/{len(chosen)} rows',
+                end='\n' * (len(rows) == len(chosen)),
+                file=sys.stderr,
+            )
+    listed = json.dumps(rows, indent=1)
+    if args.out:
+        tables = '' if tuple(args.table) == TABLES else f'--table {" ".join(args.table)} '
+        args.out.mkdir(parents=True, exist_ok=True)
+        command = f'python tools/paper_tables.py {tables}--out {args.out}'
+        (args.out / 'paper_tables.md').write_text(as_markdown(rows, command))
+        (args.out / 'paper_tables.json').write_text(listed + '\n')
+        print(f'wrote {args.out}/paper_tables.md and {args.out}/paper_tables.json')
+    else:
+        print(listed if args.json else as_text(rows))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
