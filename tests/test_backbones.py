@@ -15,6 +15,7 @@ from mmpretrain.models import SwinTransformer, VisionTransformer
 import scalenet_mm
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
 from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.roles import TrainPolicy
 
 SWIN_ARGS = dict(arch=SWIN, window_size=4, out_indices=(0, 1, 2, 3), pad_small_map=True)
 DEIT_ARGS = dict(arch=DEIT, img_size=32, patch_size=8)
@@ -189,6 +190,18 @@ def test_activation_checkpointing_gives_the_same_gradients_and_saves_less(host):
     assert saved[True] < 0.5 * saved[False]
 
 
+@pytest.mark.parametrize('host', OURS)
+def test_checkpointed_blocks_train_behind_frozen_embeddings(host):
+    """The input of the first block needs no gradient: a reentrant checkpoint would cut the blocks off."""
+    net = perturb(OURS[host][0](**copy.deepcopy(OURS[host][1]), with_cp=True), seed=1).train()
+    names = TrainPolicy().apply(net)
+    for name, p in net.named_parameters():  # the embeddings' norm too
+        p.requires_grad_(name in names and any(name.startswith(f'{n}.') for n in net.layer_maps()))
+    sum(f.square().mean() for f in net(torch.randn(2, 3, 64, 64))).backward()
+    trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
+    assert trained and all(p.grad is not None and p.grad.any() for p in trained.values())
+
+
 def test_configs_of_every_package_build_the_backbone():
     from mmdet.registry import MODELS as DET
     from mmpretrain.registry import MODELS as CLS
@@ -321,6 +334,18 @@ def test_the_map_stored_in_a_file_is_checked(prefix, suffix, tmp_path):
     twin = ours('deit', dict(sources=[0, 1, 2, 0]))
     twin.load_pretrained(path)
     assert_equal_outputs(twin, one, torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize('host', OURS)
+def test_a_file_of_another_map_is_refused_before_anything_changes(host):
+    """Two maps whose keys are equal: only what the file says about itself tells them apart."""
+    maps = {'deit': ([0, 1, 2, 0], [0, 1, 2, 1]), 'swin': ({2: [0, 1, 0]}, {2: [0, 1, 1]})}[host]
+    one, two = (ours(host, dict(sources=s), seed=i) for i, s in enumerate(maps))
+    before = copy.deepcopy(two.state_dict())
+    assert before.keys() == one.state_dict().keys()
+    with pytest.raises(ValueError, match='another layer map'):
+        two.load_state_dict(one.state_dict())
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in before.items())
 
 
 def test_sizes_are_adapted_on_loading():

@@ -2,8 +2,10 @@
 
 import copy
 import hashlib
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import DEIT, SWIN
@@ -14,7 +16,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 import scalenet_mm
-from scalenet_mm.engine import ScaleNetOptimWrapperConstructor
+from scalenet_mm.engine import ReseedHook, ScaleNetOptimWrapperConstructor
 from scalenet_mm.roles import Role, TrainPolicy, roles
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -223,6 +225,23 @@ def test_the_runners_features_keep_the_ties(changes, digits, tmp_path):
     assert set(state['state_dict']) == keys
     if len(nets) == 2:
         assert {k.removeprefix('module.') for k in state['ema_state_dict']} - {'steps'} == keys
+
+
+def test_an_iterations_randomness_depends_on_its_number_only(digits, tmp_path):
+    cfg = demo_config(digits, tmp_path, custom_hooks=[dict(type='ReseedHook')])
+    runner = Runner.from_cfg(cfg)
+    (hook,) = (h for h in runner.hooks if isinstance(h, ReseedHook))
+    runner._train_loop = runner.build_train_loop(cfg.train_cfg)
+
+    def draws(iteration: int) -> tuple:
+        runner.train_loop._iter = iteration
+        hook.before_train_iter(runner, batch_idx=0)
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    first = draws(3)
+    torch.rand(7), np.random.rand(7), random.random()  # such as a validation in between
+    assert draws(3) == first
+    assert not set(draws(4)) & set(first), 'each of the three generators moves on'
 
 
 def test_auto_scale_lr_scales_every_group(digits, tmp_path):

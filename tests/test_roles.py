@@ -91,6 +91,8 @@ def test_frozen_leaves_stay_in_eval_after_train():
     images = torch.randn(2, 3, 128, 128)
     a, b = (model.backbone(images)[0] for _ in range(2))
     assert not torch.equal(a, b), 'drop path of the scaled network stays active'
+    drops = [m for m in model.backbone.modules() if type(m).__name__ == 'DropPath']
+    assert drops and all(m.training for m in drops), 'also beside weights that are all frozen'
     TrainPolicy(also=['head']).apply(swin := swin_classifier())
     swin.train()
     assert swin.head.training

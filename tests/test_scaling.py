@@ -180,6 +180,22 @@ def test_ties_survive(way, live_host):
         torch.testing.assert_close(first(twin(x)), first(model(x)), **tolerance)
 
 
+def test_ties_hold_right_after_to_empty(live_host):
+    _, model, _ = scaled(live_host)
+    empty = copy.deepcopy(model).to('meta').to_empty(device='cpu')
+    assert ties_hold(empty), 'before a load could mend them'
+
+
+@pytest.mark.parametrize('way', ['deepcopy', 'double', 'to_empty', 'load_state_dict assign'])
+def test_instances_hold_their_sources_buffers(way):
+    net = SwinStage(32, 3, num_heads=2, window_size=2)
+    net.blocks = scale_layers(net.blocks, LayerMap.build(3, 2, 'interpolate'))
+    for model in (net, SURVIVES[way](net)):
+        found = [b.attn.w_msa.relative_position_index for b in model.blocks]
+        assert all(found[i] is found[i + 1] for i in (0, 2, 4))
+        assert found[0] is not found[2]
+
+
 def test_ties_survive_ema():
     from mmengine.model import ExponentialMovingAverage
 
@@ -250,6 +266,35 @@ def test_an_unscaled_state_dict_loads_with_norms_copied(live_host):
     deep = deep_copy_of(other, live_host[1], LayerMap.build(3, 2, 'interpolate').sources)
     with torch.no_grad():
         assert torch.equal(first(model(x)), first(deep(x)))
+
+
+def test_norms_are_tensors_of_their_own_after_loading_with_assign(live_host):
+    source, model, _ = scaled(live_host)
+    model.load_state_dict(source.state_dict(), assign=True)
+    assert ties_hold(model)
+    pointers = [p.data_ptr() for p in model.parameters()]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_norms_of_other_libraries_are_norms():
+    class ScaleNorm(nn.Module):
+        """Known by its class's name only."""
+
+        def __init__(self):
+            super().__init__()
+            self.g = nn.Parameter(torch.ones(1))
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            kinds = (nn.RMSNorm(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), ScaleNorm())
+            self.norms, self.fc = nn.ModuleList(kinds), nn.Linear(4, 4)
+
+    one, two = tie(nn.ModuleList([Block(), Block()]), LayerMap.build(1, 2))
+    assert one.fc.weight is two.fc.weight
+    assert shared_names(one) == ['fc.weight', 'fc.bias']
+    for a, b in zip(one.norms.parameters(), two.norms.parameters()):
+        assert a is not b
 
 
 def test_a_file_of_another_map_with_the_same_keys_is_refused():

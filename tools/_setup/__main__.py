@@ -29,14 +29,19 @@ INPUTS = (
 )
 
 
-def fingerprint(s: Setup) -> dict:
-    """What the environment was made from, and what must still be in it."""
+def inputs() -> str:
+    """A hash of where the checkout is and of what the set-up reads from it."""
     digest = hashlib.sha256(str(ROOT).encode())
     for path in sorted(path for pattern in INPUTS for path in ROOT.glob(pattern)):
         digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def fingerprint(s: Setup) -> dict:
+    """What the environment was made from, and what must still be in it."""
     there, site = s.installed(), s.site()
     return {
-        'inputs': digest.hexdigest(),
+        'inputs': inputs(),
         'python': re.search(r'python3\.\d+|$', str(site))[0],
         'versions': {n: there[n] for n in (*s.pins, 'scalenet-mm') if n in there},
         'upstream': s.upstream(),
@@ -71,6 +76,7 @@ def locked(s: Setup) -> Iterator[None]:
 
 def run_steps(s: Setup) -> None:
     s.log.write_text('')
+    before = inputs()  # a file changed while we work must count as changed
     start = time.monotonic()
     for number, (what, usually, step) in enumerate(STEPS, 1):
         begin = time.monotonic()
@@ -81,7 +87,7 @@ def run_steps(s: Setup) -> None:
             sentence = f'Step {number} ({what}) failed. {error}. The log is {s.log}'
             raise SetupError(sentence) from error
         print(f'      done in {elapsed(begin)}: {note}', flush=True)
-    stamp = {'is': fingerprint(s), 'torch_index': s.torch_index}
+    stamp = {'is': fingerprint(s) | {'inputs': before}, 'torch_index': s.torch_index}
     (s.state / 'stamp.json').write_text(json.dumps(stamp, indent=1))
     print(f'setup_env: ready after {elapsed(start)}. To use it: source "{s.env}/bin/activate"')
 

@@ -1,0 +1,524 @@
+"""The breaks that ``mutations.py`` applies, each with the test that must fail. How to add one: README.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A small break of the kind a careless change would make.
+
+    Attributes:
+        decision: number of the decision of the design that it breaks, or 'resume'.
+        what: the break in a few words.
+        file: path from the root of the checkout.
+        old: source text that occurs exactly once in ``file``.
+        new: what stands there instead.
+        test: pytest node id of the test that must fail.
+    """
+
+    decision: str
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+LAYER_MAP = 'scalenet_mm/layer_map.py'
+ADAPTERS = 'scalenet_mm/adapters.py'
+HOSTS = 'scalenet_mm/hosts.py'
+SCALING = 'scalenet_mm/scaling.py'
+ROLES = 'scalenet_mm/roles.py'
+SCALED = 'scalenet_mm/backbones/scaled.py'
+SWIN = 'scalenet_mm/backbones/swin.py'
+DEIT = 'scalenet_mm/backbones/deit.py'
+DENSE = 'scalenet_mm/backbones/dense_args.py'
+DIALECTS = 'scalenet_mm/checkpoint/dialects.py'
+READING = 'scalenet_mm/checkpoint/reading.py'
+STRICT = 'scalenet_mm/checkpoint/strict.py'
+OPTIM = 'scalenet_mm/engine/optim.py'
+HOOKS = 'scalenet_mm/engine/hooks.py'
+RESUME = 'scalenet_mm/engine/resume.py'
+
+T_LAYER_MAP = 'tests/test_layer_map.py::'
+T_ADAPTERS = 'tests/test_adapters.py::'
+T_SCALING = 'tests/test_scaling.py::'
+T_ROLES = 'tests/test_roles.py::'
+T_BACKBONES = 'tests/test_backbones.py::'
+T_DIALECTS = 'tests/test_dialects.py::'
+T_CONVERT = 'tests/test_convert_checkpoint.py::'
+T_ENGINE = 'tests/test_engine.py::'
+T_RESUME = 'tests/test_resume.py::'
+
+MUTATIONS = (
+    # 1. One tensor, one key
+    Mutation(
+        '1',
+        'tied keys stay in the state dict',
+        SCALING,
+        'state_dict.pop(prefix + key, None)',
+        'state_dict.get(prefix + key, None)',
+        T_SCALING + 'test_one_tensor_one_key[timm ViT]',
+    ),
+    Mutation(
+        '1',
+        'buffers are not shared',
+        SCALING,
+        'module._buffers.update(_persistent(owners[owner][name]))',
+        'pass',
+        T_SCALING + 'test_instances_hold_their_sources_buffers',
+    ),
+    Mutation(
+        '1',
+        'the last instance owns the keys in a file',
+        SCALING,
+        'owner, *others = layer_map.instances(int(index))',
+        '*others, owner = layer_map.instances(int(index))',
+        T_SCALING + 'test_an_unscaled_state_dict_loads_with_norms_copied[timm ViT]',
+    ),
+    Mutation(
+        '1',
+        'the optimizer gets a shared tensor once an instance',
+        OPTIM,
+        'if id(p) in seen:',
+        'if False:',
+        T_ENGINE + 'test_the_optimizer_holds_the_trainable_set_once',
+    ),
+    Mutation(
+        '1',
+        'a shared tensor counts once an instance',
+        ROLES,
+        'Count(1, n, n if p.requires_grad else 0, n * uses[id(p)])',
+        'Count(1, n * uses[id(p)], n if p.requires_grad else 0, n * uses[id(p)])',
+        T_ROLES + 'test_counts_are_of_unique_parameters',
+    ),
+    # 2. Ties survive
+    Mutation(
+        '2',
+        '.to() and .half() do not tie again',
+        SCALING,
+        'super()._apply(fn, recurse)\n        self.retie()',
+        'super()._apply(fn, recurse)',
+        T_SCALING + 'test_ties_survive[timm ViT-swap on conversion]',
+    ),
+    Mutation(
+        '2',
+        'to_empty() loses the ties',
+        SCALING,
+        'super()._apply(fn, recurse)\n        self.retie()',
+        'super()._apply(fn, recurse)',
+        T_SCALING + 'test_ties_hold_right_after_to_empty',
+    ),
+    Mutation(
+        '2',
+        'a load does not tie again',
+        SCALING,
+        'def _after_load(layers, incompatible_keys) -> None:\n    layers.retie()',
+        'def _after_load(layers, incompatible_keys) -> None:\n    pass',
+        T_SCALING + 'test_ties_survive[timm ViT-load_state_dict assign]',
+    ),
+    Mutation(
+        '2',
+        'pickle is not told how to make the class',
+        SCALING,
+        'def __reduce__(self):',
+        'def _reduce(self):',
+        T_SCALING + 'test_ties_survive[timm ViT-pickle]',
+    ),
+    Mutation(
+        '2',
+        'the load hook is a closure: copies mend the original',
+        SCALING,
+        'layers.register_load_state_dict_post_hook(_after_load)',
+        'layers.register_load_state_dict_post_hook(lambda _, keys: _after_load(layers, keys))',
+        T_SCALING + 'test_ties_survive[timm ViT-load_state_dict assign]',
+    ),
+    Mutation(
+        '2',
+        'the state-dict hook is a closure: pickle refuses it',
+        SCALING,
+        'layers._register_state_dict_hook(_one_tensor_one_key)',
+        'layers._register_state_dict_hook(lambda _, *args: _one_tensor_one_key(layers, *args))',
+        T_SCALING + 'test_ties_survive[timm ViT-torch.save]',
+    ),
+    Mutation(
+        '2',
+        'wrapping a linear copies its weight',
+        ADAPTERS,
+        'k: copy.copy(v)',
+        'k: copy.deepcopy(v)',
+        T_ADAPTERS + 'test_the_wrapper_keeps_parameters_hooks_and_keys',
+    ),
+    # 3. An unscaled pretrained checkpoint loads by itself
+    Mutation(
+        '3',
+        'only the owner gets the norms of its source',
+        SCALING,
+        'if rest in own[i]:',
+        'if rest not in own[i]:',
+        T_SCALING + 'test_an_unscaled_state_dict_loads_with_norms_copied[mmpretrain ViT]',
+    ),
+    Mutation(
+        '3',
+        'norms of one source are one tensor after assign',
+        SCALING,
+        'entries[key].clone()',
+        'entries[key]',
+        T_SCALING + 'test_norms_are_tensors_of_their_own_after_loading_with_assign',
+    ),
+    Mutation(
+        '3',
+        'layers keep the index they have in the file',
+        SCALING,
+        "state_dict[f'{prefix}{owner}.{rest}'] = entries[key]",
+        "state_dict[f'{prefix}{index}.{rest}'] = entries[key]",
+        T_SCALING + 'test_an_unscaled_state_dict_loads_with_norms_copied[torch encoder]',
+    ),
+    Mutation(
+        '3',
+        'adapters are missing in an expanded file',
+        SCALING,
+        'state_dict.update({prefix + k: v for k, v in adjustments.items()})',
+        'pass',
+        T_BACKBONES + 'test_the_scaled_net_equals_the_deep_host_of_copied_layers[swin-None-depth0]',
+    ),
+    Mutation(
+        '3',
+        'keys are not translated before the layers move',
+        SCALED,
+        'entries = to_host(split(entries)[0] if not prefix else entries, self.host)',
+        'entries = split(entries)[0] if not prefix else entries',
+        T_DIALECTS
+        + 'test_scaled_deit_equals_the_deep_host_of_copied_layers_in_each_dialect[official]',
+    ),
+    Mutation(
+        '3',
+        'init_weights() ignores the checkpoint',
+        SCALED,
+        "for cfg in pretrained:\n            self.load_pretrained(cfg['checkpoint'], cfg.get('prefix'))",
+        'pass',
+        T_DIALECTS
+        + 'test_scaled_deit_equals_the_deep_host_of_copied_layers_in_each_dialect[mmseg]',
+    ),
+    Mutation(
+        '3',
+        'load_from does not translate the keys',
+        HOOKS,
+        'rewrite(unwrap(checkpoint))',
+        'unwrap(checkpoint)',
+        T_ENGINE + 'test_load_from_takes_an_official_file',
+    ),
+    Mutation(
+        '3',
+        "Swin's patch merging keeps the order of its file",
+        DIALECTS,
+        '(4, -1))[..., [0, 2, 1, 3], :]',
+        '(4, -1))[..., [0, 1, 2, 3], :]',
+        T_DIALECTS + 'test_patch_merging_is_permuted_so_that_unfold_and_concatenation_agree',
+    ),
+    Mutation(
+        '3',
+        'bias tables are not resized to the window',
+        SWIN,
+        "elif name == 'relative_position_bias_table' and key in entries:",
+        'elif False:',
+        T_BACKBONES + 'test_sizes_are_adapted_on_loading',
+    ),
+    # 4. Strict
+    Mutation(
+        '4',
+        'keys are not compared before the load',
+        SCALED,
+        'self.register_load_state_dict_pre_hook(_require_exact_keys)',
+        'pass',
+        T_BACKBONES + 'test_mmengines_lenient_loading_is_strict_too[deit]',
+    ),
+    Mutation(
+        '4',
+        'every key may be missing',
+        SCALED,
+        '(may_miss & set(expected))',
+        'set(expected)',
+        T_BACKBONES + 'test_mmengines_lenient_loading_is_strict_too[swin]',
+    ),
+    Mutation(
+        '4',
+        'shapes are not compared',
+        STRICT,
+        'if k in got and got[k].shape != Size(s)',
+        'if k in got and got[k].ndim != len(s)',
+        T_BACKBONES + 'test_a_file_that_does_not_fit_is_refused_before_anything_changes[deit]',
+    ),
+    Mutation(
+        '4',
+        'the map is not stored',
+        SCALING,
+        "local_metadata['layer_map'] = list(layers.layer_map.sources)",
+        'pass',
+        T_SCALING + 'test_a_file_of_another_map_with_the_same_keys_is_refused',
+    ),
+    Mutation(
+        '4',
+        'the stored map is not compared',
+        SCALING,
+        'if stored is not None and tuple(stored) != layer_map.sources:',
+        'if stored is not None and len(stored) != len(layer_map):',
+        T_SCALING + 'test_a_file_of_another_map_with_the_same_keys_is_refused',
+    ),
+    Mutation(
+        '4',
+        'the backbone leaves the map to its containers, too late',
+        SCALED,
+        'check_stored_map(stored.get(name), layers.layer_map, prefix + name)',
+        'pass',
+        T_BACKBONES + 'test_a_file_of_another_map_is_refused_before_anything_changes[deit]',
+    ),
+    Mutation(
+        '4',
+        'the backbone does not store its maps',
+        SCALED,
+        'self._register_state_dict_hook(_store_layer_maps)',
+        'pass',
+        T_BACKBONES + 'test_a_file_of_another_map_is_refused_before_anything_changes[swin]',
+    ),
+    Mutation(
+        '4',
+        'a safetensors file loses the map',
+        READING,
+        "OrderedDict(json.loads(header.pop('_metadata', '{}')))",
+        'OrderedDict()',
+        T_CONVERT + 'test_the_layer_map_of_a_scaled_file_survives_in_both_formats',
+    ),
+    Mutation(
+        '4',
+        'bias tables of another order are taken',
+        DIALECTS,
+        'if tensor.shape != expected.shape or not torch.equal(tensor.cpu().long(), expected):',
+        'if tensor.shape != expected.shape:',
+        T_DIALECTS + 'test_foreign_files_are_refused_by_name',
+    ),
+    Mutation(
+        '4',
+        'independent copies load, all but the last one lost',
+        SCALING,
+        'return a is b or (a.shape == b.shape and torch.equal(a, b))',
+        'return a is b or a.shape == b.shape',
+        T_SCALING + 'test_a_file_of_an_independent_copy_network_is_refused[timm ViT]',
+    ),
+    # 5. times=1 with untouched adapters is the host, bit for bit
+    Mutation(
+        '5',
+        'adapters start with a small B instead of zero',
+        ADAPTERS,
+        'nn.init.zeros_(self.up)',
+        'nn.init.normal_(self.up, std=1e-3)',
+        T_SCALING + 'test_times_1_reproduces_the_host_bit_for_bit[mmpretrain Swin]',
+    ),
+    Mutation(
+        '5',
+        'norms are tied as well',
+        SCALING,
+        'if is_norm(block) or isinstance(block, Adjustment):',
+        'if isinstance(block, Adjustment):',
+        T_SCALING + 'test_keys_of_source_layers_are_the_hosts_own',
+    ),
+    Mutation(
+        '5',
+        'adapters are tied as well',
+        SCALING,
+        'if is_norm(block) or isinstance(block, Adjustment):',
+        'if is_norm(block):',
+        T_SCALING + 'test_one_tensor_one_key[mmpretrain ViT]',
+    ),
+    Mutation(
+        '5',
+        'rows and columns of relative positions are swapped',
+        SWIN,
+        'return rows * (2 * window - 1) + columns',
+        'return columns * (2 * window - 1) + rows',
+        T_BACKBONES + 'test_times_1_reproduces_the_host_bit_for_bit_at_any_size[swin-size2]',
+    ),
+    Mutation(
+        '5',
+        'small maps are not padded as mmdet does',
+        DENSE,
+        "{'pad_small_map': True}",
+        "{'pad_small_map': False}",
+        T_BACKBONES + 'test_the_arguments_of_mmdets_swin_are_understood[changed0]',
+    ),
+    Mutation(
+        '5',
+        "torch's encoder keeps its fast path past the adapters",
+        HOSTS,
+        "{'activation_relu_or_gelu': 0}",
+        '{}',
+        T_SCALING + 'test_adapters_act_on_every_host_in_eval_mode[torch encoder]',
+    ),
+    # 6. One rule gives every parameter its role
+    Mutation(
+        '6',
+        'a name makes an adjustment',
+        ROLES,
+        'for module in model.modules():\n'
+        '        for p in module.parameters(recurse=False):\n'
+        '            if isinstance(module, Adjustment):',
+        'for path, module in model.named_modules():\n'
+        '        for p in module.parameters(recurse=False):\n'
+        "            if 'adapter' in path:",
+        T_ROLES + 'test_names_do_not_decide',
+    ),
+    Mutation(
+        '6',
+        "a head's norm is an increment",
+        ROLES,
+        'elif is_norm(module) and id(module) in in_host:',
+        'elif is_norm(module):',
+        T_ROLES + 'test_norms_of_a_head_are_not_increments',
+    ),
+    Mutation(
+        '6',
+        'a layer used once counts as shared',
+        ROLES,
+        'if uses[id(p)] > 1 else',
+        'if uses[id(p)] > 0 else',
+        T_ROLES + 'test_every_parameter_has_one_role_by_what_holds_it',
+    ),
+    Mutation(
+        '6',
+        "only torch's LayerNorm is a norm",
+        SCALING,
+        "return isinstance(module, NORMS) or type(module).__name__.rstrip('123dD').endswith('Norm')",
+        'return isinstance(module, nn.LayerNorm)',
+        T_SCALING + 'test_norms_of_other_libraries_are_norms',
+    ),
+    Mutation(
+        '6',
+        'patterns match anywhere in a name',
+        ROLES,
+        'return len(wanted) <= len(parts) and all(map(fnmatchcase, parts, wanted))',
+        'return pattern in name',
+        T_ROLES + 'test_patterns_add_to_the_policy_by_whole_path_components',
+    ),
+    # 7. Frozen before DDP wraps (here: on a single process)
+    Mutation(
+        '7',
+        'the constructor groups without freezing',
+        OPTIM,
+        'self.policy.apply(model)\n',
+        '\n',
+        T_ENGINE + 'test_the_optimizer_holds_the_trainable_set_once',
+    ),
+    Mutation(
+        '7',
+        'a model wrapped before it was frozen is taken',
+        OPTIM,
+        'self._require_frozen(model)\n',
+        'pass\n',
+        T_ENGINE + 'test_a_wrapper_that_was_not_frozen_before_is_refused',
+    ),
+    Mutation(
+        '7',
+        'train() wakes frozen BatchNorm and drop-out',
+        ROLES,
+        'leaf.register_forward_pre_hook(_stay_in_eval)',
+        'pass',
+        T_ROLES + 'test_frozen_leaves_stay_in_eval_after_train',
+    ),
+    Mutation(
+        '7',
+        'drop path beside frozen weights is frozen too',
+        ROLES,
+        'elif id(leaf) not in in_host and frozen',
+        'elif frozen',
+        T_ROLES + 'test_frozen_leaves_stay_in_eval_after_train',
+    ),
+    Mutation(
+        '7',
+        'activation checkpointing is reentrant',
+        SCALED,
+        'use_reentrant=False',
+        'use_reentrant=True',
+        T_BACKBONES + 'test_checkpointed_blocks_train_behind_frozen_embeddings[deit]',
+    ),
+    # 8. Function-preserving start
+    Mutation(
+        '8',
+        'gates start at one',
+        ADAPTERS,
+        'self.scale = nn.Parameter(torch.zeros(()))',
+        'self.scale = nn.Parameter(torch.ones(()))',
+        T_BACKBONES + 'test_the_function_preserving_start_is_the_pretrained_function[deit-stack]',
+    ),
+    Mutation(
+        '8',
+        'the gate scales the adapter as well',
+        ADAPTERS,
+        'if self.gate is not None:\n'
+        '            y = self.gate(y)\n'
+        '        return y if self.adapter is None else y + self.adapter(x)',
+        'if self.adapter is not None:\n'
+        '            y = y + self.adapter(x)\n'
+        '        return y if self.gate is None else self.gate(y)',
+        T_ADAPTERS + 'test_gate_scales_the_linear_and_not_the_adapter',
+    ),
+    Mutation(
+        '8',
+        'the live instance has the wrong window shift',
+        LAYER_MAP,
+        'i > after and (i - source) % period == 0',
+        'i > after',
+        T_BACKBONES
+        + 'test_the_function_preserving_start_is_the_pretrained_function[swin-interpolate]',
+    ),
+    Mutation(
+        '8',
+        'gates are decayed',
+        OPTIM,
+        'if id(p) in gates:',
+        'if False:',
+        T_ENGINE + 'test_groups_are_merged_by_setting',
+    ),
+    Mutation(
+        '8',
+        'it is the default, not the paper',
+        DEIT,
+        "start='paper',\n    )",
+        "start='function',\n    )",
+        T_BACKBONES + 'test_the_scaled_net_equals_the_deep_host_of_copied_layers[deit-None-6]',
+    ),
+    # Exact resume
+    Mutation(
+        'resume',
+        'an iteration goes on with the generators as they are',
+        RESUME,
+        'seed_everything(MAIN, runner.seed, runner.iter, get_rank())',
+        'pass',
+        T_ENGINE + 'test_an_iterations_randomness_depends_on_its_number_only',
+    ),
+    Mutation(
+        'resume',
+        'every iteration gets the same seed',
+        RESUME,
+        'seed_everything(MAIN, runner.seed, runner.iter, get_rank())',
+        'seed_everything(MAIN, runner.seed, get_rank())',
+        T_ENGINE + 'test_an_iterations_randomness_depends_on_its_number_only',
+    ),
+    Mutation(
+        'resume',
+        "a sample is drawn with the worker's generators",
+        RESUME,
+        'seed_everything(*index.key)',
+        'pass',
+        T_RESUME + 'test_a_samples_randomness_depends_on_its_place_only',
+    ),
+    Mutation(
+        'resume',
+        'samples are augmented alike in every epoch',
+        RESUME,
+        'get_rank(), epoch, position)',
+        'get_rank(), position)',
+        T_RESUME + 'test_a_samples_randomness_depends_on_its_place_only',
+    ),
+)

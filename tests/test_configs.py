@@ -1,0 +1,136 @@
+"""Every shipped config builds, says what the paper says, and trains at full size."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+
+import scalenet_mm  # noqa: F401
+from scalenet_mm.analysis.flops import meta_parameters
+from scalenet_mm.roles import TrainPolicy, count, total
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / 'configs'
+IMAGENET = sorted(p.name for p in CONFIGS.glob('scalenet_*_100e.py'))
+# Sec. IV-A1 and paper.md, section 5: parameters, drop path; DeiT-T and DeiT-S are trained whole
+EXPECTED = {
+    'scalenet_deit_t_100e.py': (6_463_912, 0.0, 'all'),
+    'scalenet_deit_s_100e.py': (23_543_656, 0.2, 'all'),
+    'scalenet_deit_b_100e.py': (89_553_640, 0.5, 'increments'),
+    'scalenet_swin_t_100e.py': (29_246_818, 0.2, 'increments'),
+    'scalenet_swin_s_100e.py': (51_302_002, 0.2, 'increments'),
+    'scalenet_swin_b_100e.py': (90_029_216, 0.5, 'increments'),
+}
+
+
+def test_no_config_is_untested():
+    assert set(IMAGENET) == set(EXPECTED)
+
+
+@pytest.mark.parametrize('name', EXPECTED)
+def test_a_config_is_the_papers_recipe(name):
+    cfg = Config.fromfile(CONFIGS / name)
+    params, drop_path, train = EXPECTED[name]
+    assert cfg.model.backbone.drop_path_rate == drop_path
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 2e-4, 0.05)
+    assert cfg.param_scheduler[1].eta_min == 2e-6 and cfg.train_cfg.max_epochs == 100
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 512
+    assert (
+        cfg.optim_wrapper.paramwise_cfg.policy == cfg.model_wrapper_cfg.policy == dict(train=train)
+    )
+    init_default_scope('mmpretrain')
+    with meta_parameters():
+        model = MODELS.build(cfg.model)
+    TrainPolicy(**cfg.optim_wrapper.paramwise_cfg.policy).apply(model)
+    counts = total(count(model).values())
+    assert counts.params == params
+    if train == 'all':
+        assert counts.trainable == params
+    if name == 'scalenet_deit_b_100e.py':
+        assert counts.trainable == 3_024_384
+
+
+@pytest.mark.parametrize('name', EXPECTED)
+def test_leaf_configs_are_short(name):
+    lines = (CONFIGS / name).read_text().splitlines()
+    assert len(lines) <= 40 and lines[0] == f'# python tools/train.py configs/{name}'
+
+
+def test_configs_inherit_through_the_package_name(tmp_path):
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = 'scalenet_mm::scalenet_swin_t_100e.py'\nmodel = dict(backbone=dict(scale=dict(times=3)))\n"
+    )
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    assert cfg.model.backbone.type == 'ScaleNetSwin' and cfg.model.backbone.scale.times == 3
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """Generated images in ImageNet's folders: 1,000 classes are declared, a few are there."""
+    root = tmp_path_factory.mktemp('imagenet')
+    rng = np.random.default_rng(0)
+    for split, per_class in (('train', 2), ('val', 1)):
+        for name in ('n01440764', 'n01443537'):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                pixels = rng.integers(0, 256, (300, 260, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i}.JPEG')
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', EXPECTED)
+def test_a_config_trains_two_iterations_at_full_size(name, images, tmp_path):
+    """The command of the README, with data and batch cut down, from an unscaled checkpoint of the host."""
+    import torch
+
+    init_default_scope('mmpretrain')
+    cfg = Config.fromfile(CONFIGS / name)
+    cfg.model.backbone.pop('scale')
+    cfg.model.backbone.type = dict(d='VisionTransformer', s='SwinTransformer')[name[9]]
+    source = MODELS.build(cfg.model)
+    torch.save({'state_dict': source.state_dict()}, tmp_path / 'source.pth')
+    options = [
+        f'load_from={tmp_path / "source.pth"}',
+        f'train_dataloader.dataset.dataset.data_root={images}',
+        f'val_dataloader.dataset.data_root={images}',
+        f'test_dataloader.dataset.data_root={images}',
+        'train_dataloader.batch_size=2',
+        'val_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False',
+        'train_cfg.max_epochs=1',
+        'default_hooks.logger.interval=1',
+    ]
+    command = [
+        sys.executable,
+        ROOT / 'tools' / 'train.py',
+        CONFIGS / name,
+        '--work-dir',
+        tmp_path / 'run',
+    ]
+    done = subprocess.run(
+        [*map(str, command), '--cfg-options', *options],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        cwd=ROOT,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-3000:]
+    assert '[1][2/2]' in output and 'accuracy/top1' in output and 'What is trained:' in output
+    assert 'not match exactly' not in output, 'the unscaled checkpoint loads without a complaint'
+    state = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert (
+        sum(t.numel() for k, t in state.items() if 'relative_position_index' not in k)
+        == EXPECTED[name][0]
+    )
