@@ -228,6 +228,8 @@ def adjust_layers(
     if start not in STARTS:
         raise ValueError(f'start must be one of {STARTS}, got {start!r}.')
     parsed = parse_adjust(adjust)
+    if parsed is None and start == 'paper':
+        return  # plain sharing asks nothing of the host
     facts = facts or host_facts(layers[0])
     live = layers.layer_map.live(period) if start == 'function' else range(len(layers))
     for i, block in enumerate(layers):

@@ -285,7 +285,10 @@ def test_in_a_foreign_environment_only_what_is_missing_is_asked_for(parts, state
 
 def test_upstream_openmmlab_is_not_joined_by_the_maintained_family(parts, state, monkeypatch):
     add(state, 'mmengine', '0.10.7')
-    state.direct = {'onedl-mmcv': '2.3.6', 'onedl-mmdetection': '3.5.1', 'imaug': '1', 'one': '1.0'}
+    add(state, 'opencv_contrib_python', '4.11.0')
+    maintained = ('onedl-mmcv', 'onedl-mmdetection', 'imaug', 'opencv-python-headless')
+    state.direct = dict.fromkeys(maintained, '1.0') | {'one': '1.0'}
+    state.pins |= state.direct
     asked = []
     monkeypatch.setattr(parts['steps'], 'pip', lambda s, *words: asked.extend(map(str, words)))
     parts['steps'].install_others(state)

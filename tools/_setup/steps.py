@@ -97,9 +97,11 @@ def install_torch(s: Setup) -> str:
 
 
 def install_others(s: Setup) -> str:
-    names = s.pins if s.managed else s.direct
+    names = list(s.pins if s.managed else s.direct)
     if s.upstream():  # imaug, too, is the maintained family's
         names = [name for name in names if not name.startswith('onedl-') and name != 'imaug']
+    if not s.managed and any(name.startswith('opencv-') for name in s.installed()):
+        names = [name for name in names if not name.startswith('opencv-')]  # all write into cv2/
     note = install(s, names)
     version = s.site() / 'cv2' / 'version.py'
     if s.managed and 'headless = True' not in version.read_text():
