@@ -158,7 +158,7 @@ class AdaptedLinear(nn.Linear):
         self = cls.__new__(cls)
         self.__dict__ = {k: copy.copy(v) for k, v in linear.__dict__.items()}
         self.adapter = adapter
-        self.gate = Gate() if gated else None
+        self.gate = Gate().to(linear.weight.device, linear.weight.dtype) if gated else None
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -367,7 +367,9 @@ def test_tie_is_idempotent_and_refuses_a_wrong_length():
 def test_unknown_blocks_and_keys_are_refused():
     with pytest.raises(ValueError, match='HostFacts'):
         scale_layers([nn.Linear(2, 2)], LayerMap.build(1, 2), ADAPTER)
-    plain = scale_layers([nn.Linear(2, 2)], LayerMap.build(1, 2))  # sharing alone asks nothing of the host
+    plain = scale_layers(
+        [nn.Linear(2, 2)], LayerMap.build(1, 2)
+    )  # sharing alone asks nothing of the host
     assert plain[0].weight is plain[1].weight
     with pytest.raises(ValueError, match='source layers'):
         scale_layers(Encoder().layers, LayerMap.build(4, 2))

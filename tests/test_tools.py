@@ -1,0 +1,121 @@
+"""The command lines, as a stranger calls them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def call(tool: str, *args, cwd=ROOT, timeout=500) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=ENV
+    )
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    from scalenet_mm.data import make_demo_data
+
+    return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=266, val=57)[
+        'imagenet'
+    ]
+
+
+def options(digits):
+    return [
+        f'train_dataloader.dataset.dataset.data_root={digits}',
+        f'val_dataloader.dataset.data_root={digits}',
+        f'test_dataloader.dataset.data_root={digits}',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=1',
+    ]
+
+
+def test_train_then_test_gives_the_same_accuracy(digits, tmp_path):
+    config = ROOT / 'configs' / 'demo' / 'deit_digits.py'
+    done = call('train.py', config, '--work-dir', tmp_path, '--cfg-options', *options(digits))
+    assert done.returncode == 0, done.stderr[-2000:]
+    (trained,) = (
+        json.loads(line)
+        for line in next(tmp_path.rglob('scalars.json')).read_text().splitlines()
+        if 'accuracy' in line
+    )
+    out = tmp_path / 'metrics.json'
+    done = call(
+        'test.py', config, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 't', '--out', out,
+        '--cfg-options', *options(digits),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(out.read_text())['accuracy/top1'] == trained['accuracy/top1']
+    scaled = ROOT / 'configs' / 'demo' / 'scalenet_deit_digits.py'
+    done = call(
+        'train.py', scaled, '--work-dir', tmp_path / 's', '--cfg-options', *options(digits),
+        f'load_from={tmp_path / "epoch_1.pth"}',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (
+        'not match exactly' not in done.stdout + done.stderr
+        and 'What is trained:' in done.stdout + done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ('tool', 'args', 'says'),
+    [
+        ('train.py', ['configs/nothing.py'], 'scalenet_swin_t_100e.py'),
+        ('train.py', ['configs/demo/deit_digits.py', '--amp'], 'needs a GPU'),
+        ('train.py', ['configs/demo/deit_digits.py', '--auto-scale-lr'], 'base_batch_size'),
+        ('test.py', ['configs/demo/deit_digits.py', 'nothing.pth'], 'no checkpoint nothing.pth'),
+        (
+            'train.py',
+            ['configs/scalenet_swin_t_100e.py', '--cfg-options', 'model.backbone.frozen_stages=1'],
+            'frozen_stages=1',
+        ),
+    ],
+)
+def test_bad_calls_end_with_one_clear_sentence(tool, args, says, tmp_path):
+    import torch
+
+    if '--amp' in args and torch.cuda.is_available():
+        pytest.skip('there is a GPU here, so --amp is right')
+    done = call(tool, *args, '--work-dir', tmp_path)
+    assert done.returncode != 0 and says in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_quickstart_continues_after_a_kill_and_prints_its_table(tmp_path):
+    args = ['--work-dir', tmp_path / 'work', '--data', tmp_path / 'data', '--epochs', '2', '1']
+    command = [sys.executable, str(ROOT / 'tools' / 'quickstart.py'), *map(str, args)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.time() + 400
+    while not (tmp_path / 'work' / 'source' / 'last_checkpoint').exists():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    first, _ = process.communicate()
+    assert 'left' in first, 'progress with the time that is left'
+    done = call('quickstart.py', *args, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = json.loads((tmp_path / 'work' / 'result.json').read_text())
+    assert [r['name'].split()[0] for r in rows] == ['source', 'source', 'scaled', 'ScaleNet']
+    assert all(r['name'] in done.stdout for r in rows)
+    assert (
+        rows[3]['trainable'] < 0.2 * rows[0]['params']
+        and rows[3]['gflops'] > 1.9 * rows[0]['gflops']
+    )
+    assert (tmp_path / 'work' / 'result.png').stat().st_size > 10_000
+    log = next((tmp_path / 'work' / 'source').glob('2*/*.log'))
+    assert len(list((tmp_path / 'work' / 'source').glob('2*/*.log'))) >= 2 and log.exists()
+    changed = call('quickstart.py', *args[:-2], '3', '1')
+    assert changed.returncode != 0 and 'other settings' in changed.stderr
