@@ -70,12 +70,6 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         super().__init__({**source, 'num_layers': len(layer_map)}, out_indices=out_indices, **host)
         self._scale([layer_map], scale, with_cp)
 
-    @classmethod
-    def _source_arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str) and arch.lower() not in cls.arch_zoo:
-            raise ValueError(f'arch must be one of {sorted(cls.arch_zoo)} or a dict, got {arch!r}.')
-        return dict(cls.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
-
     def _containers(self):
         return [('layers', self.layers)]
 

@@ -25,7 +25,7 @@ ADJUST = dict(type='ParallelAdapter', rank=ADAPTER_RANK)
 class ScaledBackbone:
     """Mixed in before an mmpretrain backbone that was built at the scaled depth.
 
-    Subclasses say where the blocks are (``_containers``), what the paper's defaults are (``scale_defaults``) and which
+    Subclasses say where the blocks are (``_containers() -> [(name, container)]``), what the paper's defaults are (``scale_defaults``) and which
     norms a file may lack or have besides.
     """
 
@@ -56,9 +56,11 @@ class ScaledBackbone:
             )
         return {**cls.scale_defaults, **given}
 
-    def _containers(self) -> list[tuple[str, nn.Module]]:
-        """Name and container of every sequence of blocks."""
-        raise NotImplementedError  # pragma: no cover
+    @classmethod
+    def _source_arch(cls, arch: str | dict) -> dict:
+        if isinstance(arch, str) and arch.lower() not in cls.arch_zoo:
+            raise ValueError(f'arch must be one of {sorted(cls.arch_zoo)} or a dict, got {arch!r}.')
+        return dict(cls.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
 
     def _scale(self, maps: Sequence[LayerMap], scale: dict[str, Any], with_cp: bool) -> None:
         for (_, layers), layer_map in zip(self._containers(), maps):

@@ -75,12 +75,6 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
             super().__init__({**source, 'depths': [len(m) for m in maps]}, **host)
         self._scale(maps, scale, with_cp)
 
-    @classmethod
-    def _source_arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str) and arch.lower() not in cls.arch_zoo:
-            raise ValueError(f'arch must be one of {sorted(cls.arch_zoo)} or a dict, got {arch!r}.')
-        return dict(cls.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
-
     def _containers(self):
         return [(f'stages.{i}.blocks', stage.blocks) for i, stage in enumerate(self.stages)]
 
