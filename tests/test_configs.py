@@ -134,3 +134,45 @@ def test_a_config_trains_two_iterations_at_full_size(name, images, tmp_path):
         sum(t.numel() for k, t in state.items() if 'relative_position_index' not in k)
         == EXPECTED[name][0]
     )
+
+
+STOCK = {
+    'mmdet': ('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 'mmdet'),
+    'mmseg': (
+        'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+        'mmseg',
+    ),
+    'mmpretrain': ('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', 'mmpretrain'),
+}
+
+
+@pytest.mark.parametrize('package', STOCK)
+def test_a_stock_config_takes_the_backbone_by_its_type_alone(package, tmp_path):
+    """Inheriting from the package and changing ``type`` is all a user does; the features are those of its own Swin."""
+    import torch
+
+    base, scope = STOCK[package]
+    (tmp_path / 'mine.py').write_text(
+        f"_base_ = '{base}'\ncustom_imports = dict(imports=['scalenet_mm'])\n"
+        "model = dict(backbone=dict(type='ScaleNetSwin', init_cfg=None))\n"
+    )
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    init_default_scope(scope)
+    model = MODELS.build(cfg.model)
+    model.eval()
+    assert type(model.backbone).__name__ == 'ScaleNetSwin' and model.backbone.depths == [2, 2, 6, 4]
+    (tmp_path / 'stock.py').write_text(f"_base_ = '{base}'\n")
+    stock = MODELS.build(
+        Config.fromfile(tmp_path / 'stock.py').model.backbone | dict(init_cfg=None)
+    )
+    stock.eval()
+    model.backbone.load_state_dict(stock.state_dict())
+    unscaled = MODELS.build(cfg.model.backbone | dict(scale=dict(times=1)))
+    unscaled.eval()
+    unscaled.load_state_dict(stock.state_dict())
+    image = torch.randn(1, 3, 224, 256)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(unscaled(image), stock(image), strict=True))
+        scaled, plain = model.backbone(image), stock(image)
+    same = [torch.equal(a, b) for a, b in zip(scaled, plain, strict=True)]
+    assert same == [True] * (len(same) - 1) + [False], 'only the last stage is deeper'
