@@ -75,13 +75,17 @@ def images(tmp_path_factory):
     """Generated images in ImageNet's folders: 1,000 classes are declared, a few are there."""
     root = tmp_path_factory.mktemp('imagenet')
     rng = np.random.default_rng(0)
+    (root / 'meta').mkdir()
     for split, per_class in (('train', 2), ('val', 1)):
-        for name in ('n01440764', 'n01443537'):
+        lines = []
+        for label, name in enumerate(('n01440764', 'n01443537')):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(per_class):
                 pixels = rng.integers(0, 256, (300, 260, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f'{i}.JPEG')
+                lines.append(f'{name}/{i}.JPEG {label}')
+        (root / 'meta' / f'{split}.txt').write_text('\n'.join(lines))
     return root
 
 
@@ -109,6 +113,8 @@ def test_a_config_trains_two_iterations_at_full_size(name, images, tmp_path):
         'val_dataloader.num_workers=0',
         'val_dataloader.persistent_workers=False',
         'train_cfg.max_epochs=1',
+        'param_scheduler.0.end=1',  # the schedule is of 100 epochs
+        'param_scheduler.1.begin=0',
         'default_hooks.logger.interval=1',
     ]
     command = [
