@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class Adjustment(nn.Module):
         self, in_features: int, out_features: int, rank: int, init_std: float | None = None
     ):
         super().__init__()
-        if not isinstance(rank, int) or rank < 1:
+        if not isinstance(rank, Integral) or rank < 1:
             raise ValueError(
                 f'rank must be a whole number >= 1, got {rank!r}; adjust=None leaves the adjustment out.'
             )
@@ -179,6 +180,10 @@ def parse_adjust(
     """
     if adjust is None:
         return None
+    if not isinstance(adjust, Mapping):
+        raise ValueError(
+            f"adjust must be dict(type='ParallelAdapter'|'LoRA', ...) or None, got {adjust!r}."
+        )
     options = dict(adjust)
     kind = options.pop('type', 'ParallelAdapter')
     if kind not in ADJUSTMENTS:

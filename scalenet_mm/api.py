@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from .backbones import ScaleNetDeiT, ScaleNetSwin
 from .checkpoint.dialects import rewrite
 from .checkpoint.reading import read_checkpoint, unwrap
+from .checkpoint.strict import require
 
 BACKBONES = {'deit': ScaleNetDeiT, 'swin': ScaleNetSwin}
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
@@ -25,12 +27,14 @@ def build(
 ) -> nn.Module:
     """Builds a scaled model with random weights, in eval mode.
 
+    >>> import torch
     >>> deep = build('swin_t', scale=dict(times=2), num_classes=10)
     >>> deep(torch.zeros(1, 3, 224, 224)).shape
     torch.Size([1, 10])
 
     Args:
-        model: ``'deit_t'``, ``'deit_s'``, ``'deit_b'``, ``'swin_t'``, ... (also ``'swin-tiny'``), or a config file or dict.
+        model: ``'deit_t'``, ``'deit_s'``, ``'deit_b'``, ``'swin_t'``, ... (also ``'swin-tiny'``), or a config file or dict
+            (whose own number of classes stays unless another than 1000 is asked for).
         scale: see ``ScaleNetDeiT`` and ``ScaleNetSwin``; the paper's when left out.
         num_classes: of the classification head; None gives the bare backbone, which returns a tuple of features.
         backbone: the backbone's other arguments (``img_size``, ``out_indices``, ``drop_path_rate``, ``with_cp``, ...).
@@ -43,7 +47,7 @@ def build(
         or Path(model).suffix in ('.py', '.json', '.yaml', '.yml')
         or '::' in str(model)
     ):
-        return _from_config(model, scale, backbone).eval()
+        return _initialised(_from_config(model, scale, num_classes, backbone))
     host, _, size = str(model).lower().replace('-', '_').partition('_')
     if host not in BACKBONES or not size:
         raise ValueError(
@@ -53,7 +57,7 @@ def build(
     arch = SIZES.get(size, size)
     net = BACKBONES[host](arch if host == 'swin' else f'deit-{arch}', scale=scale, **backbone)
     if num_classes is None:
-        return net.eval()
+        return _initialised(net)
     dims = int(net.num_features[-1]) if host == 'swin' else net.embed_dims
     head = dict(
         type='LinearClsHead' if host == 'swin' else 'VisionTransformerClsHead', in_channels=dims
@@ -65,7 +69,7 @@ def build(
         head=dict(head, num_classes=num_classes, loss=dict(type='CrossEntropyLoss')),
     )
     init_default_scope('mmpretrain')
-    return MODELS.build(cfg).eval()
+    return _initialised(MODELS.build(cfg))
 
 
 def load(
@@ -89,16 +93,46 @@ def load(
         CheckpointError: if the file does not fit; the message lists the differences.
     """
     net = build(model, scale, num_classes, **backbone)
-    if num_classes is None and hasattr(net, 'load_pretrained'):
+    if hasattr(net, 'load_pretrained'):
         net.load_pretrained(checkpoint)
-    else:
-        net.load_state_dict(rewrite(unwrap(read_checkpoint(checkpoint))))
+        return net
+    state_dict = rewrite(unwrap(read_checkpoint(checkpoint)))
+    heads = {k: v.shape for k, v in net.state_dict().items() if not k.startswith('backbone.')}
+    got = {k: v for k, v in state_dict.items() if not k.startswith('backbone.')}
+    require(
+        heads, got, what='the head (num_classes=None loads the backbone alone)', where=checkpoint
+    )
+    net.load_state_dict(state_dict)
     return net
 
 
-def _from_config(model: str | Path | dict, scale: dict | None, backbone: dict) -> nn.Module:
+def _initialised(net: nn.Module) -> nn.Module:
+    """Runs ``init_weights``, which also loads what an ``init_cfg`` names; the log of every tensor's origin is left out."""
+    if any(p.is_meta for p in net.parameters()):
+        net.eval()
+        return net
+    level = MMLogger.get_current_instance().level
+    MMLogger.get_current_instance().setLevel('WARNING')
+    try:
+        net.init_weights()
+    finally:
+        MMLogger.get_current_instance().setLevel(level)
+    net.eval()
+    return net
+
+
+def _from_config(
+    model: str | Path | dict, scale: dict | None, num_classes: int | None, backbone: dict
+) -> nn.Module:
     cfg = Config(dict(model)) if isinstance(model, dict) else Config.fromfile(model)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     model_cfg = cfg.get('model', cfg)
-    model_cfg.backbone.update(backbone if scale is None else {**backbone, 'scale': scale})
+    if 'backbone' not in model_cfg:
+        model_cfg = dict(backbone=model_cfg)
+        num_classes = None
+    model_cfg['backbone'].update(backbone if scale is None else {**backbone, 'scale': scale})
+    if num_classes is None:
+        return MODELS.build(model_cfg['backbone'])
+    if num_classes != 1000 and 'num_classes' in model_cfg.get('head', {}):
+        model_cfg.head.num_classes = num_classes
     return MODELS.build(model_cfg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from numbers import Integral, Real
 
 ORDERS = ('stack', 'interpolate')
 
@@ -177,7 +177,7 @@ def stage_maps(
     else:
         scaled = _selected(len(depths), stages, 'stages')
         factors = [times if i in scaled else 1 for i in everything]
-    sources = dict(sources or {})
+    sources = {int(k): v for k, v in (sources or {}).items()}  # --cfg-options and JSON give strings
     _selected(len(depths), sources or 'all', 'sources')
     return tuple(
         LayerMap.build(
@@ -187,27 +187,35 @@ def stage_maps(
     )
 
 
-def _selected(depth: int, layers: str | Iterable[int], name: str = 'layers') -> list[int]:
+def _selected(depth: int, layers: str | int | Iterable[int], name: str = 'layers') -> list[int]:
     if isinstance(layers, str):
         if layers != 'all':
             raise ValueError(f"{name} must be 'all' or a list of indices, got {layers!r}.")
         return list(range(depth))
-    chosen = sorted(int(i) for i in layers)
-    if not chosen or len(set(chosen)) != len(chosen) or chosen[0] < 0 or chosen[-1] >= depth:
+    given = [layers] if isinstance(layers, Integral) else list(layers)
+    chosen = sorted(given)
+    whole = all(isinstance(i, Integral) for i in chosen)
+    if (
+        not whole
+        or not chosen
+        or len(set(chosen)) != len(chosen)
+        or chosen[0] < 0
+        or chosen[-1] >= depth
+    ):
         raise ValueError(
-            f'{name} must be distinct indices of 0..{depth - 1}, got {list(chosen)}; '
+            f'{name} must be distinct indices of 0..{depth - 1}, got {given}; '
             f"indices are 0-based (the paper's are 1-based), use 'all' for every one."
         )
-    return chosen
+    return [int(i) for i in chosen]
 
 
 def _whole(times: float, layers: int) -> int:
-    if not isinstance(times, (int, float)) or isinstance(times, bool) or times < 1:
+    if not isinstance(times, Real) or isinstance(times, bool) or not 1 <= times < float('inf'):
         raise ValueError(f'times must be a number >= 1, got {times!r}; use 1 to keep the depth.')
-    total = Fraction(times).limit_denominator(1000) * layers
-    if total.denominator != 1:
+    total = times * layers
+    if abs(total - round(total)) > 1e-6:
         raise ValueError(
             f'times x the number of layers must be whole, but {times} x {layers} = {float(total):g}; '
             f'the nearest is {round(total)} layers, times={round(total)}/{layers}.'
         )
-    return int(total)
+    return round(total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -98,6 +98,16 @@ class TrainPolicy:
         also = (self.also,) if isinstance(self.also, str) else tuple(self.also)
         object.__setattr__(self, 'also', also)
 
+    @classmethod
+    def from_cfg(cls, cfg: Mapping | None) -> TrainPolicy:
+        """Reads ``policy=dict(train=..., also=[...])``; None is the default."""
+        unknown = sorted(set(cfg or {}) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(
+                f'policy has no key {unknown}; it takes {sorted(cls.__dataclass_fields__)}.'
+            )
+        return cls(**(cfg or {}))
+
     def trainable(self, model: nn.Module) -> list[str]:
         """Names of the parameters to train.
 
@@ -124,11 +134,14 @@ class TrainPolicy:
             Names of the trainable parameters.
         """
         trainable = set(self.trainable(model))
+        for module in model.modules():  # what an earlier policy held in eval mode
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if hook is _stay_in_eval:
+                    del module._forward_pre_hooks[key]
         for name, p in model.named_parameters():
             p.requires_grad_(name in trainable)
         for leaf in _frozen_leaves(model):
-            if _stay_in_eval not in leaf._forward_pre_hooks.values():
-                leaf.register_forward_pre_hook(_stay_in_eval)
+            leaf.register_forward_pre_hook(_stay_in_eval)
             leaf.eval()
         return sorted(trainable)
 
@@ -141,7 +154,8 @@ def _frozen_leaves(model: nn.Module) -> Iterator[nn.Module]:
     """BatchNorms without a trainable parameter, and drop-outs next to frozen parameters only, outside scaled hosts."""
     in_host = {id(m) for _, host in scaled_hosts(model) for m in host.modules()}
     for parent in model.modules():
-        frozen = not any(p.requires_grad for p in parent.parameters())
+        beside = list(parent.parameters())
+        frozen = bool(beside) and not any(p.requires_grad for p in beside)
         for leaf in parent.children():
             params = list(leaf.parameters())
             if isinstance(leaf, nn.modules.batchnorm._NormBase):

@@ -34,6 +34,11 @@ class TiedLayers:
 
     def retie(self) -> None:
         """Every instance takes the Parameter (and buffer) objects of its owner. Idempotent."""
+        if len(self) != len(self.layer_map):
+            raise ValueError(
+                f'The layer map has {len(self.layer_map)} instances, but the container now holds {len(self)} blocks; '
+                'take a slice (a plain container) or scale the source layers anew instead of adding to a scaled container.'
+            )
         owners: dict[int, dict[str, nn.Module]] = {}
         for i, layer in enumerate(self):
             owner = self.layer_map.owner(i)
@@ -47,6 +52,14 @@ class TiedLayers:
             for name, module in mine.items():
                 module._parameters.update(owners[owner][name]._parameters)
                 module._buffers.update(_persistent(owners[owner][name]))
+
+    def __getitem__(
+        self, index
+    ):  # a slice is a plain container of the host's class: its map would be another one
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        host, blocks = type(self).__bases__[1], list(self)[index]
+        return host(*blocks) if issubclass(host, nn.Sequential) else host(blocks)
 
     def _apply(
         self, fn, recurse=True
@@ -188,7 +201,7 @@ def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: TiedLay
         for k, v in module.named_parameters(recurse=False)
     }
     plain = not any(f'{i}.{rest}' in adjustments for i, rest in parts.values())
-    if len(layer_map) == layer_map.depth and not plain:
+    if not plain:
         return False
     own = [set(layer.state_dict(keep_vars=True)) - set(shared_names(layer)) for layer in layers]
     for key in entries:
@@ -202,8 +215,7 @@ def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: TiedLay
         for i in others:
             if rest in own[i]:
                 state_dict[f'{prefix}{i}.{rest}'] = entries[key].clone()
-    if plain:
-        state_dict.update({prefix + k: v for k, v in adjustments.items()})
+    state_dict.update({prefix + k: v for k, v in adjustments.items()})
     return True
 
 
@@ -271,6 +283,11 @@ def scale_layers(
 
     The other arguments are those of ``adjust_layers``.
     """
+    if isinstance(layers, TiedLayers):
+        raise ValueError(
+            'These layers are scaled already, and scaling them again would lose track of what is shared; scale the '
+            'source layers once, with the whole map: LayerMap(sources) or a larger times.'
+        )
     if len(layers) != layer_map.depth:
         raise ValueError(
             f'The layer map names {layer_map.depth} source layers, but the network has {len(layers)}; '

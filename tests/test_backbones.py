@@ -343,7 +343,7 @@ def test_a_file_of_another_map_is_refused_before_anything_changes(host):
     one, two = (ours(host, dict(sources=s), seed=i) for i, s in enumerate(maps))
     before = copy.deepcopy(two.state_dict())
     assert before.keys() == one.state_dict().keys()
-    with pytest.raises(ValueError, match='another layer map'):
+    with pytest.raises(CheckpointError, match='another layer map'):
         two.load_state_dict(one.state_dict())
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in before.items())
 
@@ -386,3 +386,43 @@ def test_a_net_built_on_meta_takes_a_checkpoint(host):
     reference = ours(host, dict(adjust=None))
     reference.load_state_dict(source.state_dict())
     assert_equal_outputs(net, reference, torch.randn(1, 3, 50, 67))
+
+
+def test_norm_cfg_of_mmdet_reaches_every_norm():
+    from mmdet.models.backbones.swin import SwinTransformer as DetSwin
+
+    args = {**DENSE, 'norm_cfg': dict(type='LN', eps=1e-2)}
+    source = perturb(DetSwin(**args), seed=2)
+    source.eval()
+    net = ScaleNetSwin(**args, scale=dict(times=1, adjust=None)).eval()
+    net.load_state_dict(source.state_dict())
+    assert_equal_outputs(net, source, torch.randn(1, 3, 61, 90))
+
+
+def test_adapters_of_another_kind_are_refused_though_their_keys_fit():
+    source = ours('deit', dict(adjust=dict(type='ParallelAdapter', rank=4, act='ReLU')))
+    for other in (
+        dict(type='ParallelAdapter', rank=4),
+        dict(type='LoRA', rank=4, targets=('fc1', 'fc2')),
+    ):
+        net = ours('deit', dict(adjust=other))
+        assert set(net.state_dict()) == set(source.state_dict())
+        with pytest.raises(CheckpointError, match='another kind: .*ReLU'):
+            net.load_state_dict(source.state_dict())
+
+
+def test_tensors_that_no_resizer_can_take_are_refused_by_key():
+    swin, deit = host_net('swin', seed=1), host_net('deit', seed=1)
+    table = 'stages.1.blocks.0.attn.w_msa.relative_position_bias_table'
+    state = swin.state_dict()
+    with pytest.raises(
+        CheckpointError,
+        match='stages.1.blocks.0.*different windows|different windows.*stages.1.blocks.0',
+    ):
+        ours('swin').load_state_dict({**state, table: torch.zeros(25, 2)})
+    tables = {k: v[:-1] for k, v in state.items() if k.endswith('bias_table')}
+    with pytest.raises(CheckpointError, match='relative_position_bias_table: '):
+        ours('swin').load_state_dict({**state, **tables})
+    state = deit.state_dict()
+    with pytest.raises(CheckpointError, match=r'pos_embed \(1, 12, 32\)'):
+        ours('deit').load_state_dict({**state, 'pos_embed': state['pos_embed'][:, :12]})

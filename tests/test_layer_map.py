@@ -81,3 +81,21 @@ def test_a_map_without_the_pretrained_order_has_no_function_preserving_start():
         LayerMap((1, 0, 1)).live(period=2)
     with pytest.raises(ValueError, match='one factor for each of the 4 stages'):
         stage_maps((2, 2, 6, 2), times=(1, 2))
+
+
+def test_the_forms_that_command_lines_and_configs_give_are_understood():
+    import numpy as np
+
+    assert stage_maps((2, 2, 6, 2), sources={'3': [0, 0, 0, 1]})[3].sources == (0, 0, 0, 1)
+    assert [len(m) for m in stage_maps((2, 2, 6, 2), stages=2)] == [2, 2, 12, 2]
+    assert LayerMap.build(4, np.int64(2), layers=np.arange(2)) == LayerMap.build(
+        4, 2, layers=(0, 1)
+    )
+    for bad in (
+        dict(layers=[0.5, 1]),
+        dict(times=1.3333),
+        dict(times=float('nan')),
+        dict(times=float('inf')),
+    ):
+        with pytest.raises(ValueError, match='must be'):
+            LayerMap.build(12, **bad)

@@ -109,3 +109,15 @@ def test_counts_are_of_unique_parameters():
     assert counts[Role.NORM].params == (6 * 2 + 1) * 2 * d
     swin = MODELS.build(dict(type='ScaleNetSwin', arch=SWIN, window_size=4))
     assert total(count(swin).values()).params == sum(p.numel() for p in swin.parameters())
+
+
+def test_a_policy_replaces_an_earlier_one_whole():
+    model = swin_classifier()
+    model.head.bn, model.head.drop = nn.BatchNorm1d(5), nn.Sequential(nn.Dropout(0.5))
+    TrainPolicy().apply(model)
+    TrainPolicy('all').apply(model)
+    model.train()
+    model.head.drop(torch.zeros(1)), model.head.bn(torch.randn(4, 5))
+    assert model.head.bn.training and model.head.drop[0].training
+    with pytest.raises(ValueError, match="no key .'trian'."):
+        TrainPolicy.from_cfg(dict(trian='all'))

@@ -379,3 +379,27 @@ def test_unknown_blocks_and_keys_are_refused():
     ):
         with pytest.raises(ValueError, match=says):
             scale_layers(Encoder().layers, LayerMap.build(3, 2), ADAPTER, **kwargs)
+
+
+def test_a_scaled_container_is_not_scaled_again():
+    layers = scale_layers(Encoder().layers, LayerMap.build(3, 2))
+    with pytest.raises(ValueError, match='scaled already'):
+        scale_layers(layers, LayerMap.build(6, 2))
+
+
+def test_a_slice_is_a_plain_container_and_a_longer_one_is_refused():
+    model = timm_vit()
+    model.blocks = scale_layers(model.blocks, LayerMap.build(3, 2))
+    part = model.blocks[:3]
+    assert type(part) is nn.Sequential and len(part.double()) == 3
+    model.blocks.append(copy.deepcopy(part[0]))
+    with pytest.raises(ValueError, match='now holds 7 blocks'):
+        model.half()
+
+
+def test_adapters_of_a_file_are_not_spread_over_new_instances():
+    one, two = timm_vit(), timm_vit()
+    one.blocks = scale_layers(one.blocks, LayerMap.build(3, 1), ADAPTER)
+    two.blocks = scale_layers(two.blocks, LayerMap.build(3, 2), ADAPTER)
+    with pytest.raises(RuntimeError, match='Missing key'):
+        two.load_state_dict(dict(one.state_dict()))

@@ -119,3 +119,52 @@ def test_the_quickstart_continues_after_a_kill_and_prints_its_table(tmp_path):
     assert len(list((tmp_path / 'work' / 'source').glob('2*/*.log'))) >= 2 and log.exists()
     changed = call('quickstart.py', *args[:-2], '3', '1')
     assert changed.returncode != 0 and 'other settings' in changed.stderr
+
+
+def test_resume_before_the_first_checkpoint_starts_from_the_pretrained_file(digits, tmp_path):
+    """And ``policy`` is one setting, wherever it is changed."""
+    import torch
+    from mmengine.config import Config
+
+    import scalenet_mm
+
+    config = ROOT / 'configs' / 'demo' / 'scalenet_deit_digits.py'
+    source = scalenet_mm.build(
+        dict(
+            Config.fromfile(config).model,
+            backbone=Config.fromfile(config.with_name('deit_digits.py')).model.backbone,
+        )
+    )
+    torch.save({'state_dict': source.state_dict()}, tmp_path / 'source.pth')
+    done = call(
+        'train.py', config, '--work-dir', tmp_path / 'run', '--resume', '--cfg-options', *options(digits),
+        f'load_from={tmp_path / "source.pth"}', 'policy.train=increments', "policy.also=['head']",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'starts from its beginning' in done.stdout
+    state = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert torch.equal(
+        state['backbone.layers.0.attn.qkv.weight'],
+        source.state_dict()['backbone.layers.0.attn.qkv.weight'],
+    )
+    assert not torch.equal(state['head.fc.weight'], source.state_dict()['head.fc.weight']), (
+        'the head is trained too'
+    )
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ('code of the file ran',)
+
+
+def test_load_from_runs_no_code_of_the_file(digits, tmp_path):
+    import torch
+
+    torch.save({'state_dict': {}, 'evil': Evil()}, tmp_path / 'evil.pth')
+    config = ROOT / 'configs' / 'demo' / 'scalenet_deit_digits.py'
+    done = call(
+        'train.py', config, '--work-dir', tmp_path / 'run', '--cfg-options', *options(digits),
+        f'load_from={tmp_path / "evil.pth"}',
+    )  # fmt: skip
+    assert done.returncode != 0 and 'code of the file ran' not in done.stdout
+    assert 'eights only load failed' in done.stderr

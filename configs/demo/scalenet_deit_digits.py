@@ -8,9 +8,10 @@ model = dict(
     )
 )
 train_cfg = dict(max_epochs=4, val_interval=4)
+policy = dict(train='increments')
 optim_wrapper = dict(
     constructor='ScaleNetOptimWrapperConstructor',
     optimizer=dict(lr=2e-3),
-    paramwise_cfg=dict(policy=dict(train='increments'), norm_decay_mult=0.0),
+    paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0),
 )
 load_from = 'work_dirs/deit_digits/epoch_12.pth'

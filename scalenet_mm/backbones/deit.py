@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from mmengine.registry import MODELS
@@ -10,6 +11,7 @@ from mmpretrain.models.backbones.vision_transformer import (
     VisionTransformer,
 )
 
+from ..checkpoint.strict import CheckpointError
 from ..layer_map import LayerMap
 from .scaled import ADJUST, CheckpointedBlock, ScaledBackbone
 
@@ -72,6 +74,21 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
 
     def _containers(self):
         return [('layers', self.layers)]
+
+    def _adapt(self, entries):
+        embed = entries.get('pos_embed')
+        if embed is None:
+            return
+        tokens = embed.shape[1] if embed.ndim == 3 else 0
+        if (
+            embed.ndim != 3
+            or embed.shape[2] != self.embed_dims
+            or math.isqrt(max(tokens - 1, 0)) ** 2 not in (tokens - 1, tokens)
+        ):
+            raise CheckpointError(
+                f'pos_embed {tuple(embed.shape)} is no square of patches with {self.embed_dims} channels beside a class token; '
+                f'this model has {tuple(self.pos_embed.shape)}. Check that the file belongs to this architecture.'
+            )
 
     def optional_keys(self):
         may_extra = {f'{n}.{p}' for n in ('ln1', 'ln2') for p in ('weight', 'bias')}

@@ -16,7 +16,13 @@ PASSED_ON = {
     'drop_rate': (0.0, 'drop_rate', f'{_ATTN}.proj_drop', f'{_FFN}.ffn_drop'),
     'attn_drop_rate': (0.0, f'{_ATTN}.attn_drop'),
     'use_abs_pos_embed': (False, 'use_abs_pos_embed'),
-    'norm_cfg': (dict(type='LN'), 'norm_cfg', f'{_BLOCK}.norm_cfg'),
+    'norm_cfg': (
+        dict(type='LN'),
+        'norm_cfg',
+        f'{_BLOCK}.norm_cfg',
+        'patch_cfg.norm_cfg',
+        'stage_cfgs.downsample_cfg.norm_cfg',
+    ),
     'act_cfg': (dict(type='GELU'), f'{_FFN}.act_cfg'),
     'mlp_ratio': (4, f'{_BLOCK}.ffn_ratio'),
     'qkv_bias': (True, f'{_ATTN}.qkv_bias'),
@@ -57,8 +63,7 @@ def from_dense(dense: dict[str, Any]) -> tuple[dict, dict]:
                 at = at.setdefault(holder, {})
             at[last] = value
     if not given.pop('patch_norm', True):
-        host['patch_cfg'] = dict(norm_cfg=None)
-        host['stage_cfgs']['downsample_cfg'] = dict(norm_cfg=None)
+        host['patch_cfg']['norm_cfg'] = host['stage_cfgs']['downsample_cfg']['norm_cfg'] = None
     for name in IGNORED:
         given.pop(name, None)
     return arch, {**host, **given}

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor, nn
 
-from ..adapters import ADAPTER_RANK
+from ..adapters import ADAPTER_RANK, Adjustment
 from ..checkpoint.dialects import split, to_host
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
 from ..checkpoint.strict import CheckpointError, require
@@ -48,6 +48,8 @@ class ScaledBackbone:
                 'leave it out and choose what is trained with '
                 "optim_wrapper=dict(constructor='ScaleNetOptimWrapperConstructor', ...)."
             )
+        if not isinstance(scale, (dict, type(None))):
+            raise ValueError(f'scale must be a dict or None, got {scale!r}.')
         given = dict(scale or {})
         unknown = sorted(set(given) - set(cls.scale_defaults))
         if unknown:
@@ -91,6 +93,13 @@ class ScaledBackbone:
 
     def init_weights(self) -> None:
         """Initialises as the host does, then loads ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``."""
+        if self.is_init:
+            print_log(
+                f'{type(self).__name__}: initialised already; nothing is changed.',
+                'current',
+                logging.WARNING,
+            )
+            return
         init_cfg = self.init_cfg
         cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
         pretrained = [c for c in cfgs if c['type'] in ('Pretrained', PretrainedInit)]
@@ -121,6 +130,7 @@ class ScaledBackbone:
             self.load_state_dict(split(state_dict)[0])
         except (CheckpointError, ValueError) as e:
             raise CheckpointError(f'{checkpoint}: {e}', getattr(e, 'differences', None)) from e
+        print_log(f'{type(self).__name__}: loaded {checkpoint}', 'current')
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         entries = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
@@ -134,19 +144,42 @@ class ScaledBackbone:
         if not any(isinstance(v, Tensor) for v in entries.values()):
             entries = unwrap(entries)
         entries = to_host(split(entries)[0] if not prefix else entries, self.host)
-        stored = local_metadata.get('layer_maps', {})
+        self._check_stored(local_metadata, prefix)
         for name, layers in self._containers():
-            check_stored_map(stored.get(name), layers.layer_map, prefix + name)
             expand(entries, f'{name}.', layers)
         self._adapt(entries)
         state_dict.update({prefix + k: v for k, v in entries.items()})
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _check_stored(self, metadata: dict, prefix: str) -> None:
+        """What two scaled networks with the same keys and shapes may differ in: their maps, and what adapters compute."""
+        stored = metadata.get('layer_maps', {})
+        try:
+            for name, layers in self._containers():
+                check_stored_map(stored.get(name), layers.layer_map, prefix + name)
+        except ValueError as e:
+            raise CheckpointError(str(e)) from e
+        theirs, mine = metadata.get('adjust', self._adjust_kind()), self._adjust_kind()
+        if theirs != mine:
+            raise CheckpointError(
+                f'The checkpoint was trained with adjustments of another kind: {theirs}, this model has {mine}; '
+                'build it with the same scale=dict(adjust=...).'
+            )
+
+    def _adjust_kind(self) -> list[str]:
+        found = {
+            (type(m).__name__, getattr(m, 'act', ''))
+            for m in self.modules()
+            if isinstance(m, Adjustment)
+        }
+        return sorted(' '.join(kind).strip() for kind in found)
 
     def _adapt(self, entries: dict[str, Tensor]) -> None:
         """Completes a file's entries: what the architecture decides, and sizes the host's own hooks do not resize."""
 
 
 def _store_layer_maps(backbone: ScaledBackbone, state_dict, prefix, local_metadata) -> None:
+    local_metadata['adjust'] = backbone._adjust_kind()
     local_metadata['layer_maps'] = {n: list(m.sources) for n, m in backbone.layer_maps().items()}
 
 

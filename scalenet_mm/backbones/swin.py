@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..checkpoint.resize import resize_bias_table
+from ..checkpoint.strict import CheckpointError
 from ..layer_map import stage_maps
 from .dense_args import from_dense
 from .scaled import ADJUST, CheckpointedBlock, ScaledBackbone
@@ -85,14 +86,25 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
         )  # a classifier has the last stage's only
 
     def _adapt(self, entries: dict[str, Tensor]) -> None:
+        tables = {
+            k: v.shape[0] for k, v in entries.items() if k.endswith('.relative_position_bias_table')
+        }
+        if len(set(tables.values())) > 1:
+            few = min(tables, key=lambda k: list(tables.values()).count(tables[k]))
+            raise CheckpointError(
+                f'The bias tables of the file are of different windows: {few} has {tables[few]} rows.'
+            )
         for key in self.state_dict():
             module, _, name = key.rpartition('.')
             if name == 'relative_position_index':
                 entries[key] = relative_position_index(self.get_submodule(module).window_size[0])
-            elif name == 'relative_position_bias_table' and key in entries:
-                entries[key] = resize_bias_table(
-                    entries[key], self.get_submodule(module).window_size[0]
-                )
+            elif key in tables:
+                try:
+                    entries[key] = resize_bias_table(
+                        entries[key], self.get_submodule(module).window_size[0]
+                    )
+                except ValueError as e:
+                    raise CheckpointError(f'{key}: {e}') from e
 
 
 def relative_position_index(window: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from .resume import make_resumable
 
@@ -42,6 +44,9 @@ def load_config(args: argparse.Namespace) -> Config:
         SystemExit: if there is no such file.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    os.environ.setdefault(
+        'TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1'
+    )  # mmengine falls back to running what a file holds
     if '::' not in args.config and not Path(args.config).is_file():
         near = (
             sorted(p.name for p in Path(args.config).parent.glob('*.py'))
@@ -55,6 +60,11 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
+    if (
+        'policy' in cfg
+    ):  # one setting, two places: a child config or --cfg-options may change the one alone
+        for place in ('optim_wrapper.paramwise_cfg.policy', 'model_wrapper_cfg.policy'):
+            cfg.merge_from_dict({place: dict(_delete_=True, **cfg.policy)})
     name = Path(args.config.rpartition('::')[2]).stem
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     return cfg
@@ -96,8 +106,13 @@ def train(argv: list[str] | None = None) -> None:
             )
         cfg.auto_scale_lr.enable = True
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        found = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        if found:
+            cfg.resume, cfg.load_from = True, found
+        else:
+            print(
+                f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.'
+            )
     build_runner(cfg).train()
 
 
@@ -113,6 +128,4 @@ def test(argv: list[str] | None = None) -> None:
     cfg.load_from, cfg.resume = args.checkpoint, False
     metrics = build_runner(cfg).test()
     if args.out:
-        import json
-
         Path(args.out).write_text(json.dumps(metrics, indent=1))

@@ -42,7 +42,7 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         paramwise = dict(paramwise_cfg or {})
-        self.policy = TrainPolicy(**paramwise.pop('policy', {}))
+        self.policy = TrainPolicy.from_cfg(paramwise.pop('policy', None))
         unknown = sorted(set(paramwise) - PARAMWISE_KEYS)
         if unknown:
             raise ValueError(

@@ -90,7 +90,8 @@ class SeededSampler(Sampler):
         return len(self.inner)
 
     def set_epoch(self, epoch: int) -> None:
-        self.inner.set_epoch(epoch)
+        if hasattr(self.inner, 'set_epoch'):
+            self.inner.set_epoch(epoch)
 
 
 @DATASETS.register_module()
@@ -132,6 +133,6 @@ def make_resumable(cfg) -> None:
     if not any(h.get('type') == 'ReseedHook' for h in hooks if isinstance(h, dict)):
         cfg.custom_hooks = [*hooks, dict(type='ReseedHook')]
     loader = cfg.get('train_dataloader')
-    if loader and loader.dataset.type != 'SeededDataset':
-        loader.dataset = dict(type='SeededDataset', dataset=loader.dataset)
-        loader.sampler = dict(type='SeededSampler', sampler=loader.sampler)
+    for key, kind in (('dataset', 'SeededDataset'), ('sampler', 'SeededSampler')):
+        if loader and loader[key].type != kind:
+            loader[key] = dict(type=kind, **{key: loader[key]})

@@ -19,7 +19,7 @@ class ScaleNetDistributedDataParallel(MMDistributedDataParallel):
     """
 
     def __init__(self, module: nn.Module, *args, policy: dict | None = None, **kwargs):
-        TrainPolicy(**(policy or {})).apply(module)
+        TrainPolicy.from_cfg(policy).apply(module)
         if next(module.parameters()).device.type == 'cpu':
             kwargs['device_ids'] = (
                 None  # what DDP wants there; mmengine always passes the local rank
