@@ -163,7 +163,7 @@ def run(job: Job) -> list[Result]:
         f'Data: scenes of two handwritten digits, the label is their sum -> {job.data} (about 30 s, once)',
     )
     make_demo_data(job.data, ['imagenet'], workers=2, progress=progress)
-    say(2, f'Source: a DeiT with 4 layers from scratch, {source_epochs} epochs (about 2 min)')
+    say(2, f'Source: a DeiT with 4 layers from scratch, {source_epochs} epochs (about 4 min)')
     source_cfg = job.config('deit_digits.py', 'source', source_epochs)
     source, minutes = job.train(source_cfg)
     rows = [job.evaluate('source', source_cfg, source, minutes)]

@@ -9,7 +9,7 @@ custom_imports = dict(imports=['scalenet_mm'])
 custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
 randomness = dict(seed=0)
 
-# What is trained, and what else: policy = dict(train='increments', also=['head.fc']) trains the head besides.
+# What is trained, and what else: policy = dict(train='increments', also=['head']) trains the head besides.
 policy = dict(train='increments')
 model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
 optim_wrapper = dict(

@@ -79,12 +79,15 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         embed = entries.get('pos_embed')
         if embed is None:
             return
-        tokens = embed.shape[1] if embed.ndim == 3 else 0
-        if (
-            embed.ndim != 3
-            or embed.shape[2] != self.embed_dims
-            or math.isqrt(max(tokens - 1, 0)) ** 2 not in (tokens - 1, tokens)
-        ):
+        fits = embed.ndim == 3 and embed.shape[2] == self.embed_dims
+        patches = (
+            (embed.shape[1], embed.shape[1] - 1) if fits else ()
+        )  # without and with a class token
+        same = fits and embed.shape[1] - self.pos_embed.shape[1] in (
+            0,
+            1,
+        )  # no resizing: any grid, not only squares
+        if not same and not any(math.isqrt(n) ** 2 == n for n in patches):
             raise CheckpointError(
                 f'pos_embed {tuple(embed.shape)} is no square of patches with {self.embed_dims} channels beside a class token; '
                 f'this model has {tuple(self.pos_embed.shape)}. Check that the file belongs to this architecture.'
