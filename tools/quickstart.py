@@ -110,7 +110,7 @@ class Job:
             predictions = [int(s.pred_label) for s in self.predict(runner)]
         policy = cfg.optim_wrapper.get('paramwise_cfg', {}).get('policy', dict(train='all'))
         model = MODELS.build(cfg.model)
-        TrainPolicy(**policy).apply(model)
+        TrainPolicy.from_cfg(policy).apply(model)
         trainable = total(count(model).values()).trainable if minutes else 0
         cost = measure(model, (32, 32))
         return Result(

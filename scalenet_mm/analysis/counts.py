@@ -139,7 +139,7 @@ def train_policy(model: str | Path) -> TrainPolicy:
         return TrainPolicy()
     if wrapper.get('constructor') != 'ScaleNetOptimWrapperConstructor':
         return TrainPolicy('all')  # nobody freezes anything
-    return TrainPolicy(**(wrapper.get('paramwise_cfg') or {}).get('policy', {}))
+    return TrainPolicy.from_cfg((wrapper.get('paramwise_cfg') or {}).get('policy'))
 
 
 def measure(model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE) -> Cost:
