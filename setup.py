@@ -31,7 +31,9 @@ EXTRAS = {
         'regex',
         'setuptools<82',
     ],
-    'tests': ['pytest', 'pytest-xdist', 'timm', 'scikit-learn', 'fvcore', 'matplotlib'],
+    'delta': ['huggingface_hub'],  # hf:// addresses
+    'export': ['onnx', 'onnxscript', 'onnxruntime'],
+    'tests': ['pytest', 'pytest-xdist', 'timm', 'scikit-learn', 'fvcore', 'matplotlib', 'tensorboard'],
 }
 
 

@@ -1,0 +1,97 @@
+# Digit scenes in COCO layout (docs/demo_data.md): 128 x 128, three to six digits of 10 classes, boxes and masks.
+_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
+custom_imports = dict(imports=['scalenet_mm'])
+custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
+randomness = dict(seed=0)
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='SwinTransformer',
+        embed_dims=32,
+        depths=[1, 1, 2, 2],
+        num_heads=[1, 2, 4, 8],
+        window_size=4,
+        drop_path_rate=0.0,
+        out_indices=(0, 1, 2, 3),
+    ),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10),
+    ),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=300, max_per_img=100),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=30)),
+)
+
+_metainfo = dict(classes=[str(i) for i in range(10)])
+_data_root = 'data/demo/coco/'
+_loader = dict(batch_size=8, num_workers=1, persistent_workers=True)
+train_dataloader = dict(
+    **_loader,
+    dataset=dict(
+        type='SeededDataset',
+        dataset=dict(
+            type='CocoDataset',
+            data_root=_data_root,
+            ann_file='annotations/instances_train2017.json',
+            data_prefix=dict(img='train2017/'),
+            metainfo=_metainfo,
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=True),
+                dict(type='PackDetInputs'),
+            ],
+        ),
+    ),
+    sampler=dict(type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
+)
+val_dataloader = dict(
+    **_loader,
+    dataset=dict(
+        type='CocoDataset',
+        test_mode=True,
+        data_root=_data_root,
+        ann_file='annotations/instances_val2017.json',
+        data_prefix=dict(img='val2017/'),
+        metainfo=_metainfo,
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(128, 128), keep_ratio=True),
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+            dict(
+                type='PackDetInputs',
+                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+            ),
+        ],
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+test_dataloader = val_dataloader
+val_evaluator = test_evaluator = dict(
+    type='CocoMetric',
+    ann_file=_data_root + 'annotations/instances_val2017.json',
+    metric=['bbox', 'segm'],
+)
+train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=4)
+val_cfg = test_cfg = dict()
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),
+    dict(type='CosineAnnealingLR', eta_min=5e-6, by_epoch=True, convert_to_iter_based=True),
+]
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=20),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+)

@@ -1,0 +1,76 @@
+# Digit scenes in ADE20K layout (docs/demo_data.md): 128 x 128, background and ten digits, one label a pixel.
+_base_ = ['mmseg::_base_/models/upernet_swin.py', 'mmseg::_base_/default_runtime.py']
+custom_imports = dict(imports=['scalenet_mm'])
+custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
+randomness = dict(seed=0)
+
+_norm = dict(type='BN', requires_grad=True)
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(
+        embed_dims=32,
+        depths=[1, 1, 2, 2],
+        num_heads=[1, 2, 4, 8],
+        window_size=4,
+        drop_path_rate=0.0,
+    ),
+    decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=11, norm_cfg=_norm),
+    auxiliary_head=dict(in_channels=128, channels=32, num_classes=11, norm_cfg=_norm),
+)
+
+_metainfo = dict(classes=['background', *[str(i) for i in range(10)]])
+_loader = dict(batch_size=8, num_workers=1, persistent_workers=True)
+_data = dict(
+    type='BaseSegDataset',
+    data_root='data/demo/ade',
+    img_suffix='.jpg',
+    seg_map_suffix='.png',
+    reduce_zero_label=True,
+    metainfo=_metainfo,
+    pipeline=[
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', reduce_zero_label=True),
+        dict(type='PackSegInputs'),
+    ],
+)
+train_dataloader = dict(
+    **_loader,
+    dataset=dict(
+        type='SeededDataset',
+        dataset=dict(
+            **_data,
+            data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+        ),
+    ),
+    sampler=dict(type='SeededSampler', sampler=dict(type='InfiniteSampler', shuffle=True)),
+)
+val_dataloader = dict(
+    **_loader,
+    dataset=dict(
+        **_data,
+        data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+test_dataloader = val_dataloader
+val_evaluator = test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=1500, val_interval=500)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False),
+]
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=1),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook'),
+)
