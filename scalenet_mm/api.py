@@ -11,9 +11,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from .backbones import ScaleNetDeiT, ScaleNetSwin
-from .checkpoint.dialects import rewrite
+from .checkpoint.dialects import classifier_of, rewrite
 from .checkpoint.reading import read_checkpoint, unwrap
 from .checkpoint.strict import require
+from .compat import read_config
 
 BACKBONES = {'deit': ScaleNetDeiT, 'swin': ScaleNetSwin}
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
@@ -96,7 +97,7 @@ def load(
     if hasattr(net, 'load_pretrained'):
         net.load_pretrained(checkpoint)
         return net
-    state_dict = rewrite(unwrap(read_checkpoint(checkpoint)))
+    state_dict = rewrite(unwrap(read_checkpoint(checkpoint)), classifier_of(net))
     heads = {k: v.shape for k, v in net.state_dict().items() if not k.startswith('backbone.')}
     got = {k: v for k, v in state_dict.items() if not k.startswith('backbone.')}
     require(
@@ -124,7 +125,7 @@ def _initialised(net: nn.Module) -> nn.Module:
 def _from_config(
     model: str | Path | dict, scale: dict | None, num_classes: int | None, backbone: dict
 ) -> nn.Module:
-    cfg = Config(dict(model)) if isinstance(model, dict) else Config.fromfile(model)
+    cfg = Config(dict(model)) if isinstance(model, dict) else read_config(model)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     model_cfg = cfg.get('model', cfg)
     if 'backbone' not in model_cfg:

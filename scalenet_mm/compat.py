@@ -1,10 +1,12 @@
 """What the two OpenMMLab families (upstream and the maintained `onedl-*`) need to work alike.
 
 `patch()` runs when `scalenet_mm` is imported. A config file's `_base_` is resolved before its
-`custom_imports`, so `_base_ = 'scalenet_mm::...'` asks for an earlier `import scalenet_mm`, as our
-tools do.
+`custom_imports`, so `_base_ = 'scalenet_mm::...'` asks for an earlier `import scalenet_mm`: our tools
+do that, `python -m scalenet_mm.run` does it for any other tool, and so does an import inside the
+value of `_base_`, which mmengine evaluates first (docs/interop.md).
 """
 
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,7 @@ def patch() -> None:
         return
     _name_the_distributions()
     _resolve_own_configs()
+    _group_tied_layers()
     _allow_own_checkpoints()
 
 
@@ -70,6 +73,27 @@ def own_config(name: str) -> Path:
     )
 
 
+def read_config(config):
+    """The mmengine `Config` of a file, of `package::name`, or a copy of a config.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message lists those beside it.
+    """
+    from mmengine.config import Config
+
+    if isinstance(config, Config):
+        return config.copy()
+    if '::' in str(config):
+        return Config.fromfile(Config._get_cfg_path(str(config), '')[0])
+    path = Path(config)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
+        raise FileNotFoundError(
+            f'There is no config {config}. In that folder: {", ".join(near) or "nothing"}.'
+        )
+    return Config.fromfile(path)
+
+
 def _resolve_own_configs() -> None:
     """mmengine wants a folder in `package::folder/config.py` and a name known to pip; ours are flat.
 
@@ -88,6 +112,35 @@ def _resolve_own_configs() -> None:
 
     get_cfg_path.knows_scalenet_mm = True
     Config._get_cfg_path = staticmethod(get_cfg_path)
+
+
+def _group_tied_layers() -> None:
+    """Lets stock configs with a `paramwise_cfg` train tied layers, by mmengine's constructor or ours.
+
+    mmengine's lists a shared tensor for every module that holds it, which torch refuses: the first
+    place counts, as in `model.parameters()`. And `custom_keys` of such configs name the layers of
+    the unscaled network, so every instance takes its source's settings.
+    """
+    from mmengine.optim import DefaultOptimWrapperConstructor
+
+    host = DefaultOptimWrapperConstructor.add_params
+    if getattr(host, 'knows_scalenet_mm', False):
+        return
+
+    @wraps(host)
+    def add_params(self, params, module, prefix='', is_dcn_module=None) -> None:
+        layer_map = getattr(module, 'layer_map', None)  # of a container of tied layers
+        if layer_map is None:
+            host(self, params, module, prefix, is_dcn_module)
+        else:
+            for source, layer in zip(layer_map.sources, module.children()):
+                self.add_params(params, layer, f'{prefix}.{source}'.lstrip('.'), False)
+        if not prefix:  # back at the root: every group is there, each of one tensor
+            first = {id(group['params'][0]): group for group in reversed(params)}
+            params[:] = [g for g in params if first[id(g['params'][0])] is g]
+
+    add_params.knows_scalenet_mm = True
+    DefaultOptimWrapperConstructor.add_params = add_params
 
 
 def _history_method(owner: type, name: str) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from fnmatch import fnmatchcase
 
@@ -78,6 +79,20 @@ def matches(name: str, pattern: str) -> bool:
     return len(wanted) <= len(parts) and all(map(fnmatchcase, parts, wanted))
 
 
+def nearest(pattern: str, names: Iterable[str]) -> list[str]:
+    """Up to five modules or parameters that ``pattern`` may have meant: those that end like it, then those spelt alike.
+
+    Without any, the outermost modules.
+
+    >>> nearest('bbox_head.fc_clss', ['roi_head.bbox_head.fc_cls.weight', 'neck.weight'])[0]
+    'roi_head.bbox_head.fc_cls'
+    """
+    paths = {'.'.join(n.split('.')[:i]): None for n in names for i in range(1, n.count('.') + 2)}
+    ending = [p for p in paths if p.endswith('.' + pattern)]
+    alike = get_close_matches(pattern, paths, n=5)
+    return list(dict.fromkeys([*ending, *alike]))[:5] or sorted(p for p in paths if '.' not in p)
+
+
 @dataclass(frozen=True)
 class TrainPolicy:
     """Which parameters are trained.
@@ -117,10 +132,9 @@ class TrainPolicy:
         found = roles(model)
         for pattern in self.also:
             if not any(matches(name, pattern) for name in found):
-                tops = sorted({'.'.join(n.split('.')[:2]) for n in found})
                 raise ValueError(
-                    f'The pattern {pattern!r} of parameters to train matches none; patterns are whole path components '
-                    f'such as {tops[-1]!r}. Modules of this model: {tops}.'
+                    f'The pattern {pattern!r} of parameters to train matches none; patterns are whole path components. '
+                    f'Nearest in this model: {nearest(pattern, found)}.'
                 )
         chosen = set(Role) if self.train == 'all' else INCREMENTS
         return [n for n, r in found.items() if r in chosen or any(matches(n, p) for p in self.also)]

@@ -1,6 +1,7 @@
 """Small hosts that the tests share, and one way to make weights that are nowhere trivial."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -107,5 +108,10 @@ def first(output):
 
 
 @pytest.fixture(autouse=True)
-def _deterministic():
+def _each_test_alone():
+    """A fixed seed, and an environment that no other test has changed (reading a config sets variables)."""
     torch.manual_seed(0)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

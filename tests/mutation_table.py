@@ -10,7 +10,7 @@ class Mutation:
     """A small break of the kind a careless change would make.
 
     Attributes:
-        decision: number of the decision of the design that it breaks, or 'resume'.
+        decision: number of the decision of the design that it breaks, or a group: 'resume', 'configs', 'delta', 'interop', 'data', 'seeing'.
         what: the break in a few words.
         file: path from the root of the checkout.
         old: source text that occurs exactly once in ``file``.
@@ -41,6 +41,12 @@ STRICT = 'scalenet_mm/checkpoint/strict.py'
 OPTIM = 'scalenet_mm/engine/optim.py'
 HOOKS = 'scalenet_mm/engine/hooks.py'
 RESUME = 'scalenet_mm/engine/resume.py'
+WRAPPER = 'scalenet_mm/engine/wrapper.py'
+SHARDING = 'scalenet_mm/sharding.py'
+ATOMIC = 'scalenet_mm/engine/atomic.py'
+DELTA = 'scalenet_mm/checkpoint/delta.py'
+COMPAT = 'scalenet_mm/compat.py'
+EXPORT = 'scalenet_mm/export.py'
 
 T_LAYER_MAP = 'tests/test_layer_map.py::'
 T_ADAPTERS = 'tests/test_adapters.py::'
@@ -51,6 +57,13 @@ T_DIALECTS = 'tests/test_dialects.py::'
 T_CONVERT = 'tests/test_convert_checkpoint.py::'
 T_ENGINE = 'tests/test_engine.py::'
 T_RESUME = 'tests/test_resume.py::'
+T_DISTRIBUTED = 'tests/test_distributed.py::'
+T_ATOMIC = 'tests/test_atomic.py::'
+T_DELTA = 'tests/test_delta.py::'
+T_INTEROP = 'tests/test_interop.py::'
+T_LOAD_RULE = 'tests/test_load_rule.py::'
+T_EXPORT = 'tests/test_export.py::'
+T_DENSE = 'tests/test_dense_configs.py::'
 
 MUTATIONS = (
     # 1. One tensor, one key
@@ -206,7 +219,7 @@ MUTATIONS = (
         '3',
         'load_from does not translate the keys',
         HOOKS,
-        'rewrite(unwrap(checkpoint))',
+        'rewrite(unwrap(checkpoint), classifier_of(model))',
         'unwrap(checkpoint)',
         T_ENGINE + 'test_load_from_takes_an_official_file',
     ),
@@ -405,18 +418,68 @@ MUTATIONS = (
     Mutation(
         '7',
         'the constructor groups without freezing',
-        OPTIM,
-        'self.policy.apply(model)\n',
-        '\n',
+        WRAPPER,
+        '    policy.apply(bare)\n',
+        '    pass\n',
         T_ENGINE + 'test_the_optimizer_holds_the_trainable_set_once',
     ),
     Mutation(
         '7',
-        'a model wrapped before it was frozen is taken',
-        OPTIM,
-        'self._require_frozen(model)\n',
-        'pass\n',
-        T_ENGINE + 'test_a_wrapper_that_was_not_frozen_before_is_refused',
+        'any wrapper is built again',
+        WRAPPER,
+        'if type(wrapper) not in REBUILT:',
+        'if False:',
+        T_DISTRIBUTED + 'test_a_wrapper_passes_or_is_refused_at_the_start_with_the_remedy[own]',
+    ),
+    Mutation(
+        '7',
+        'a plain DDP keeps the buckets of before the freezing',
+        WRAPPER,
+        '        _rebuild(model)\n',
+        '        pass\n',
+        T_DISTRIBUTED + 'test_the_constructor_alone_trains_a_segmentor_under_plain_ddp',
+    ),
+    Mutation(
+        '7',
+        'our wrapper wraps without freezing',
+        WRAPPER,
+        '        TrainPolicy.from_cfg(policy).apply(module)\n',
+        '        pass\n',
+        T_DISTRIBUTED + 'test_a_wrapper_passes_or_is_refused_at_the_start_with_the_remedy[ours]',
+    ),
+    Mutation(
+        '2',
+        'blocks sharded one by one pass',
+        SHARDING,
+        'if held.get(a) is not held.get(b)]',
+        'if a not in held]',
+        T_DISTRIBUTED
+        + 'test_a_wrapper_passes_or_is_refused_at_the_start_with_the_remedy[FSDP2 of blocks]',
+    ),
+    Mutation(
+        'configs',
+        'mmseg:: is not registered before it is read',
+        'configs/_base_/register.py',
+        "__import__('scalenet_mm')  #",
+        '#',
+        T_DENSE + 'test_mmsegs_configs_are_found_by_a_program_that_knows_nothing_of_scalenet',
+    ),
+    Mutation(
+        'configs',
+        "the evaluator's annotations do not follow the root",
+        'configs/_base_/scalenet_coco_1x.py',
+        "ann_file=data_root + 'annotations/instances_val2017.json'",
+        "ann_file='data/coco/annotations/instances_val2017.json'",
+        T_DENSE
+        + 'test_a_dataset_root_is_set_once_and_reaches_every_place[mask_rcnn_scalenet_swin_t_1x.py]',
+    ),
+    Mutation(
+        'configs',
+        'P6 of the simple feature pyramid is rounded down',
+        'scalenet_mm/backbones/simple_fpn.py',
+        'ceil_mode=True',
+        'ceil_mode=False',
+        T_DENSE + 'test_a_simple_feature_pyramid_covers_maps_of_any_size_at_strides_4_to_64[size1]',
     ),
     Mutation(
         '7',
@@ -520,5 +583,140 @@ MUTATIONS = (
         'get_rank(), epoch, position)',
         'get_rank(), position)',
         T_RESUME + 'test_a_samples_randomness_depends_on_its_place_only',
+    ),
+    # Deltas and checkpoints that survive a kill
+    Mutation(
+        'delta',
+        'the better best checkpoint is written after the old one is removed',
+        ATOMIC,
+        '        self.file_backend = later\n',
+        '',
+        T_ATOMIC + 'test_the_best_checkpoint_is_removed_after_the_better_one_is_written',
+    ),
+    Mutation(
+        'delta',
+        'any base is taken',
+        DELTA,
+        '    if wrong or fingerprint(found) != delta.fingerprint:',
+        '    if False:',
+        T_DELTA + 'test_another_base_is_refused_by_the_names_of_its_tensors',
+    ),
+    Mutation(
+        'delta',
+        'a frozen tensor that the base lacks is left out',
+        'scalenet_mm/engine/delta_hook.py',
+        "{*record['new']} | ",
+        '',
+        T_DELTA + 'test_what_the_base_lacks_is_in_the_delta_although_it_is_frozen',
+    ),
+    Mutation(
+        'delta',
+        'what the base lacks is taken for what it has',
+        'scalenet_mm/checkpoint/export.py',
+        "            tensor.fill_(float('nan'))",
+        '            pass',
+        T_DELTA + 'test_an_adapter_that_training_left_at_zero_is_in_the_delta_all_the_same',
+    ),
+    # Other people's tools
+    Mutation(
+        'interop',
+        "mmengine's constructor lists a shared tensor once an instance",
+        COMPAT,
+        "params[:] = [g for g in params if first[id(g['params'][0])] is g]",
+        'pass',
+        T_INTEROP
+        + 'test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source[DefaultOptimWrapperConstructor]',
+    ),
+    Mutation(
+        'interop',
+        'custom_keys that name layers count scaled layers',
+        COMPAT,
+        'zip(layer_map.sources, module.children())',
+        'enumerate(module.children())',
+        T_INTEROP
+        + 'test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source[DefaultOptimWrapperConstructor]',
+    ),
+    Mutation(
+        'interop',
+        "a script does not find its neighbours' modules",
+        'scalenet_mm/run.py',
+        '    sys.path[0] = str(Path(argv[0]).resolve().parent)',
+        '    pass',
+        T_INTEROP + 'test_the_wrapper_runs_a_script_as_python_would',
+    ),
+    # Your own data
+    Mutation(
+        'data',
+        'a frozen head may be missing in load_from',
+        'scalenet_mm/engine/load_rule.py',
+        'if key in later or (training and _trained(model, key))}',
+        'if key in later or training}',
+        T_LOAD_RULE + 'test_new_classes_train_a_new_head_and_the_rest_is_the_files',
+    ),
+    Mutation(
+        'data',
+        'the load rule does not look into DDP',
+        HOOKS,
+        'while is_model_wrapper(model) or isinstance(model, BaseTTAModel):',
+        'while False:',
+        T_LOAD_RULE + 'test_the_rule_looks_into_ddp',
+    ),
+    Mutation(
+        'data',
+        'annotations of other class names pass',
+        'scalenet_mm/engine/preflight_data.py',
+        'unknown = [c for c in classes if c not in names]',
+        'unknown = []',
+        'tests/test_preflight.py::test_annotations_of_other_names_which_mmdet_drops_without_a_word',
+    ),
+    Mutation(
+        'data',
+        'a pattern that matches nothing names no neighbour',
+        ROLES,
+        "ending = [p for p in paths if p.endswith('.' + pattern)]",
+        'ending = []',
+        T_ROLES
+        + 'test_a_pattern_that_matches_nothing_names_the_nearest_parameters[fc_cls-roi_head.bbox_head.fc_cls]',
+    ),
+    # Seeing it
+    Mutation(
+        'seeing',
+        'the ONNX graph stores a transposed copy of a shared weight for each instance',
+        EXPORT,
+        'optimize=False,',
+        'optimize=True,',
+        T_EXPORT + 'test_a_deit_keeps_its_outputs_at_any_batch_and_stores_shared_tensors_once',
+    ),
+    Mutation(
+        'seeing',
+        'the mask of shifted windows is one row too early',
+        EXPORT,
+        '>= n - shift_size for n in',
+        '>= n - window_size for n in',
+        T_EXPORT + 'test_what_is_traced_computes_what_the_host_does_at_every_size',
+    ),
+    Mutation(
+        'seeing',
+        'an exception leaves the bar on the terminal',
+        'scalenet_mm/engine/progress.py',
+        'while len(self.open) > outer:',
+        'while False:',
+        'tests/test_progress.py::test_an_exception_leaves_the_terminal_clean',
+    ),
+    Mutation(
+        'seeing',
+        'objects are paired whatever their class',
+        'scalenet_mm/analysis/matching.py',
+        '    same = _pairs(iou * one_class)',
+        '    same = _pairs(iou)',
+        'tests/test_side_by_side.py::test_objects_are_paired_by_class_and_place_then_by_place',
+    ),
+    Mutation(
+        'seeing',
+        'a head may be missing in inference',
+        'scalenet_mm/inference.py',
+        '        check_supplied(model, state_dict, training=False)\n',
+        '',
+        'tests/test_inference.py::test_what_cannot_be_loaded_is_told',
     ),
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.models import SwinTransformer, VisionTransformer
 
 import scalenet_mm
@@ -435,8 +436,10 @@ def test_paper_tables_prints_rows_as_json_and_the_committed_ones_are_these():
 def test_every_row_that_differs_from_print_says_why_and_no_other_does():
     for row in json.loads(RESULTS.read_text()):
         printed = row['params_paper'], row['flops_paper']
+        digits = 1 if row['table'] in ('VIII', 'IX') else 2
         params_differ = (
-            printed[0] is not None and f'{row["params"] / 1e6:.2f}' != f'{printed[0]:.2f}'
+            printed[0] is not None
+            and f'{row["params"] / 1e6:.{digits}f}' != f'{printed[0]:.{digits}f}'
         )
         flops_differ = printed[1] is not None and f'{row["flops"]:.1f}' != f'{printed[1]:.1f}'
         about = row['remark']
@@ -458,4 +461,50 @@ def test_the_committed_tables_are_what_the_tool_writes(tmp_path):
         'III',
         'IV',
         'VI',
+        'VIII',
+        'IX',
     }
+
+
+# --- detectors and segmentors
+
+
+STOCK_DENSE = {
+    ('VIII', 'Swin-T'): ('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_amp-ms-crop-3x_coco.py', '47.8'),
+    ('VIII', 'Swin-S'): ('mmdet::swin/mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco.py', '69.1'),
+    ('IX', 'Swin-T'): (
+        'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+        '59.9',
+    ),
+    ('IX', 'Swin-S'): (
+        'mmseg::swin/swin-small-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+        '81.3',
+    ),
+}
+
+
+@pytest.mark.parametrize('row', STOCK_DENSE, ids=' '.join)
+def test_tables_8_and_9_are_the_frameworks_models_plus_the_closed_form(row, tmp_path):
+    """Base: mmdet's and mmseg's own released config. ScaleNet: norms of two new blocks, r (d_in + d_out) on fc1 and fc2."""
+    (base_config, printed), (dims, depths) = (
+        STOCK_DENSE[row],
+        SWIN[row[1].lower().replace('-', '_')],
+    )
+    (tmp_path / 'stock.py').write_text(f'_base_ = {base_config!r}')
+    cfg = Config.fromfile(tmp_path / 'stock.py')
+    init_default_scope(cfg.default_scope)
+    with meta_parameters():
+        base = sum(p.numel() for p in MODELS.build(cfg.model).parameters())
+    new_norms = depths[3] * swin_stage(dims, 3)[2]
+    adapters = sum(
+        (depth + (depth if stage == 3 else 0)) * 16 * 2 * (1 + 4) * dims * 2**stage
+        for stage, depth in enumerate(depths)
+    )
+    counted = {
+        r['variant']: r for r in paper.compute(r for r in paper.ROWS if (r.table, r.model) == row)
+    }
+    assert counted['base']['params'] == base and f'{base / 1e6:.1f}' == printed
+    assert counted['ScaleNet']['params'] == base + new_norms + adapters
+    assert list(counted) == ['base', 'ScaleNet']
+    committed = [r for r in json.loads(RESULTS.read_text()) if (r['table'], r['model']) == row]
+    assert committed == list(counted.values())

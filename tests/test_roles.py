@@ -121,3 +121,22 @@ def test_a_policy_replaces_an_earlier_one_whole():
     assert model.head.bn.training and model.head.drop[0].training
     with pytest.raises(ValueError, match="no key .'trian'."):
         TrainPolicy.from_cfg(dict(trian='all'))
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'meant'),
+    [
+        ('roi_head.bbox_head.fc_clss', 'roi_head.bbox_head.fc_cls'),  # misspelt
+        ('fc_cls', 'roi_head.bbox_head.fc_cls'),  # without what it is in
+        ('roi_head.bbox_head.fc_reg.wieght', 'roi_head.bbox_head.fc_reg.weight'),
+        ('roi_hed.bbox_head.fc_*', 'roi_head.bbox_head.fc_reg'),
+        ('nothing.like.it', 'neck'),  # then the outermost modules
+    ],
+)
+def test_a_pattern_that_matches_nothing_names_the_nearest_parameters(pattern, meant):
+    last = nn.ModuleDict(dict(fc_cls=nn.Linear(2, 2), fc_reg=nn.Linear(2, 2)))
+    roi_head = nn.ModuleDict(dict(bbox_head=last))
+    model = nn.ModuleDict(dict(neck=nn.Linear(2, 2), roi_head=roi_head))
+    with pytest.raises(ValueError, match='matches none') as e:
+        TrainPolicy(also=[pattern]).trainable(model)
+    assert repr(meant) in str(e.value).partition('Nearest in this model: ')[2]

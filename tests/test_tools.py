@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -77,7 +75,12 @@ def test_train_then_test_gives_the_same_accuracy(digits, tmp_path):
         ('test.py', ['configs/demo/deit_digits.py', 'nothing.pth'], 'no checkpoint nothing.pth'),
         (
             'train.py',
-            ['configs/scalenet_swin_t_100e.py', '--cfg-options', 'model.backbone.frozen_stages=1'],
+            [
+                'configs/scalenet_swin_t_100e.py',
+                '--no-preflight',
+                '--cfg-options',
+                'model.backbone.frozen_stages=1',
+            ],
             'frozen_stages=1',
         ),
     ],
@@ -89,36 +92,6 @@ def test_bad_calls_end_with_one_clear_sentence(tool, args, says, tmp_path):
         pytest.skip('there is a GPU here, so --amp is right')
     done = call(tool, *args, '--work-dir', tmp_path)
     assert done.returncode != 0 and says in done.stderr.strip().splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_the_quickstart_continues_after_a_kill_and_prints_its_table(tmp_path):
-    args = ['--work-dir', tmp_path / 'work', '--data', tmp_path / 'data', '--epochs', '2', '1']
-    command = [sys.executable, str(ROOT / 'tools' / 'quickstart.py'), *map(str, args)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.time() + 400
-    while not (tmp_path / 'work' / 'source' / 'last_checkpoint').exists():
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    first, _ = process.communicate()
-    assert 'left' in first, 'progress with the time that is left'
-    done = call('quickstart.py', *args, timeout=900)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    rows = json.loads((tmp_path / 'work' / 'result.json').read_text())
-    assert [r['name'].split()[0] for r in rows] == ['source', 'source', 'scaled', 'ScaleNet']
-    assert all(r['name'] in done.stdout for r in rows)
-    assert (
-        rows[3]['trainable'] < 0.2 * rows[0]['params']
-        and rows[3]['gflops'] > 1.9 * rows[0]['gflops']
-    )
-    assert (tmp_path / 'work' / 'result.png').stat().st_size > 10_000
-    log = next((tmp_path / 'work' / 'source').glob('2*/*.log'))
-    assert len(list((tmp_path / 'work' / 'source').glob('2*/*.log'))) >= 2 and log.exists()
-    changed = call('quickstart.py', *args[:-2], '3', '1')
-    assert changed.returncode != 0 and 'other settings' in changed.stderr
 
 
 def test_resume_before_the_first_checkpoint_starts_from_the_pretrained_file(digits, tmp_path):

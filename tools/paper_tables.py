@@ -18,18 +18,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scalenet_mm.analysis.paper import ROWS, TABLES, compute
+from scalenet_mm.analysis.paper import DECIMALS, ROWS, TABLES, compute
 from scalenet_mm.engine.optim import format_table
 
 HEAD = ('model', '#Params', 'M', 'paper', 'diff', 'FLOPs G', 'paper', 'diff', '+adjust.')
 UNITS = (
     '#Params: unique parameters of the built model, 1000 classes; M: the same in millions, beside the printed figure '
     'and ours minus printed. FLOPs: G multiply-adds of one 224 x 224 image in matrix products and convolutions, '
-    "adapters and LoRA left out as in the paper; '+adjust.' counts them too. '-': not printed."
+    "adapters and LoRA left out as in the paper; '+adjust.' counts them too. '-': not printed. Tables VIII and IX: "
+    '#Params of the whole detector (80 classes) and segmentor (150, with its auxiliary head), FLOPs of the backbone '
+    'alone, at 800 x 1344 and 512 x 512; the paper prints none.'
 )
 JSON_UNITS = (
     'JSON: a list of rows with table, model, variant, params (whole number), params_paper (M, as printed), params_diff '
-    '(M, ours minus printed), flops, flops_paper, flops_diff, flops_with_adjustments (G multiply-adds), remark; null '
+    '(M, ours minus printed), flops, flops_paper, flops_diff, flops_with_adjustments (G multiply-adds), '
+    'input_size (H, W of the image the FLOPs are of), remark; null '
     'where nothing is printed.'
 )
 ROMAN = dict(
@@ -47,7 +50,7 @@ def cells(row: dict) -> tuple[str, ...]:
         f'{row["model"]} {row["variant"]}',
         f'{row["params"]:,}',
         f'{row["params"] / 1e6:.3f}',
-        shown(row['params_paper'], '.2f'),
+        shown(row['params_paper'], f'.{DECIMALS.get(row["table"], 2)}f'),
         shown(row['params_diff'], '+.3f'),
         f'{row["flops"]:.2f}',
         shown(row['flops_paper'], '.1f'),

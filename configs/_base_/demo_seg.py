@@ -6,7 +6,7 @@ randomness = dict(seed=0)
 
 _norm = dict(type='BN', requires_grad=True)
 model = dict(
-    data_preprocessor=dict(size=(128, 128)),
+    data_preprocessor=dict(size=(128, 128), mean=[125.0] * 3, std=[67.0] * 3),
     backbone=dict(
         embed_dims=32,
         depths=[1, 1, 2, 2],

@@ -41,13 +41,14 @@ val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(base_batch_size=512, enable=False)  # 8 GPUs x 64
 
+data_root = '{{$SCALENET_IMAGENET_ROOT:data/imagenet}}'
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='SeededDataset',
         dataset=dict(
             type='ImageNet',
-            data_root='data/imagenet',
+            data_root=data_root,
             split='train',
             pipeline={{_base_.train_pipeline}},
         ),
@@ -56,6 +57,7 @@ train_dataloader = dict(
         _delete_=True, type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)
     ),
 )
+val_dataloader = test_dataloader = dict(dataset=dict(data_root=data_root))
 default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='auto')
 )

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..adapters import AdaptedLinear, Adjustment, Gate
 from ..api import build
 from ..backbones.scaled import scaled_layers
+from ..compat import read_config
 from ..hosts import LINEARS, host_facts
 from ..roles import Count, Role, TrainPolicy, roles, total, unique_bytes
 from ..scaling import TiedLayers
@@ -132,9 +132,9 @@ def _image_size(model: nn.Module) -> tuple[int, int]:
 
 def train_policy(model: str | Path) -> TrainPolicy:
     """The policy of a config's optimizer-wrapper constructor; increments where there is no config."""
-    if not Path(model).is_file():
+    if not Path(model).is_file() and '::' not in str(model):
         return TrainPolicy()
-    wrapper = Config.fromfile(model).get('optim_wrapper')
+    wrapper = read_config(model).get('optim_wrapper')
     if wrapper is None:
         return TrainPolicy()
     if wrapper.get('constructor') != 'ScaleNetOptimWrapperConstructor':

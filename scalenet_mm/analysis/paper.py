@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..api import build
+from ..compat import configs_dir
 from .counts import UNSCALED, Cost, measure
-from .flops import meta_parameters
+from .flops import INPUT_SIZE, meta_parameters
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Row:
         build: arguments of ``scalenet_mm.build``.
         params: printed, in millions; None where nothing is (legibly) printed.
         flops: printed, in G multiply-adds, adjustments left out; only Table I prints them.
+        input_size: (H, W) in pixels of the image that FLOPs are counted for; of a detector or segmentor the backbone's.
         remark: the rule that a printed figure follows, where it is not the built model's; several are joined by '; '.
     """
 
@@ -37,6 +39,7 @@ class Row:
     params: float | None = None
     flops: float | None = None
     remark: str = ''
+    input_size: tuple[int, int] = INPUT_SIZE
 
 
 MODELS = {
@@ -50,6 +53,7 @@ MODELS = {
 
 TIED_NORMS = 'printed #Params counts the norms of new layers as tied, ours have their own'
 STAGE_3 = 'printed #Params is that of stage 3 x2 (the printed FLOPs are those of stage 4 x2)'
+STAGE_3_AGAIN = 'printed #Params is that of stage 3 x2, ours of stage 4 x2'
 EXTRAPOLATED = 'printed #Params is the base plus a multiple of the r = 16, x2 increment'
 UNDERIVABLE = 'printed #Params not derivable'
 ILLEGIBLE = 'not legible in the source text'
@@ -105,6 +109,22 @@ TABLE_2 = {
 # Ranks that the printed counts of Table II prove: of LoRA, of adapters.
 TABLE_2_RANKS = {'DeiT': (16, 32), 'Swin': (8, 16)}
 
+# Config, (H, W) of a test image as it reaches the backbone; of each model: #Params of the base, of ScaleNet, its remark.
+# Detector and segmentor are counted whole, the auxiliary head included.
+DENSE = {
+    'VIII': (
+        'mask_rcnn_scalenet_{}_1x.py',
+        (800, 1344),  # mmdet's 1333 x 800, padded
+        {'Swin-T': (47.8, 48.9, STAGE_3_AGAIN), 'Swin-S': (69.1, 70.8, '')},
+    ),
+    'IX': (
+        'upernet_scalenet_{}_40k.py',
+        (512, 512),
+        {'Swin-T': (59.9, 63.1, UNDERIVABLE), 'Swin-S': (81.3, 84.4, UNDERIVABLE)},
+    ),
+}
+DECIMALS = dict.fromkeys(DENSE, 1)  # of printed #Params; elsewhere 2
+
 
 def _table_1() -> Iterator[Row]:
     for model, (base, (params, flops, *remarks)) in TABLE_1.items():
@@ -137,6 +157,18 @@ def _stage(stage: int, params: float | None, remark: str = '') -> Row:
     return _row('III', 'Swin-B', f'stage {stage}', dict(stages=(stage - 1,)), params, remark=remark)
 
 
+def _dense() -> Iterator[Row]:
+    for table, (config, size, models) in DENSE.items():
+        for model, (base, scaled, remark) in models.items():
+            path = str(configs_dir() / config.format(MODELS[model]))
+            for variant, scale, params, note in (
+                ('base', UNSCALED, base, ''),
+                ('ScaleNet', None, scaled, remark),
+            ):
+                built = dict(model=path, scale=scale)
+                yield Row(table, model, variant, built, params, remark=note, input_size=size)
+
+
 ROWS = (
     *_table_1(),
     *_table_2(),
@@ -162,6 +194,7 @@ ROWS = (
     _row('VI', 'DeiT-B', 'Adapter r=8', _adapter(8), 88.06, remark=EXTRAPOLATED),
     _row('VI', 'DeiT-B', 'Adapter r=16', _adapter(16), 89.55),
     _row('VI', 'DeiT-B', 'Adapter r=32', _adapter(32), 92.53, remark=EXTRAPOLATED),
+    *_dense(),
 )
 TABLES = tuple(dict.fromkeys(row.table for row in ROWS))
 
@@ -171,16 +204,16 @@ def compute(rows: Iterable[Row] = ROWS) -> Iterator[dict[str, Any]]:
 
     Yields:
         ``table, model, variant``; ``params`` (whole number), ``params_paper`` (M), ``params_diff`` (M);
-        ``flops``, ``flops_paper``, ``flops_diff``, ``flops_with_adjustments`` (G multiply-adds); ``remark``.
+        ``flops``, ``flops_paper``, ``flops_diff``, ``flops_with_adjustments`` (G multiply-adds); ``input_size``; ``remark``.
         What is not printed is None.
     """
     known: dict[str, Cost] = {}
     for row in rows:
-        key = repr(row.build)
+        key = repr((row.build, row.input_size))
         if key not in known:
             with meta_parameters():
                 net = build(**row.build)
-            known[key] = measure(net)
+            known[key] = measure(net, row.input_size)
         yield _beside(row, known[key])
 
 
@@ -197,5 +230,6 @@ def _beside(row: Row, cost: Cost) -> dict[str, Any]:
         flops_paper=row.flops,
         flops_diff=None if row.flops is None else round(flops - row.flops, 9),
         flops_with_adjustments=cost.flops_with_adjustments / 1e9,
+        input_size=list(row.input_size),
         remark=row.remark,
     )

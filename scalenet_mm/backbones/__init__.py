@@ -1,4 +1,5 @@
 from .deit import ScaleNetDeiT
+from .simple_fpn import SimpleFeaturePyramid
 from .swin import ScaleNetSwin
 
-__all__ = ['ScaleNetDeiT', 'ScaleNetSwin']
+__all__ = ['ScaleNetDeiT', 'ScaleNetSwin', 'SimpleFeaturePyramid']

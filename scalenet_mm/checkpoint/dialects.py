@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .reading import strip_prefix
 from .strict import CheckpointError
@@ -268,6 +268,12 @@ def head_to_mmpretrain(
     )
     renamed._metadata = OrderedDict(getattr(state_dict, '_metadata', {}))
     return renamed
+
+
+def classifier_of(model: nn.Module) -> str | None:
+    """Where a classifier keeps its linear layer, see `head_to_mmpretrain`; None for other models."""
+    keys = model.state_dict().keys()
+    return next((name for name in CLASSIFIERS.values() if f'{name}.weight' in keys), None)
 
 
 def rewrite(

@@ -1,14 +1,22 @@
-from .hooks import AnyDialectHook, ProgressHook
+from .atomic import AtomicBackend, ScaleNetCheckpointHook, make_atomic
+from .delta_hook import ApplyDeltaHook, DeltaHook
+from .hooks import AnyDialectHook
 from .optim import ScaleNetOptimWrapperConstructor
+from .progress import ProgressHook
 from .resume import ReseedHook, SeededDataset, SeededSampler
 from .wrapper import ScaleNetDistributedDataParallel
 
 __all__ = [
     'AnyDialectHook',
+    'ApplyDeltaHook',
+    'AtomicBackend',
+    'DeltaHook',
     'ProgressHook',
     'ReseedHook',
+    'ScaleNetCheckpointHook',
     'ScaleNetDistributedDataParallel',
     'ScaleNetOptimWrapperConstructor',
     'SeededDataset',
     'SeededSampler',
+    'make_atomic',
 ]

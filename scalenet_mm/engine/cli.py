@@ -8,11 +8,16 @@ import os
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.config import DictAction
+from mmengine.dist import get_rank
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
+from .atomic import make_atomic
+from .config import build_runner, draw_predictions, load_config, use_tta, write_deltas
+from .dry_run import dry_run
+from .launch import prepare
+from .preflight import preflight
+from .progress import log_to_tensorboard, show_progress
 from .resume import make_resumable
 
 
@@ -30,48 +35,22 @@ def parser(description: str) -> argparse.ArgumentParser:
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='settings that replace those of the config, as key=value; lists as key="[a,b]"',
+        help='settings that replace those of the config, as key=value; lists as key="[a,b]"; '
+        'data_root=FOLDER moves all data sets',
     )
     p.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     p.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    p.add_argument(
+        '--no-preflight', action='store_true', help='do not check paths, annotations and classes'
+    )
     return p
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config and applies the shared options.
-
-    Raises:
-        SystemExit: if there is no such file.
-    """
+def parse(p: argparse.ArgumentParser, argv: list[str] | None):
+    """The arguments, and the config that they name."""
+    args = p.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    os.environ.setdefault(
-        'TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1'
-    )  # mmengine falls back to running what a file holds
-    if '::' not in args.config and not Path(args.config).is_file():
-        near = (
-            sorted(p.name for p in Path(args.config).parent.glob('*.py'))
-            if Path(args.config).parent.is_dir()
-            else []
-        )
-        raise SystemExit(
-            f'There is no config {args.config}. In that folder: {", ".join(near) or "nothing"}.'
-        )
-    cfg = Config.fromfile(args.config)
-    cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    if (
-        'policy' in cfg
-    ):  # one setting, two places: a child config or --cfg-options may change the one alone
-        for place in ('optim_wrapper.paramwise_cfg.policy', 'model_wrapper_cfg.policy'):
-            cfg.merge_from_dict({place: dict(_delete_=True, **cfg.policy)})
-    name = Path(args.config.rpartition('::')[2]).stem
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
-    return cfg
-
-
-def build_runner(cfg: Config) -> Runner:
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    return args, load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
 
 
 def train(argv: list[str] | None = None) -> None:
@@ -89,9 +68,13 @@ def train(argv: list[str] | None = None) -> None:
         const='auto',
         help='continue from the latest checkpoint of the work dir, or from a given one; exact to the bit on CPU',
     )
-    args = p.parse_args(argv)
-    cfg = load_config(args)
-    make_resumable(cfg)
+    p.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='two iterations, one evaluation and one save on eight images; prints memory, hours and disk of the run',
+    )
+    p.add_argument('--tensorboard', action='store_true', help='also write curves for TensorBoard')
+    args, cfg = parse(p, argv)
     if args.amp:
         if not torch.cuda.is_available():
             p.error(
@@ -105,7 +88,10 @@ def train(argv: list[str] | None = None) -> None:
                 '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config.'
             )
         cfg.auto_scale_lr.enable = True
+    write_deltas(cfg)
     if args.resume:
+        if args.dry_run:
+            p.error('--dry-run starts anew; leave --resume out.')
         found = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
         if found:
             cfg.resume, cfg.load_from = True, found
@@ -113,6 +99,17 @@ def train(argv: list[str] | None = None) -> None:
             print(
                 f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.'
             )
+    if not args.no_preflight:
+        preflight(cfg)
+    make_resumable(cfg)
+    make_atomic(cfg)
+    if args.tensorboard:
+        log_to_tensorboard(cfg)
+    prepare(args.launcher, cfg)
+    if args.dry_run:
+        dry_run(cfg)
+        return
+    show_progress(cfg)
     build_runner(cfg).train()
 
 
@@ -121,11 +118,30 @@ def test(argv: list[str] | None = None) -> None:
     p = parser('Evaluates a checkpoint.')
     p.add_argument('checkpoint', help='checkpoint file')
     p.add_argument('--out', help='also write the metrics to this JSON file')
-    args = p.parse_args(argv)
-    cfg = load_config(args)
+    p.add_argument('--show', action='store_true', help='show the predictions in a window')
+    p.add_argument('--show-dir', help='draw the predictions into this folder')
+    p.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
+    p.add_argument('--tta', action='store_true', help="test-time augmentation, the config's own")
+    p.add_argument(
+        '--delta', help='increments that CHECKPOINT is the base of; file or hf:// address'
+    )
+    args, cfg = parse(p, argv)
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         p.error(f'there is no checkpoint {args.checkpoint}.')
     cfg.load_from, cfg.resume = args.checkpoint, False
+    if not args.no_preflight:
+        preflight(cfg, ('test',))
+    if args.delta:
+        cfg.custom_hooks = [
+            *(cfg.get('custom_hooks') or []),
+            dict(type='ApplyDeltaHook', delta=args.delta),
+        ]
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
+    if args.tta:
+        use_tta(cfg)
+    prepare(args.launcher, cfg)
+    show_progress(cfg, 'test')
     metrics = build_runner(cfg).test()
-    if args.out:
-        Path(args.out).write_text(json.dumps(metrics, indent=1))
+    if args.out and get_rank() == 0:
+        Path(args.out).write_text(json.dumps(metrics, indent=1, default=float))

@@ -2,60 +2,36 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from datetime import timedelta
-
-from mmengine.dist import master_only
 from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
-from ..checkpoint.dialects import rewrite
+from ..checkpoint.delta import read_delta
+from ..checkpoint.dialects import classifier_of, rewrite
 from ..checkpoint.reading import unwrap
+from .delta_hook import ApplyDeltaHook
+from .load_rule import check_supplied
 
 
 @HOOKS.register_module()
 class AnyDialectHook(Hook):
-    """Lets ``load_from`` take official DeiT and Swin and timm files: rewrites the loaded checkpoint's keys."""
+    """Lets ``load_from`` take official DeiT and Swin and timm files, and requires what would stay frozen (`load_rule`).
+
+    Raises:
+        CheckpointError: before anything is loaded, if the file lacks what it must supply.
+    """
 
     priority = 'VERY_HIGH'
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner._resume:
-            return
-        checkpoint['state_dict'] = rewrite(unwrap(checkpoint))
-
-
-@HOOKS.register_module()
-class ProgressHook(Hook):
-    """One live line on the terminal: what runs, how far it is, the loss, and when it will be done.
-
-    Args:
-        what: name of the run.
-        every: seconds between lines where the output is no terminal.
-    """
-
-    priority = 'VERY_LOW'
-
-    def __init__(self, what: str = 'training', every: float = 10.0):
-        self.what, self.every = what, every
-        self.shown = 0.0
-
-    def before_train(self, runner) -> None:
-        self.begin, self.first = time.time(), runner.iter
-        self.total = runner.max_iters
-
-    @master_only
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        done, live = runner.iter + 1, sys.__stdout__.isatty()
-        if time.time() - self.shown < (0.2 if live else self.every) and done < self.total:
-            return
-        self.shown = time.time()
-        left = (self.shown - self.begin) / (done - self.first) * (self.total - done)
-        loss = float(outputs['loss']) if outputs and 'loss' in outputs else float('nan')
-        text = (
-            f'  {self.what}: {100 * done // self.total:3d} %, iteration {done} of {self.total}, '
-            f'loss {loss:.3f}, {timedelta(seconds=round(left))} left'
-        )
-        end = '\n' if not live or done == self.total else ''
-        print(('\r\x1b[K' if live else '') + text, end=end, file=sys.__stdout__, flush=True)
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        if not runner._resume:
+            checkpoint['state_dict'] = rewrite(unwrap(checkpoint), classifier_of(model))
+        # the optimizer wrapper is built, and the model frozen, before Runner.train() loads
+        training = isinstance(runner.optim_wrapper, OptimWrapper) and not runner._resume
+        deltas = [read_delta(h.delta) for h in runner.hooks if isinstance(h, ApplyDeltaHook)]
+        later = {key for delta in deltas for key in delta.tensors}
+        check_supplied(model, checkpoint['state_dict'], training, later)

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Iterable
 from contextlib import contextmanager
 
-from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ..adapters import Gate
 from ..roles import Role, TrainPolicy, roles
+from .wrapper import freeze
 
 PARAMWISE_KEYS = {
     'custom_keys',
@@ -55,10 +55,7 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        if is_model_wrapper(model):
-            self._require_frozen(model)
-            model = model.module
-        self.policy.apply(model)
+        model = freeze(model, self.policy)
         with _quiet():
             wrapper = super().__call__(model)
         print_log('What is trained:\n' + self.table(model, wrapper), 'current')
@@ -71,17 +68,6 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not prefix:
             gates = {id(m.scale) for m in module.modules() if isinstance(m, Gate)}
             params[:] = _merge(params, gates, self.base_lr, self.base_wd)
-
-    def _require_frozen(self, wrapper: nn.Module) -> None:
-        """Freezing after the wrapper has built its buckets fails at the second iteration (decision 7)."""
-        wanted = set(self.policy.trainable(wrapper.module))
-        late = [n for n, p in wrapper.module.named_parameters() if p.requires_grad != (n in wanted)]
-        if late:
-            raise RuntimeError(
-                f'{type(wrapper).__name__} wrapped the model before it was frozen ({len(late)} tensors differ, first '
-                f"{late[0]!r}); use model_wrapper_cfg=dict(type='ScaleNetDistributedDataParallel', policy=<the policy of "
-                'paramwise_cfg>).'
-            )
 
     def table(self, model: nn.Module, wrapper: OptimWrapper) -> str:
         """Role, tensors, parameters, learning rate and weight decay of every group."""
@@ -143,9 +129,13 @@ def _merge(
 @contextmanager
 def _quiet():
     """The default constructor logs a line for each tensor; ours prints a table."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logger = MMLogger.get_current_instance()
+    logger.addFilter(_above_warning)  # logging.disable would stay in MMLogger's cache
     try:
         yield
     finally:
-        logging.disable(before)
+        logger.removeFilter(_above_warning)
+
+
+def _above_warning(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING

@@ -1,0 +1,128 @@
+"""A delta for others: the file, its config and a model card, in a folder or a Hugging Face repository."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from .delta import PUSHED, Delta, read_delta
+from .strict import CheckpointError
+
+CONFIG, CARD = 'config.py', 'README.md'
+
+
+def push_delta(
+    delta: str | Path,
+    dest: str | Path,
+    license: str = 'apache-2.0',
+    base_model: str | None = None,
+    force: bool = False,
+) -> list[str]:
+    """Writes the delta, ``config.py`` and a model card.
+
+    Args:
+        delta: what ``read_delta`` takes.
+        dest: a folder, or ``hf://owner/repo``, which is made if it is not there (log in with ``hf auth login``).
+        license: of the weights, as the Hub names it.
+        base_model: the base's Hub repository, ``owner/repo``; by default that of a base on the Hub. The Hub refuses
+            cards whose ``base_model`` is no repository, so a base from elsewhere is named in the text only.
+        force: replace what an earlier push wrote to a folder.
+
+    Returns:
+        Where the files are.
+
+    Raises:
+        FileExistsError: if the folder holds one of them already.
+        CheckpointError: if the upload fails.
+    """
+    read = read_delta(delta)
+    dest = str(dest).rstrip('/')
+    if not dest.startswith('hf://'):
+        return _write(read, Path(dest), dest, license, base_model, force)
+    repo = dest.removeprefix('hf://')
+    if repo.count('/') != 1:
+        raise CheckpointError(f'{dest} is not of the form hf://owner/repo')
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ImportError(
+            f'{dest} needs the package huggingface_hub: pip install huggingface_hub'
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        files = _write(read, Path(folder), dest, license, base_model, force)
+        try:
+            HfApi().create_repo(repo, exist_ok=True)
+            HfApi().upload_folder(
+                repo_id=repo, folder_path=folder, commit_message='ScaleNet increments'
+            )
+        except Exception as error:  # each of its errors explains itself
+            raise CheckpointError(f'{dest} could not be written: {error}') from error
+    return [f'{dest}/{Path(file).name}' for file in files]
+
+
+def _write(
+    delta: Delta, folder: Path, address: str, license: str, base_model: str | None, force: bool
+) -> list[str]:
+    there = [name for name in (PUSHED, CONFIG, CARD) if (folder / name).exists()]
+    if there and not force:
+        raise FileExistsError(
+            f'{folder} holds {", ".join(there)} already; add --force to replace them.'
+        )
+    delta.save(folder / PUSHED)
+    (folder / CONFIG).write_text(delta.config)
+    (folder / CARD).write_text(card(delta, address, license, base_model))
+    return [str(folder / name) for name in (PUSHED, CONFIG, CARD)]
+
+
+def card(delta: Delta, address: str, license: str, base_model: str | None = None) -> str:
+    """The model card (Markdown with the Hub's front matter).
+
+    Args:
+        address: where the delta will be, for the usage lines.
+        license: as the Hub names it.
+        base_model: the base's Hub repository.
+    """
+    import yaml
+
+    if base_model is None and delta.base.startswith('hf://'):
+        base_model = '/'.join(delta.base.removeprefix('hf://').split('/')[:2])
+    front = dict(license=license, library_name='scalenet_mm', tags=['scalenet', 'openmmlab'])
+    if base_model:
+        front['base_model'] = base_model
+    here = address if '://' in address else '.'
+    named = '' if '://' in delta.base else f', {delta.base!r}'
+    maps = {k: v for k, v in delta.layer_maps.items() if len(set(v)) < len(v)}
+    sizes = [(role, f'{n:,}', f'{nbytes:,}') for role, (n, nbytes) in delta.roles.items()]
+    sections = [
+        f'---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# ScaleNet increments for {delta.base}',
+        'What training changed of a network deepened by shared layers ([ScaleNet](https://arxiv.org/abs/2510.18431)), '
+        f'{delta.nbytes:,} bytes. The tensors it stands on are those of `{delta.base}` '
+        f'(sha256 `{delta.fingerprint}`); on any other it is refused.',
+        '```python\n'
+        'from scalenet_mm.checkpoint.export import assemble\n\n'
+        f'model = assemble({here!r}{named})   # base + delta, checked, in eval mode\n```',
+        _table(('role', 'tensors', 'bytes'), sizes),
+        'Source layer of each layer of the deepened stages:\n\n'
+        + _table(
+            ('layers', 'sources'), [(name, ', '.join(map(str, s))) for name, s in maps.items()]
+        ),
+        _table(
+            ('metric', 'value', 'unit'),
+            [(k, f'{v:.6g}', 'as logged') for k, v in delta.metrics.items()],
+        )
+        if delta.metrics
+        else 'Metrics of these weights were not recorded.',
+        _table(('adjustment', 'number'), [(k, str(n)) for k, n in delta.adapters.items()]),
+        f'Trained to {_pairs(delta.position)}; written with {_pairs(delta.versions)}. Training settings: `{CONFIG}`.',
+    ]
+    return '\n\n'.join(sections) + '\n'
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [head, ['---'] * len(tuple(head)), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _pairs(entries: dict) -> str:
+    return ', '.join(f'{k} {v}' for k, v in entries.items()) or 'an unknown position'

@@ -1,0 +1,131 @@
+"""Checkpoints that a killed process, a full disk or a crash cannot damage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+
+from ..checkpoint.writing import UNFINISHED, write_atomically
+
+
+class AtomicBackend(LocalBackend):
+    """The local disk, each file written whole or not at all: ``backend_args=dict(backend='atomic')``."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_atomically(filepath, obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        write_atomically(filepath, obj.encode(encoding))
+
+
+register_backend('atomic', AtomicBackend, force=True)
+
+
+@HOOKS.register_module()
+class ScaleNetCheckpointHook(CheckpointHook):
+    """mmengine's hook in a safe order: write, rename, point ``last_checkpoint`` at it, then remove what is outdated.
+
+    mmengine's removes the old checkpoint first and overwrites files in place, so a run killed meanwhile may be left with
+    none. This one needs room for one checkpoint more than ``max_keep_ckpts``. Arguments are the same; on a remote
+    ``out_dir`` or with a ``backend_args`` of yours, the file itself is written by that backend.
+    """
+
+    def before_train(self, runner) -> None:
+        folder = str(self.out_dir or runner.work_dir)
+        local = '://' not in folder
+        if local and self.backend_args is None and self.file_client_args is None:
+            self.backend_args = dict(backend='atomic')
+        super().before_train(runner)
+        if local and is_main_process():
+            for place in {Path(self.out_dir), Path(runner.work_dir)}:
+                for leftover in place.glob('*' + UNFINISHED):
+                    leftover.unlink()
+                    runner.logger.info(f'Removed {leftover}, which a killed run had not finished.')
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        outdated: list[int] = []
+        if self.max_keep_ckpts > 0 and list(self.keep_ckpt_ids)[-1:] != [step]:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated.append(self.keep_ckpt_ids.popleft())
+            self.keep_ckpt_ids.append(step)
+            # until it is removed the outdated one is listed too: a resumed run then removes it
+            runner.message_hub.update_info('keep_ckpt_ids', [*outdated, *self.keep_ckpt_ids])
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if not is_main_process():
+            return
+        write_atomically(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
+        for old in outdated:
+            _remove(
+                self.file_backend,
+                self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)),
+            )
+        if outdated:
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+
+    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        backend, later = self.file_backend, _RemovesLater(self.file_backend)
+        self.file_backend = later
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        best = [
+            getattr(self, 'best_ckpt_path', None),
+            *getattr(self, 'best_ckpt_path_dict', {}).values(),
+        ]
+        for remove, path in later.removals:
+            if path not in best:
+                remove(path)
+
+
+class _RemovesLater:
+    """A file backend that only notes what is to be removed."""
+
+    def __init__(self, backend):
+        self._backend = backend
+        self.removals: list[tuple[Callable, str]] = []
+
+    def remove(self, path: str) -> None:
+        self.removals.append((self._backend.remove, path))
+
+    def rmtree(self, path: str) -> None:
+        self.removals.append((self._backend.rmtree, path))
+
+    def __getattr__(self, name: str):
+        return getattr(self._backend, name)
+
+
+def _remove(backend, path: str) -> None:
+    if backend.isfile(path):
+        backend.remove(path)
+    elif backend.isdir(path):  # DeepSpeed's checkpoints are folders
+        backend.rmtree(path)
+
+
+def make_atomic(cfg: Config) -> None:
+    """Gives a config, in place, the safe order: ``ScaleNetCheckpointHook`` for mmengine's; a hook of yours stays."""
+    hooks = dict(cfg.get('default_hooks') or {})
+    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))  # the Runner's
+    stock = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
+    if checkpoint and checkpoint.get('type') in stock:
+        hooks['checkpoint'] = dict(checkpoint, type='ScaleNetCheckpointHook')
+        cfg.default_hooks = hooks

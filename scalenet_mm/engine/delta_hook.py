@@ -1,0 +1,174 @@
+"""Deltas in a run: written beside its checkpoints, and put on a base before evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.dist import master_only
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import nn
+
+from ..checkpoint.delta import SUFFIX, apply_delta, read_delta
+from ..checkpoint.export import base_name, make_delta
+from ..checkpoint.fingerprint import digests
+from ..checkpoint.reading import read_checkpoint, unwrap
+from ..roles import scaled_hosts
+
+RECORD = 'delta_base'  # what the run started from, kept in its checkpoints for when it is resumed
+
+
+@HOOKS.register_module()
+class DeltaHook(Hook):
+    """Writes ``<checkpoint>.delta.safetensors`` beside each checkpoint of the run, the best one included.
+
+    A delta is made of its checkpoint's file (so of the averaged weights, with EMA): the trainable entries, those the run's
+    ``load_from`` did not supply, and any other that changed since the start, such as statistics of BatchNorms in training.
+    It goes when its checkpoint goes.
+    """
+
+    priority = 'LOWEST'  # after CheckpointHook
+
+    def __init__(self):
+        self._before_load: dict[str, str] = {}
+        self._written: set[Path] = set()
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if not runner._resume:
+            self._before_load = digests(_model(runner).state_dict())
+
+    def before_train(self, runner) -> None:
+        if RECORD in runner.message_hub.runtime_info:
+            return  # resumed
+        state = _model(runner).state_dict()
+        found = digests(state)
+        values = [name for name in found if state[name].is_floating_point()]  # not derived indices
+        base, new = 'unknown', []
+        if runner._resume:
+            print_log(
+                'DeltaHook: the checkpoint resumed from was written without this hook, so what its run started from is '
+                'not known; write its delta with tools/delta.py export CKPT --base BASE.',
+                'current',
+                logging.WARNING,
+            )
+        elif self._before_load:
+            base = base_name(runner._load_from)
+            new = [name for name in values if found[name] == self._before_load[name]]
+        else:
+            base, new = self._of_init_cfg(runner, values)
+        runner.message_hub.update_info(RECORD, dict(base=base, new=new, digests=found))
+
+    @staticmethod
+    def _of_init_cfg(runner, names: list[str]) -> tuple[str, list[str]]:
+        """The base where the backbone alone is pretrained: everything beside it is new."""
+        hosts = [(n, m) for n, m in scaled_hosts(_model(runner)) if getattr(m, 'init_cfg', None)]
+        cfgs = [
+            c
+            for _, m in hosts
+            for c in ([m.init_cfg] if isinstance(m.init_cfg, dict) else m.init_cfg)
+        ]
+        files = [c['checkpoint'] for c in cfgs if 'checkpoint' in c]
+        if not files:
+            print_log(
+                'DeltaHook: this run started from random weights (neither load_from nor a Pretrained init_cfg), so its '
+                'deltas fit no other run; name a base, or leave the hook out.',
+                'current',
+                logging.WARNING,
+            )
+        prefixes = tuple(f'{n}.' if n else '' for n, _ in hosts)
+        return base_name(files[0]) if files else 'random', [
+            n for n in names if not n.startswith(prefixes)
+        ]
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._follow(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        self._follow(runner)
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        if runner._train_loop is not None:
+            self._follow(runner, metrics)
+
+    @master_only
+    def _follow(self, runner, metrics: dict | None = None) -> None:
+        """Brings the deltas up to their checkpoints; metrics go to those of the weights that were just validated."""
+        for path in _checkpoints(runner):
+            target = path.with_suffix(SUFFIX)
+            fresh = target.exists() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns
+            if fresh and not metrics:
+                continue
+            checkpoint = read_checkpoint(path)
+            validated = bool(metrics) and checkpoint['meta']['iter'] == runner.iter
+            if not fresh or validated:
+                self._write(runner, checkpoint, target, metrics if validated else None)
+        for target in list(self._written):
+            if not target.with_name(target.name.removesuffix(SUFFIX) + '.pth').exists():
+                target.unlink(missing_ok=True)
+                self._written.remove(target)
+
+    def _write(self, runner, checkpoint: dict, target: Path, metrics: dict | None) -> None:
+        record, model = runner.message_hub.get_info(RECORD), _model(runner)
+        state = unwrap(checkpoint)
+        found = digests(state)
+        changed = {name for name, p in model.named_parameters() if p.requires_grad}
+        changed |= {*record['new']} | {n for n in found if found[n] != record['digests'].get(n)}
+        meta = checkpoint['meta']
+        delta = make_delta(state, changed, model, record['base'], meta['cfg'], meta, metrics, found)
+        delta.save(target)
+        self._written.add(target)
+        runner.logger.info(
+            f'Delta of {len(delta.tensors)} tensors, {target.stat().st_size:,} bytes: {target.name}'
+        )
+
+
+@HOOKS.register_module()
+class ApplyDeltaHook(Hook):
+    """Puts a delta on the base that ``load_from`` named, before evaluation: ``tools/test.py CONFIG BASE --delta FILE``.
+
+    Args:
+        delta: what ``read_delta`` takes.
+
+    Raises:
+        CheckpointError: if it does not fit the base, see ``checkpoint.delta.check``.
+        RuntimeError: in training.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, delta: str):
+        self.delta = delta
+        read_delta(delta)  # what is wrong with the file is said before the data are read
+
+    def before_train(self, runner) -> None:
+        raise RuntimeError(
+            'ApplyDeltaHook is for evaluation. To train on from a delta, write the full checkpoint with tools/delta.py '
+            'apply BASE DELTA OUT.pth and name it in load_from.'
+        )
+
+    def before_val(self, runner) -> None:
+        self.before_test(runner)
+
+    def before_test(self, runner) -> None:
+        averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
+        for model in (_model(runner), *averaged):  # EMAHook evaluates its own copy
+            delta = apply_delta(model, self.delta)
+        print_log(f'Delta {self.delta} is on {delta.base}.', 'current')
+
+
+def _model(runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _checkpoints(runner) -> Iterator[Path]:
+    """The checkpoint files that the run's CheckpointHook knows: the last one and the best."""
+    hooks = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
+    for hook in hooks:
+        best = getattr(hook, 'best_ckpt_path_dict', {}).values()
+        for name in {hook.last_ckpt, getattr(hook, 'best_ckpt_path', None), *best} - {None}:
+            if Path(name).is_file():
+                yield Path(name)

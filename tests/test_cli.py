@@ -1,0 +1,225 @@
+"""tools/train.py and tools/test.py as a user calls them, and what --dry-run says about the run."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+
+from scalenet_mm.data import make_demo_data
+from scalenet_mm.engine import cli
+from scalenet_mm.engine.config import load_config, move_data_root, use_tta, write_deltas
+from scalenet_mm.engine.dry_run import FirstImages, estimate
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / 'configs' / 'demo'
+LOOPS = {
+    'epochs': dict(by_epoch=True, max_epochs=3, val_interval=2),
+    'iterations': dict(type='IterBasedTrainLoop', max_iters=40, val_interval=10),
+}
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('digits')
+    return make_demo_data(folder, ['imagenet'], train=57, val=19)['imagenet']
+
+
+@pytest.fixture
+def config(tmp_path, digits):
+    """Writes a small scaled DeiT's config with one of the loops."""
+
+    def write(loop: str = 'epochs', **changes) -> Path:
+        cfg = Config.fromfile(DEMO / 'scalenet_deit_digits.py')
+        cfg.model.backbone.arch.update(embed_dims=32, num_layers=2, feedforward_channels=64)
+        cfg.model.head.in_channels = 32
+        cfg.load_from = None
+        cfg.train_cfg = LOOPS[loop]
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            loader.update(batch_size=16, num_workers=0, persistent_workers=False)
+        if loop == 'iterations':
+            cfg.train_dataloader.sampler.sampler.type = 'InfiniteSampler'
+            cfg.default_hooks.checkpoint.update(by_epoch=False, interval=4)
+        move_data_root(cfg, str(digits))
+        cfg.merge_from_dict(changes)
+        cfg.dump(tmp_path / 'config.py')
+        return tmp_path / 'config.py'
+
+    return write
+
+
+@HOOKS.register_module()
+class CountsForTest(Hook):
+    """How many iterations were trained and images validated."""
+
+    def before_train(self, runner) -> None:
+        self.seen.update(train=0, val=0)
+
+    def after_train_iter(self, *args, **kwargs) -> None:
+        self.seen['train'] += 1
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.seen['val'] += len(outputs)
+
+    seen: ClassVar[dict[str, int]] = {}
+
+
+def number(pattern: str, text: str) -> float:
+    return float(re.search(pattern, text)[1].replace(',', ''))
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+def test_a_dry_run_measures_and_leaves_nothing_behind(loop, config, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'temporary').mkdir()
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
+    path = config(loop, custom_hooks=[dict(type='CountsForTest')])
+    cli.train([str(path), '--dry-run', '--work-dir', str(tmp_path / 'w')])
+    assert CountsForTest.seen == dict(train=2, val=8)
+    dry = capsys.readouterr().out
+    assert not (tmp_path / 'w').exists()
+    assert not list((tmp_path / 'temporary').iterdir()) and not list((tmp_path / 'here').iterdir())
+    # 57 images in batches of 16, the rest dropped: 3 iterations an epoch
+    assert number(r'whole run .*: ([\d,]+) iterations on 57 images', dry) == (
+        3 * 3 if loop == 'epochs' else 40
+    )
+    assert number(r'evaluations of 19 images: (\d+)', dry) == (2 if loop == 'epochs' else 4)
+    assert number(r'evaluation +([\d.e-]+) s', dry) > 0 < number(r'iteration +([\d.e-]+) s', dry)
+    # what a real run writes
+    short = 'train_cfg.max_epochs=1' if loop == 'epochs' else 'train_cfg.max_iters=4'
+    cli.train([str(path), '--work-dir', str(tmp_path / 'w'), '--cfg-options', short])
+    (saved,) = (tmp_path / 'w').glob('*.pth')
+    size = saved.stat().st_size / 2**20
+    assert number(r'checkpoint +([\d.,]+) MB', dry) == pytest.approx(size, rel=0.1)
+    model = torch.load(saved, weights_only=False)
+    kept = {k: v for k, v in model['state_dict'].items() if not k.startswith('data_preprocessor')}
+    assert number(r'total +[\d,]+ +([\d,]+)', dry) == sum(v.numel() for v in kept.values())
+
+
+def test_a_dry_run_fails_as_the_run_would(config, tmp_path):
+    path = config(**{'policy.also': ['head.fcc'], 'work_dir': str(tmp_path / 'w')})
+    with pytest.raises(ValueError, match='matches none'):
+        cli.train([str(path), '--dry-run'])
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'layout'),
+    [('mask_rcnn_scalenet_swin_digits', 'coco'), ('upernet_scalenet_swin_digits', 'ade')],
+)
+def test_a_dry_run_of_a_detector_and_a_segmentor(name, layout, tmp_path, capsys):
+    data = make_demo_data(tmp_path, [layout], train=16, val=8)[layout]
+    options = ['--cfg-options', f'data_root={data}', 'load_from=None']
+    cli.train([str(DEMO / f'{name}.py'), '--dry-run', '--work-dir', str(tmp_path / 'w'), *options])
+    out = capsys.readouterr().out
+    assert 'on 16 images, evaluations of 8 images: 1' in out and not (tmp_path / 'w').exists()
+
+
+def test_the_schedules_cost_is_counted_from_the_real_data():
+    def cfg(train_cfg, **checkpoint):
+        return Config(
+            dict(
+                train_cfg=train_cfg,
+                train_dataloader=dict(batch_size=16),
+                default_hooks=dict(checkpoint=dict(type='CheckpointHook', **checkpoint)),
+            )
+        )
+
+    coco = cfg(
+        dict(by_epoch=True, max_epochs=12, val_interval=1), max_keep_ckpts=2, save_best='auto'
+    )
+    cost = estimate(coco, 117266, 5000, iteration=0.5, image=0.1)
+    assert cost.iterations == 12 * 7330, 'mmdet logs 7330 iterations for 117,266 images in 8 x 2'
+    assert cost.validations == 12 and cost.checkpoints == 2 + 1 + 1
+    assert cost.hours == pytest.approx((12 * 7330 * 0.5 + 12 * 5000 * 0.1) / 3600)
+    ade = cfg(
+        dict(type='IterBasedTrainLoop', max_iters=40000, val_interval=4000),
+        by_epoch=False,
+        interval=4000,
+    )
+    cost = estimate(ade, 20210, 2000, iteration=0.5, image=0.1)
+    assert (cost.iterations, cost.validations, cost.checkpoints) == (40000, 10, 10 + 1)
+
+
+def test_the_first_images_are_repeated_and_the_whole_length_is_known():
+    class Numbers(list):
+        metainfo = 'kept'
+
+    data = FirstImages.__new__(FirstImages)
+    data.dataset, data.images, data.length = Numbers(range(57)), 8, 20
+    assert [data[i] for i in range(len(data))] == [i % 8 for i in range(20)]
+    assert data.metainfo == 'kept' and len(data.dataset) == 57
+
+
+def test_data_root_moves_every_path_below_the_old_folder(tmp_path):
+    cfg = load_config(str(DEMO / 'mask_rcnn_swin_digits.py'), options={'data_root': '/new/'})
+    assert cfg.train_dataloader.dataset.dataset.data_root == '/new/'
+    assert cfg.val_dataloader.dataset.data_root == cfg.test_dataloader.dataset.data_root == '/new/'
+    assert cfg.val_evaluator.ann_file == '/new/annotations/instances_val2017.json'
+    assert cfg.work_dir == 'work_dirs/mask_rcnn_swin_digits'
+    with pytest.raises(SystemExit, match='--tta needs'):
+        use_tta(cfg)
+    two = Config(dict(a=dict(data_root='x/'), b=[dict(data_root='y'), 'xyz/1']))
+    with pytest.raises(SystemExit, match=r"\['x/', 'y'\]"):
+        move_data_root(two, 'z')
+    two.data_root = 'x'
+    move_data_root(two, 'z')
+    assert two.a.data_root == 'z/' and two.b == [dict(data_root='y'), 'xyz/1']
+
+
+def test_nothing_is_built_when_something_is_missing(config, tmp_path):
+    path = config(**{'load_from': 'none.pth'})
+    with pytest.raises(SystemExit, match='there is no checkpoint none.pth'):
+        cli.train([str(path), '--work-dir', str(tmp_path / 'w')])
+    assert not (tmp_path / 'w').exists()
+    with pytest.raises(FileNotFoundError):
+        cli.train([str(path), '--work-dir', str(tmp_path / 'w'), '--no-preflight'])
+
+
+def test_a_delta_on_its_base_evaluates_to_the_full_checkpoints_numbers(config, tmp_path):
+    path, base = config(**{'train_cfg.max_epochs': 1}), tmp_path / 'base.pth'
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        source = MODELS.build(Config.fromfile(path).model)
+    torch.save(dict(state_dict=source.state_dict()), base)
+    work = ['--work-dir', str(tmp_path / 'w')]
+    cli.train([str(path), *work, '--cfg-options', f'load_from={base}', '--tensorboard'])
+    assert list((tmp_path / 'w').rglob('events.out.tfevents*'))
+    out = [tmp_path / 'full.json', tmp_path / 'delta.json']
+    cli.test([str(path), str(tmp_path / 'w' / 'epoch_1.pth'), *work, '--out', str(out[0])])
+    delta = ['--delta', str(tmp_path / 'w' / 'epoch_1.delta.safetensors')]
+    cli.test([str(path), str(base), *delta, *work, '--out', str(out[1])])
+    full, with_delta = (json.loads(p.read_text()) for p in out)
+    assert full and full == with_delta
+
+
+def test_deltas_are_written_where_increments_of_something_pretrained_are_trained(config):
+    cfg = Config.fromfile(config(load_from='base.pth'))
+    write_deltas(cfg)
+    write_deltas(cfg)
+    assert [h.type for h in cfg.custom_hooks].count('DeltaHook') == 1
+    for changes in (
+        {'load_from': None},
+        {'load_from': 'base.pth', 'optim_wrapper.paramwise_cfg.policy.train': 'all'},
+        {'load_from': 'base.pth', 'optim_wrapper.constructor': 'DefaultOptimWrapperConstructor'},
+    ):
+        cfg = Config.fromfile(config(**changes))
+        write_deltas(cfg)
+        assert 'DeltaHook' not in [h.type for h in cfg.custom_hooks]
+
+
+def test_configs_of_the_libraries_are_found_by_their_scope(tmp_path):
+    cfg = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert cfg.model.type == 'RetinaNet' and cfg.work_dir == 'work_dirs/retinanet_r50_fpn_1x_coco'
+    use_tta(cfg)
+    assert cfg.model.type == 'DetTTAModel' and cfg.model.module.type == 'RetinaNet'
+    assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
+    with pytest.raises(SystemExit, match='There is no config'):
+        load_config(str(tmp_path / 'none.py'))

@@ -1,0 +1,565 @@
+"""Increments as files: a delta is what training changed, and base + delta is the full checkpoint to the bit."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from safetensors import safe_open
+from safetensors.torch import save_file
+from toy_run import toy_config, write_base
+
+from scalenet_mm.checkpoint import CheckpointError
+from scalenet_mm.checkpoint.config_text import parse_config
+from scalenet_mm.checkpoint.delta import PUSHED, DeltaSwitch, apply_delta, read_delta
+from scalenet_mm.checkpoint.export import (
+    apply_to_file,
+    assemble,
+    build_model,
+    export_delta,
+    verify_delta,
+)
+from scalenet_mm.checkpoint.publish import push_delta
+from scalenet_mm.roles import TrainPolicy
+
+ROOT = Path(__file__).parents[1]
+HOOKS = (dict(type='DeltaHook'),)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def full(path: Path) -> dict:
+    return torch.load(path, weights_only=False)
+
+
+def header(path: Path) -> dict:
+    with safe_open(path, framework='pt') as file:
+        return file.metadata()
+
+
+def rewritten(path: Path, out: Path, **changes: str) -> Path:
+    """The same tensors under another header."""
+    with safe_open(path, framework='pt') as file:
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    save_file(tensors, out, {**header(path), **changes})
+    return out
+
+
+def holding(cfg: Config, base: Path) -> torch.nn.Module:
+    """A model of ``cfg`` that holds the base; what the base lacks keeps its initial values."""
+    model = build_model(cfg)
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith('backbone.')}
+    model.load_state_dict({**own, **torch.load(base)['state_dict']})
+    return model
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """tools/delta.py: (exit code or message, what it printed)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, 'argv', ['delta.py', *map(str, args)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / 'tools' / 'delta.py'), run_name='__main__')
+        except SystemExit as error:
+            code = error.code
+        return code, capsys.readouterr().out
+
+    return call
+
+
+# A micro Mask R-CNN, trained by the Runner
+
+
+def detector_config(name: str, data: Path) -> Config:
+    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / f'{name}.py')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.get('dataset', loader.dataset).data_root = f'{data}/'
+        loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.ann_file = str(data / 'annotations' / 'instances_val2017.json')
+    cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=300)
+    cfg.custom_hooks = [dict(type='AnyDialectHook'), *cfg.get('custom_hooks', [])]
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """Two epochs with EMA, a best checkpoint and ``max_keep_ckpts=1``: (config, base, work dir)."""
+    from scalenet_mm.data import make_demo_data
+
+    folder = tmp_path_factory.mktemp('run')
+    data = make_demo_data(folder, ['coco'], train=8, val=8)['coco']
+    source = build_model(detector_config('mask_rcnn_swin_digits', data))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in source.parameters():  # nowhere trivial
+            p.add_(torch.randn(p.shape, generator=generator) * 0.02)
+    torch.save(dict(state_dict=source.state_dict()), folder / 'base.pth')
+    cfg = detector_config('mask_rcnn_scalenet_swin_digits', data)
+    cfg.load_from, cfg.work_dir = str(folder / 'base.pth'), str(folder / 'w')
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)
+    cfg.param_scheduler = []
+    cfg.custom_hooks = [dict(type='AnyDialectHook'), dict(type='EMAHook', momentum=0.5), *HOOKS]
+    cfg.default_hooks.checkpoint = dict(
+        type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='coco/bbox_mAP_50'
+    )
+    Runner.from_cfg(cfg).train()
+    return cfg, folder / 'base.pth', folder / 'w'
+
+
+@pytest.fixture(scope='module', params=['hook', 'export'])
+def delta_file(run, request, tmp_path_factory):
+    """The last checkpoint's delta, as the hook wrote it and as it is exported afterwards."""
+    _, base, work_dir = run
+    if request.param == 'hook':
+        return work_dir / 'epoch_2.delta.safetensors'
+    out = tmp_path_factory.mktemp('export') / 'd.safetensors'
+    export_delta(work_dir / 'epoch_2.pth', base, out)
+    return out
+
+
+def test_a_delta_lies_beside_every_checkpoint_that_is_kept(run):
+    _, _, work_dir = run
+    stems = {p.stem for p in work_dir.glob('*.pth')}
+    assert 'epoch_2' in stems and any(s.startswith('best_coco') for s in stems) and len(stems) == 2
+    assert {p.name for p in work_dir.glob('*.safetensors')} == {
+        f'{stem}.delta.safetensors' for stem in stems
+    }
+
+
+def test_base_plus_delta_is_the_full_checkpoint_bit_for_bit(run, delta_file):
+    _, base, work_dir = run
+    model = assemble(delta_file, base)
+    assert same(model.state_dict(), full(work_dir / 'epoch_2.pth')['state_dict'])
+    assert model.dataset_meta['classes'] == [str(i) for i in range(10)]
+
+
+def test_base_plus_delta_evaluates_to_the_numbers_of_the_full_checkpoint(run, tmp_path):
+    cfg, base, work_dir = run
+    best = next(work_dir.glob('best_*.pth'))
+
+    def evaluate(name, load_from, *hooks):
+        one = copy.deepcopy(cfg)
+        one.work_dir, one.load_from = str(tmp_path / name), str(load_from)
+        one.custom_hooks = [dict(type='AnyDialectHook'), dict(type='EMAHook'), *hooks]
+        one.test_evaluator.outfile_prefix = str(tmp_path / name)
+        metrics = Runner.from_cfg(one).test()
+        return metrics, *(
+            json.loads((tmp_path / f'{name}.{kind}.json').read_text()) for kind in ('bbox', 'segm')
+        )
+
+    delta = best.with_suffix('.delta.safetensors')
+    whole = evaluate('full', best)
+    assert evaluate('parts', base, dict(type='ApplyDeltaHook', delta=str(delta))) == whole
+    metrics, boxes, masks = whole
+    assert len(boxes) == len(masks) > 100 and len({box['score'] for box in boxes}) > 100
+    assert read_delta(delta).metrics == metrics
+
+
+def test_outputs_are_equal_to_the_bit(run, delta_file):
+    cfg, base, work_dir = run
+    parts, whole = assemble(delta_file, base), build_model(cfg)
+    whole.load_state_dict(full(work_dir / 'epoch_2.pth')['state_dict'])
+    whole.eval()
+    images = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        for a, b in zip(parts.extract_feat(images), whole.extract_feat(images)):
+            assert torch.equal(a, b)
+
+
+def trainable_bytes(model, policy) -> int:
+    TrainPolicy.from_cfg(policy).apply(model)
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_delta_is_hardly_larger_than_what_is_trained(run, delta_file):
+    cfg, _, work_dir = run
+    trained = trainable_bytes(build_model(cfg), cfg.policy)
+    size = delta_file.stat().st_size
+    assert trained * 0.99 < size <= 1.05 * trained + 64 * 1024
+    assert size < (work_dir / 'epoch_2.pth').stat().st_size / 40
+
+
+@pytest.mark.slow
+def test_a_delta_of_a_full_size_mask_rcnn_is_hardly_larger_than_what_is_trained(tmp_path):
+    leaf = tmp_path / 'config.py'
+    leaf.write_text("_base_ = ['mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py']")
+    cfg = Config.fromfile(leaf)
+    cfg.model.backbone.init_cfg = None
+    torch.save(dict(state_dict=build_model(cfg).state_dict()), tmp_path / 'base.pth')
+    cfg.model.backbone.type = 'ScaleNetSwin'
+    policy = dict(also=['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg'])
+    model = holding(cfg, tmp_path / 'base.pth')
+    trained = trainable_bytes(model, policy)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1)
+    meta = dict(cfg=cfg.pretty_text)
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), tmp_path / 'full.pth')
+    delta = export_delta(tmp_path / 'full.pth', tmp_path / 'base.pth', tmp_path / 'd.safetensors')
+    size = (tmp_path / 'd.safetensors').stat().st_size
+    print(f'trainable {trained:,} bytes, delta {size:,} bytes')
+    assert delta.nbytes == trained < size <= 1.05 * trained + 64 * 1024
+    assert trained > 4e6, 'adapters, norms and two layers of 81 and 320 outputs'
+
+
+def test_a_checkpoint_of_the_runner_stores_each_tied_tensor_once(run, tmp_path):
+    cfg = copy.deepcopy(run[0])
+    cfg.work_dir, cfg.custom_hooks = str(tmp_path), []
+    runner = Runner.from_cfg(cfg)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.save_checkpoint(str(tmp_path), 'a.pth', save_optimizer=False, save_param_scheduler=False)
+    state = full(tmp_path / 'a.pth')['state_dict']
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()
+    }
+    params = {id(p): p.nbytes for p in runner.model.parameters()}
+    buffers = {id(b): b.nbytes for n, b in runner.model.named_buffers() if n in state}
+    assert len(storages) == len(state) == len(params) + len(buffers)
+    assert sum(storages.values()) == sum(params.values()) + sum(buffers.values())
+    assert 0 < (tmp_path / 'a.pth').stat().st_size - sum(storages.values()) < 300_000
+
+
+# Refusals
+
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    """A toy run's (config, base, full checkpoint, delta), in a second."""
+    folder = tmp_path_factory.mktemp('toy')
+    base = write_base(folder / 'base.pth')
+    cfg = toy_config(folder / 'w', base, hooks=HOOKS)
+    Runner.from_cfg(cfg).train()
+    return cfg, base, folder / 'w' / 'epoch_4.pth', folder / 'w' / 'epoch_4.delta.safetensors'
+
+
+def test_another_base_is_refused_by_the_names_of_its_tensors(toy, tmp_path):
+    cfg, base, _, delta = toy
+    other = torch.load(base)
+    other['state_dict']['backbone.layers.1.attn.qkv.weight'][0, 0] += 1e-6
+    torch.save(other, tmp_path / 'other.pth')
+    model = holding(cfg, tmp_path / 'other.pth')
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError, match='stands on base.pth') as error:
+        apply_delta(model, delta)
+    listed = [line.strip() for line in str(error.value).splitlines() if line.startswith('  ')]
+    owner = model.backbone.layers.layer_map.owner(model.backbone.layers.layer_map.sources.index(1))
+    assert listed == [f'backbone.layers.{owner}.attn.qkv.weight']
+    assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ('scale', 'message'),
+    [
+        (dict(times=2, order='stack'), 'layer maps'),
+        (dict(adjust=dict(type='ParallelAdapter', act='ReLU')), 'kind of adjustment'),
+        (dict(adjust=dict(type='ParallelAdapter', rank=4)), 'of another shape'),
+        (dict(adjust=dict(type='LoRA', rank=8)), 'kind of adjustment'),
+    ],
+)
+def test_another_network_is_refused_before_anything_changes(toy, scale, message):
+    cfg, base, _, delta = toy
+    other = copy.deepcopy(cfg)
+    other.model.backbone.scale = scale
+    model = holding(other, base)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError, match=message):
+        apply_delta(model, delta)
+    assert same(model.state_dict(), before)
+
+
+@pytest.fixture
+def broken(toy, tmp_path):
+    """Files that are no delta of this format, by what is wrong with them."""
+    _, _base, checkpoint, delta = toy
+    data = delta.read_bytes()
+    (tmp_path / 'truncated.safetensors').write_bytes(data[: len(data) * 2 // 3])
+    (tmp_path / 'damaged.safetensors').write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (tmp_path / 'empty.safetensors').write_bytes(b'')
+    save_file({'a': torch.zeros(2)}, tmp_path / 'plain.safetensors')
+    return {
+        'truncated': tmp_path / 'truncated.safetensors',
+        'damaged': tmp_path / 'damaged.safetensors',
+        'empty': tmp_path / 'empty.safetensors',
+        'plain': tmp_path / 'plain.safetensors',
+        'full': checkpoint,
+        'older': rewritten(delta, tmp_path / 'older.safetensors', format_version='0'),
+        'newer': rewritten(delta, tmp_path / 'newer.safetensors', format_version='2'),
+    }
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('truncated', 'truncated'),
+        ('damaged', 'is damaged'),
+        ('empty', 'it is empty'),
+        ('plain', 'is not a delta'),
+        ('full', r'is not a delta.*delta.py export'),
+        ('older', r'format 0.*export it again'),
+        ('newer', r'format 2.*update scalenet_mm'),
+    ],
+)
+def test_a_file_that_is_no_delta_of_this_format_is_refused(broken, name, message):
+    with pytest.raises(CheckpointError, match=message):
+        read_delta(broken[name])
+
+
+def test_the_fingerprint_is_the_sha256_of_name_type_shape_and_bytes(toy):
+    _, _, checkpoint, delta = toy
+    state, head = full(checkpoint)['state_dict'], header(delta)
+    with safe_open(delta, framework='pt') as file:
+        rest = sorted(set(state) - set(file.keys()))
+    each = {
+        n: hashlib.sha256(
+            f'{n} {state[n].dtype} {tuple(state[n].shape)} '.encode() + state[n].numpy().tobytes()
+        ).hexdigest()
+        for n in rest
+    }
+    assert json.loads(head['base_digests']) == {n: d[:8] for n, d in each.items()}
+    whole = hashlib.sha256(''.join(each[n] for n in rest).encode()).hexdigest()
+    assert json.loads(head['fingerprint']) == whole
+
+
+def test_a_config_inside_a_file_is_read_and_not_run(toy, tmp_path):
+    _, base, _, delta = toy
+    for name in ('mask_rcnn_scalenet_swin_digits', 'upernet_scalenet_swin_digits'):
+        text = Config.fromfile(ROOT / 'configs' / 'demo' / f'{name}.py').pretty_text
+        assert parse_config(text, 'x').to_dict() == Config.fromstring(text, '.py').to_dict()
+    evil = f"open({str(tmp_path / 'ran')!r}, 'w').write('x')"
+    for text in (f'a = {evil}', evil, f'a = [dict(b={evil})]'):
+        bad = rewritten(delta, tmp_path / 'evil.safetensors', config=json.dumps(text))
+        with pytest.raises(CheckpointError, match='nothing stored in a file is run'):
+            assemble(bad, base)
+    assert not (tmp_path / 'ran').exists()
+
+
+# What goes into a delta
+
+
+def test_statistics_of_a_norm_in_training_are_in_the_delta_and_those_of_a_frozen_one_are_not(
+    tmp_path,
+):
+    base = write_base(tmp_path / 'base.pth')
+    for also, kept in ((['fc'], False), (['fc', 'bn'], True)):
+        work_dir = tmp_path / str(kept)
+        policy = dict(train='increments', also=also)
+        Runner.from_cfg(toy_config(work_dir, base, policy=policy, hooks=HOOKS)).train()
+        delta = read_delta(work_dir / 'epoch_4.delta.safetensors')
+        names = {n for n in delta.tensors if n.startswith('bn.')}
+        assert ('bn.running_mean' in names) == kept == ('bn.weight' in names)
+        exported = export_delta(work_dir / 'epoch_4.pth', base)
+        assert exported.tensors.keys() == delta.tensors.keys()
+        assert same(
+            assemble(delta, base).state_dict(), full(work_dir / 'epoch_4.pth')['state_dict']
+        )
+
+
+def test_what_the_base_lacks_is_in_the_delta_although_it_is_frozen(tmp_path):
+    base = write_base(tmp_path / 'base.pth', head=False)
+    policy = dict(train='increments')
+    Runner.from_cfg(toy_config(tmp_path / 'w', base, policy=policy, hooks=HOOKS)).train()
+    delta = read_delta(tmp_path / 'w' / 'epoch_4.delta.safetensors')
+    assert {'fc.weight', 'fc.bias'} <= delta.tensors.keys()
+    state = full(tmp_path / 'w' / 'epoch_4.pth')['state_dict']
+    assert same(assemble(delta, base).state_dict(), state)
+    assert same(
+        assemble(export_delta(tmp_path / 'w' / 'epoch_4.pth', base), base).state_dict(), state
+    )
+
+
+def test_an_adapter_that_training_left_at_zero_is_in_the_delta_all_the_same(toy, tmp_path):
+    cfg, base, *_ = toy
+    state = holding(cfg, base).state_dict()
+    torch.save(dict(meta=dict(cfg=cfg.pretty_text), state_dict=state), tmp_path / 'full.pth')
+    delta = export_delta(tmp_path / 'full.pth', base)
+    assert delta.tensors.keys() == {n for n in state if '.adapter.' in n}
+    assert delta.tensors['backbone.layers.0.ffn.layers.1.adapter.up'].abs().max() == 0
+
+
+def test_a_backbones_own_pretraining_is_a_base_too(tmp_path):
+    base = write_base(tmp_path / 'base.pth', head=False)
+    cfg = toy_config(tmp_path / 'w', hooks=HOOKS)
+    cfg.model.backbone = dict(
+        cfg.model.backbone, init_cfg=dict(type='Pretrained', checkpoint=str(base))
+    )
+    Runner.from_cfg(cfg).train()
+    delta = read_delta(tmp_path / 'w' / 'epoch_4.delta.safetensors')
+    assert delta.base == 'base.pth'
+    state = full(tmp_path / 'w' / 'epoch_4.pth')['state_dict']
+    assert same(assemble(delta, base).state_dict(), state)
+
+
+def test_a_resumed_run_writes_the_same_delta(toy, tmp_path):
+    _, base, _, whole = toy
+    cfg = toy_config(tmp_path / 'w', base, hooks=HOOKS)
+    cfg.train_cfg.max_epochs = 2
+    Runner.from_cfg(cfg).train()
+    cfg = toy_config(tmp_path / 'w', tmp_path / 'w' / 'epoch_2.pth', hooks=HOOKS)
+    cfg.resume = True
+    Runner.from_cfg(cfg).train()
+    a, b = read_delta(whole), read_delta(tmp_path / 'w' / 'epoch_4.delta.safetensors')
+    assert a.tensors.keys() == b.tensors.keys() and a.fingerprint == b.fingerprint
+    assert a.base == b.base == 'base.pth'
+
+
+def test_a_delta_of_the_users_own_stays_when_there_is_no_checkpoint_beside_it(toy, tmp_path):
+    _, base, _, delta = toy
+    (tmp_path / 'w').mkdir()
+    mine = tmp_path / 'w' / 'mine.delta.safetensors'
+    mine.write_bytes(delta.read_bytes())
+    cfg = toy_config(tmp_path / 'w', base, hooks=HOOKS, max_keep_ckpts=1)
+    Runner.from_cfg(cfg).train()
+    left = {p.name for p in (tmp_path / 'w').glob('*.safetensors')}
+    assert left == {mine.name, 'epoch_4.delta.safetensors'}
+
+
+# In memory
+
+
+def test_several_deltas_are_swapped_on_one_base_and_the_base_comes_back_bit_for_bit(toy, tmp_path):
+    cfg, base, _, first = toy
+    other = toy_config(
+        tmp_path / 'w', base, policy=dict(train='increments', also=['bn']), hooks=HOOKS
+    )
+    other.randomness = dict(seed=1)
+    Runner.from_cfg(other).train()
+    second = tmp_path / 'w' / 'epoch_4.delta.safetensors'
+    model = holding(cfg, base)
+    before, objects = copy.deepcopy(model.state_dict()), [id(p) for p in model.parameters()]
+    switch = DeltaSwitch(model)
+    switch.add('first', first)
+    switch.use('first')
+    switch.add('second', second)  # checked against the base, not against what is in use
+    for name, file in (('second', second), ('first', first), ('second', second)):
+        switch.use(name)
+        expected = assemble(file, base).state_dict()
+        assert switch.active == name and same(model.state_dict(), expected)
+    switch.use(None)
+    assert same(model.state_dict(), before) and switch.active is None
+    assert [id(p) for p in model.parameters()] == objects, 'optimizers and ties keep their tensors'
+    with pytest.raises(ValueError, match=r"'third'; the names are \['first', 'second'\]"):
+        switch.use('third')
+    with pytest.raises(ValueError, match='already'):
+        switch.add('first', second)
+
+
+def test_apply_delta_reaches_every_layer_that_shares(toy):
+    cfg, base, _, delta = toy
+    model = holding(cfg, base)
+    blocks = model.backbone.layers
+    tied = blocks[0].attn.qkv.weight
+    apply_delta(model, delta)
+    assert blocks[1].attn.qkv.weight is tied is blocks[0].attn.qkv.weight
+
+
+# The command line and publishing
+
+
+def test_the_tool_exports_shows_verifies_and_applies(toy, command, tmp_path):
+    cfg, base, checkpoint, _ = toy
+    delta, out = tmp_path / 'epoch_4.delta.safetensors', tmp_path / 'again.pth'
+    kept = tmp_path / checkpoint.name
+    kept.write_bytes(checkpoint.read_bytes())
+    code, _ = command('export', kept, '--base', base)
+    assert code == 0 and delta.exists(), 'beside the checkpoint'
+    code, shown = command('info', delta)
+    assert code == 0 and 'adjustment' in shown and 'epoch 4, iter 16' in shown
+    assert 'base.pth' in shown and '[0, 0, 1, 1]' in shown and 'classes' in shown
+    code, checked = command('verify', base, delta)
+    assert code == 0 and 'is whole and stands on' in checked
+    assert command('apply', base, delta, out)[0] == 0
+    again, state = full(out), full(checkpoint)['state_dict']
+    assert same(again['state_dict'], state)
+    assert again['state_dict']._metadata['backbone'] == state._metadata['backbone']
+    assert Config.fromstring(again['meta']['cfg'], '.py').model.to_dict() == cfg.model.to_dict()
+    assert same(full(out)['state_dict'], state) and again['meta']['iter'] == 16
+
+    code, _ = command('apply', base, delta, out)
+    assert 'is there already; add --force' in code
+    code, _ = command('verify', write_base(tmp_path / 'other.pth', seed=5), delta)
+    assert code.startswith('error: The delta stands on base.pth')
+    torch.save(dict(state_dict=state), tmp_path / 'plain.pth')
+    export = 'export', tmp_path / 'plain.pth', '--base', base
+    code, _ = command(*export)
+    assert 'holds no config; name the one' in code
+    cfg.dump(tmp_path / 'config.py')
+    code, _ = command(*export, '--config', tmp_path / 'config.py')
+    assert code == 0
+    named = read_delta(tmp_path / 'plain.delta.safetensors')
+    assert same(named.tensors, read_delta(delta).tensors)
+
+
+def test_the_runner_loads_what_apply_wrote(toy, tmp_path):
+    cfg, base, checkpoint, delta = toy
+    apply_to_file(base, delta, tmp_path / 'again.pth')
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir, cfg.load_from = str(tmp_path / 'w'), str(tmp_path / 'again.pth')
+    cfg.custom_hooks = []
+    runner = Runner.from_cfg(cfg)
+    runner.load_or_resume()
+    assert same(runner.model.state_dict(), full(checkpoint)['state_dict'])
+
+
+def test_a_pushed_folder_loads_like_a_hub_repository_and_carries_a_card(toy, tmp_path):
+    from huggingface_hub import ModelCard
+
+    _, base, checkpoint, delta = toy
+    files = push_delta(delta, tmp_path / 'pushed', base_model='someone/base')
+    assert sorted(p.name for p in (tmp_path / 'pushed').iterdir()) == sorted(
+        ['README.md', 'config.py', PUSHED]
+    )
+    assert len(files) == 3
+    state = full(checkpoint)['state_dict']
+    assert same(assemble(tmp_path / 'pushed', base).state_dict(), state)
+    card = ModelCard.load(tmp_path / 'pushed' / 'README.md')
+    assert card.data.license == 'apache-2.0' and card.data.library_name == 'scalenet_mm'
+    assert card.data.base_model == 'someone/base' and 'scalenet' in card.data.tags
+    code = card.text.split('```python\n')[1].split('```')[0]
+    assert 'assemble(' in code and '[0, 0, 1, 1]' not in code
+    assert '0, 0, 1, 1' in card.text and 'acc' in card.text
+    here = {}
+    snippet = code.replace("'.'", repr(str(tmp_path / 'pushed'))).replace(
+        "'base.pth'", repr(str(base))
+    )
+    exec(snippet, here)  # the card's own lines
+    assert same(here['model'].state_dict(), state)
+    with pytest.raises(FileExistsError, match='--force'):
+        push_delta(delta, tmp_path / 'pushed')
+
+
+def test_a_delta_names_a_base_on_the_hub_in_its_card(toy, tmp_path):
+    from huggingface_hub import ModelCard
+
+    *_, delta = toy
+    other = dataclasses.replace(read_delta(delta), base='hf://someone/base/model.pth')
+    other.save(tmp_path / 'd.safetensors')
+    push_delta(tmp_path / 'd.safetensors', tmp_path / 'pushed')
+    card = ModelCard.load(tmp_path / 'pushed' / 'README.md')
+    assert card.data.base_model == 'someone/base'
+
+
+def test_training_refuses_a_delta_hook_that_is_for_evaluation(toy, tmp_path):
+    _cfg, base, _, delta = toy
+    hook = dict(type='ApplyDeltaHook', delta=str(delta))
+    with pytest.raises(RuntimeError, match=r'delta\.py apply BASE DELTA'):
+        Runner.from_cfg(toy_config(tmp_path / 'w', base, hooks=[hook])).train()
+
+
+def test_verify_names_a_base_that_is_another_one(toy, tmp_path):
+    _, base, _, delta = toy
+    assert verify_delta(base, delta).base == 'base.pth'
+    with pytest.raises(CheckpointError, match=r'\d+ of \d+ tensors differ'):
+        verify_delta(write_base(tmp_path / 'b.pth', seed=5), delta)

@@ -1,0 +1,241 @@
+"""Results of ``load_model`` and ``predict`` against the libraries' own inference."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import perturb
+from mmengine.config import Config
+from pycocotools import mask as coco_mask
+
+from scalenet_mm.checkpoint import CheckpointError
+from scalenet_mm.checkpoint.export import build_model, export_delta
+from scalenet_mm.inference import as_json, as_panel, find_images, load_model, predict
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / 'configs/demo'
+CONFIGS = {
+    'det': DEMO / 'mask_rcnn_scalenet_swin_digits.py',
+    'seg': DEMO / 'upernet_scalenet_swin_digits.py',
+    'cls': DEMO / 'scalenet_deit_digits.py',
+}
+
+
+def checkpoint(config: Path, file: Path, seed: int = 0, **meta) -> Path:
+    torch.manual_seed(seed)
+    model = perturb(build_model(Config.fromfile(config)), seed, std=0.05)
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), file)
+    return file
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory) -> dict:
+    """A checkpoint of each task with weights nowhere trivial, and two images of different sizes."""
+    folder = tmp_path_factory.mktemp('inference')
+    made = {task: checkpoint(config, folder / f'{task}.pth') for task, config in CONFIGS.items()}
+    rng = np.random.default_rng(0)
+    for name, shape in (('a.jpg', (128, 128, 3)), ('b.png', (96, 120, 3))):
+        coarse = rng.integers(0, 255, (6, 6, 3), np.uint8)
+        cv2.imwrite(str(folder / name), cv2.resize(coarse, shape[1::-1]))
+    return made | {'images': [folder / 'a.jpg', folder / 'b.png']}
+
+
+def loaded(files: dict, task: str):
+    return load_model(CONFIGS[task], files[task], device='cpu')
+
+
+def test_a_detectors_results_are_those_of_mmdet(files):
+    from mmdet.apis import inference_detector
+
+    model = loaded(files, 'det')
+    theirs = inference_detector(model, list(map(str, files['images'])))
+    for image, result, expected in zip(
+        files['images'], predict(model, files['images']), theirs, strict=True
+    ):
+        mine, found = result.pred_instances, expected.pred_instances
+        assert len(mine) == len(found) > 0
+        for key in ('bboxes', 'scores', 'labels', 'masks'):
+            assert torch.equal(mine[key], found[key])
+        of_pixels = predict(model, cv2.imread(str(image))).pred_instances
+        assert torch.equal(of_pixels.bboxes, found.bboxes)
+        assert as_panel(result, 0.0).masks.shape[1:] == cv2.imread(str(image)).shape[:2]
+
+
+def test_a_segmentors_results_are_those_of_mmseg(files):
+    from mmseg.apis import inference_model
+
+    model = loaded(files, 'seg')
+    images = list(map(str, files['images']))
+    for image, mine in zip(images, predict(model, images), strict=True):
+        expected = inference_model(model, image).pred_sem_seg.data
+        assert torch.equal(mine.pred_sem_seg.data, expected)
+        assert len(expected.unique()) > 1
+        told = as_json(model, mine)
+        assert sum(entry['pixels'] for entry in told) == expected.numel()
+        for entry in told:
+            assert np.array_equal(
+                coco_mask.decode(entry['mask']), expected[0].numpy() == entry['label']
+            )
+
+
+def test_a_classifiers_results_are_those_of_mmpretrain(files):
+    from mmpretrain.apis import ImageClassificationInferencer
+
+    model = loaded(files, 'cls')
+    image = cv2.resize(cv2.imread(str(files['images'][0])), (32, 32))
+    (expected,) = ImageClassificationInferencer(model, pretrained=False)(image)
+    result = predict(model, image)
+    np.testing.assert_array_equal(result.pred_score.numpy(), expected['pred_scores'])
+    told = as_json(model, result)
+    assert told[0]['class'] == expected['pred_class'] == f'{expected["pred_label"]:02d}'
+    assert [t['score'] for t in told] == sorted(expected['pred_scores'].tolist(), reverse=True)[:5]
+
+
+def test_objects_below_the_threshold_are_left_out(files):
+    model = loaded(files, 'det')
+    result = predict(model, files['images'][0])
+    scores = result.pred_instances.scores
+    threshold = float(scores.median())
+    told = as_json(model, result, threshold)
+    assert len(told) == int((scores >= threshold).sum()) < len(scores)
+    first = result.pred_instances[0]
+    np.testing.assert_allclose(told[0]['box'], first.bboxes[0].numpy(), atol=0.006)
+    assert np.array_equal(coco_mask.decode(told[0]['mask']), first.masks[0].numpy())
+    json.dumps(told)
+
+
+def test_a_base_and_its_delta_give_the_full_checkpoints_results(files, tmp_path):
+    full, base = files['cls'], checkpoint(DEMO / 'deit_digits.py', tmp_path / 'base.pth', seed=1)
+    export_delta(full, base, tmp_path / 'd.safetensors', CONFIGS['cls'])
+    image = cv2.resize(cv2.imread(str(files['images'][0])), (32, 32))
+    whole = predict(loaded(files, 'cls'), image).pred_score
+    parts = load_model(CONFIGS['cls'], base, tmp_path / 'd.safetensors', device='cpu')
+    assert torch.equal(predict(parts, image).pred_score, whole)
+    other = checkpoint(DEMO / 'deit_digits.py', tmp_path / 'other.pth', seed=2)
+    bare = load_model(CONFIGS['cls'], other, device='cpu')
+    assert not torch.equal(predict(bare, image).pred_score, whole)
+
+
+def test_files_of_other_libraries_load_by_our_rules(tmp_path):
+    import timm
+
+    cfg = Config.fromfile(CONFIGS['cls'])
+    theirs = timm.models.VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=96,
+        depth=4,
+        num_heads=4,
+        num_classes=19,
+    )
+    torch.save(perturb(theirs).eval().state_dict(), tmp_path / 'timm.pth')
+    cfg.model.backbone.update(scale=dict(times=1, adjust=None), out_type='cls_token')
+    model = load_model(cfg, tmp_path / 'timm.pth', device='cpu')
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        logits = model(image)
+        assert torch.allclose(logits, theirs(image), atol=1e-4)
+
+
+@pytest.mark.parametrize('change, error, message', [
+    ('no scope', ValueError, 'default_scope=None, which says no task'),
+    ('no pipeline', ValueError, 'no test_dataloader.dataset.pipeline'),
+    ('other classes', CheckpointError, 'every tensor of the model'),
+    ('no file', FileNotFoundError, 'nothing.pth'),
+])  # fmt: skip
+def test_what_cannot_be_loaded_is_told(change, error, message, files):
+    cfg, file = Config.fromfile(CONFIGS['cls']), files['cls']
+    if change == 'no scope':
+        cfg.default_scope = None
+    elif change == 'no pipeline':
+        del cfg.test_dataloader.dataset.pipeline
+    elif change == 'other classes':
+        cfg.model.head.num_classes = 7
+    else:
+        file = file.with_name('nothing.pth')
+    with pytest.raises(error, match=message):
+        load_model(cfg, file, device='cpu')
+
+
+def test_classes_are_those_of_the_file_then_of_the_config(tmp_path):
+    cfg = Config.fromfile(CONFIGS['cls'])
+    named = checkpoint(
+        CONFIGS['cls'], tmp_path / 'm.pth', dataset_meta=dict(CLASSES=list('abcdefghijklmnopqrs'))
+    )
+    assert load_model(cfg, named, device='cpu').dataset_meta['classes'][0] == 'a'
+    plain = checkpoint(CONFIGS['cls'], tmp_path / 'p.pth')
+    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][1] == '01'
+    del cfg.test_dataloader.dataset.metainfo
+    cfg.test_dataloader.dataset.type = 'CustomDataset'
+    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'] == [
+        str(i) for i in range(19)
+    ]
+
+
+def test_images_are_files_folders_and_patterns(tmp_path):
+    for name in ('b.jpg', 'a.PNG', 'c.txt'):
+        cv2.imwrite(str(tmp_path / f'{name}.png'), np.zeros((4, 4, 3), np.uint8))
+        (tmp_path / f'{name}.png').rename(tmp_path / name)
+    a, b = tmp_path / 'a.PNG', tmp_path / 'b.jpg'
+    assert find_images([tmp_path]) == [a, b]
+    assert find_images([tmp_path / '*.jpg', a, b]) == [b, a]  # each once
+    (tmp_path / 'half.jpg').write_bytes(b.read_bytes()[:9])
+    for names, error, message in (
+        ([tmp_path / '*.gif'], FileNotFoundError, r'no image in .*\*.gif'),
+        ([tmp_path / 'd.jpg'], FileNotFoundError, 'no image .*d.jpg'),
+        ([a, tmp_path / 'half.jpg'], ValueError, 'half.jpg cannot be read as an image'),
+    ):
+        with pytest.raises(error, match=message):
+            find_images(names)
+
+
+def test_the_command_writes_a_picture_and_a_json_file(files, tmp_path):
+    command = [sys.executable, 'tools/predict.py', *map(str, files['images'])]
+    command += [str(CONFIGS['det']), str(files['det']), '--score-thr', '0.05', '--device', 'cpu']
+    done = subprocess.run(
+        [*command, '--out', str(tmp_path / 'r.png')], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / 'r.json').read_text())
+    assert list(told) == [str(i) for i in files['images']]
+    assert all(
+        {'class', 'score', 'box', 'mask'} <= set(entry) for x in told.values() for entry in x
+    )
+    for name in ('r_1.png', 'r_2.png'):
+        assert cv2.imread(str(tmp_path / name)).shape[1] > 800
+
+
+@pytest.mark.slow
+def test_the_inferencers_take_our_configs_and_checkpoints_unchanged(files):
+    from mmdet.apis import DetInferencer
+    from mmseg.apis import MMSegInferencer
+
+    image = str(files['images'][0])
+    detector = DetInferencer(
+        str(CONFIGS['det']), str(files['det']), device='cpu', show_progress=False
+    )
+    theirs = detector(image, return_datasamples=True)['predictions'][0].pred_instances
+    mine = predict(loaded(files, 'det'), image).pred_instances
+    assert torch.equal(theirs.bboxes, mine.bboxes) and len(mine)
+    segmentor = MMSegInferencer(
+        str(CONFIGS['seg']), str(files['seg']), device='cpu', show_progress=False
+    )
+    mine = predict(loaded(files, 'seg'), image).pred_sem_seg.data[0]
+    assert np.array_equal(segmentor(image)['predictions'], mine.numpy())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_the_gpu_gives_what_the_cpu_gives(files):
+    image = files['images'][0]
+    model = load_model(CONFIGS['seg'], files['seg'])
+    assert next(model.parameters()).is_cuda
+    theirs = predict(loaded(files, 'seg'), image)
+    np.testing.assert_allclose(
+        predict(model, image).seg_logits.data.cpu(), theirs.seg_logits.data, atol=1e-2
+    )

@@ -1,0 +1,196 @@
+"""What a whole model's checkpoint must supply: a micro Mask R-CNN with a frozen head, the real Runner, real files."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+
+from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.data import make_demo_data
+from scalenet_mm.engine import AnyDialectHook
+from scalenet_mm.engine.config import load_config
+from scalenet_mm.engine.load_rule import check_supplied
+from scalenet_mm.roles import TrainPolicy
+
+DEMO = Path(__file__).parents[1] / 'configs' / 'demo'
+LAST = ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg']
+LOGITS = 'roi_head.mask_head.conv_logits'
+
+
+def build(model: dict) -> torch.nn.Module:
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(copy.deepcopy(model))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('coco')
+    return make_demo_data(folder, ['coco'], train=2, val=2, size=64)['coco']
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """A file of the pretrained detector: ten classes, weights and statistics of its own."""
+    torch.manual_seed(1)
+    model = build(load_config(str(DEMO / 'mask_rcnn_swin_digits.py')).model)
+    path = tmp_path_factory.mktemp('source') / 'source.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
+    return path
+
+
+def config(data: Path, source: Path, work_dir: Path, classes: int = 10, also=LAST) -> Config:
+    options = {
+        'data_root': str(data),
+        'load_from': str(source),
+        'policy.also': list(also),
+        'model.roi_head.bbox_head.num_classes': classes,
+        'model.roi_head.mask_head.num_classes': classes,
+        'train_dataloader.batch_size': 1,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+    }
+    cfg = load_config(str(DEMO / 'mask_rcnn_scalenet_swin_digits.py'), str(work_dir), options)
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    if classes != 10:
+        cfg.train_dataloader.dataset.dataset.metainfo = dict(
+            classes=[str(i) for i in range(classes)]
+        )
+    return cfg
+
+
+def written(path: Path, state: dict) -> Path:
+    torch.save(dict(state_dict=state, meta={}), path)
+    return path
+
+
+def state_of(path: Path) -> dict:
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def test_new_classes_train_a_new_head_and_the_rest_is_the_files(data, source, tmp_path):
+    runner = Runner.from_cfg(config(data, source, tmp_path / 'a', classes=3))
+    with pytest.raises(CheckpointError, match=f"add '{LOGITS}' to policy.also") as e:
+        runner.train()
+    assert f'{LOGITS}.weight: expected (3, 64, 1, 1), the file has (10, 64, 1, 1)' in str(e.value)
+    assert 'fc_cls' not in str(e.value), 'trained, so it may differ'
+    runner = Runner.from_cfg(config(data, source, tmp_path / 'b', 3, [*LAST, LOGITS]))
+    runner.train()
+    theirs, mine = state_of(source), runner.model.state_dict()
+    frozen = {n for n, p in runner.model.named_parameters() if not p.requires_grad}
+    beside = {n for n in frozen if not n.startswith('backbone.')}
+    assert len(beside) > 20 and all(torch.equal(mine[n], theirs[n]) for n in beside)
+    log = next((tmp_path / 'b').rglob('*.log')).read_text()
+    (line,) = (x for x in log.splitlines() if 'load_from: ' in x)
+    assert line.endswith(
+        f'of another shape in the file, so as initialised: {", ".join(sorted([*LAST, LOGITS]))}.'
+    )
+
+
+def test_a_file_without_a_frozen_part_is_of_another_architecture(data, source, tmp_path):
+    state = {k: v for k, v in state_of(source).items() if not k.startswith('roi_head.mask_head.')}
+    faster = written(tmp_path / 'faster.pth', state)
+    with pytest.raises(CheckpointError, match='another architecture') as e:
+        Runner.from_cfg(config(data, faster, tmp_path / 'w')).train()
+    assert "add 'roi_head.mask_head' to policy.also" in str(e.value)
+
+
+@pytest.mark.parametrize('kind', ['a bare backbone', 'a classifier'])
+def test_a_detector_does_not_start_from(kind, data, source, tmp_path):
+    state = {k: v for k, v in state_of(source).items() if k.startswith('backbone.')}
+    if kind == 'a bare backbone':
+        state = {k.removeprefix('backbone.'): v for k, v in state.items()}
+    else:
+        state['head.fc.weight'] = torch.zeros(1000, 256)
+    path = written(tmp_path / 'backbone.pth', state)
+    with pytest.raises(CheckpointError, match='init_cfg=dict') as e:
+        Runner.from_cfg(config(data, path, tmp_path / 'w')).train()
+    assert "nothing in it is of 'neck', 'roi_head', 'rpn_head'" in str(e.value)
+
+
+class Net(torch.nn.Module):
+    """A frozen and a trained part, each with statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = torch.nn.BatchNorm1d(2)
+        self.trained = torch.nn.BatchNorm1d(2)
+        self.statistics = torch.nn.BatchNorm1d(2, affine=False)
+        self.frozen.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ('left_out', 'training', 'fits'),
+    [
+        ('frozen.weight', True, False),
+        ('frozen.running_mean', True, False),
+        ('frozen.num_batches_tracked', True, True),
+        ('trained.weight', True, True),
+        ('trained.running_mean', True, True),
+        ('trained.weight', False, False),
+        ('trained.running_mean', False, False),
+        ('trained.num_batches_tracked', False, True),
+        ('statistics.running_mean', True, True),  # beside something that is trained
+    ],
+)
+def test_what_a_file_may_lack(left_out, training, fits):
+    model, state = Net(), Net().state_dict()
+    del state[left_out]
+    if fits:
+        check_supplied(model, state, training)
+    else:
+        with pytest.raises(CheckpointError) as e:
+            check_supplied(model, state, training)
+        assert list(e.value.differences.missing) == [left_out]
+    check_supplied(model, state, training, later={left_out})  # a delta brings it
+
+
+def test_an_evaluation_requires_every_tensor(data, source, tmp_path):
+    cfg = config(data, source, tmp_path / 'w', classes=3, also=[*LAST, LOGITS])
+    with pytest.raises(CheckpointError, match='config that the checkpoint was trained with'):
+        Runner.from_cfg(cfg).test()
+
+
+def test_what_a_file_has_besides_is_told(tmp_path):
+    state = {**Net().state_dict(), 'head.fc.weight': torch.zeros(2), 'head.fc.bias': torch.zeros(2)}
+    logger = MMLogger.get_instance('besides', log_file=str(tmp_path / 'log'))
+    check_supplied(Net(), state, training=True)
+    for handler in logger.handlers:
+        handler.flush()
+    assert 'load_from: in the file but not used here: head.' in (tmp_path / 'log').read_text()
+
+
+def test_the_rule_looks_into_ddp(data, source, tmp_path):
+    """The wrapper's own keys begin with `module.`; the model inside is frozen by then."""
+    import torch.distributed as dist
+
+    from scalenet_mm.engine import ScaleNetDistributedDataParallel
+
+    cfg = config(data, source, tmp_path / 'w', classes=3)
+    runner = Runner.from_cfg(cfg)
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        runner.model = ScaleNetDistributedDataParallel(runner.model, policy=dict(also=LAST))
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        with pytest.raises(CheckpointError, match=f"add '{LOGITS}' to policy.also"):
+            runner.load_or_resume()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_resumed_file_must_fit_whole(source):
+    class Resumed:
+        _resume, optim_wrapper, hooks = True, None, []
+
+    Resumed.model = build(load_config(str(DEMO / 'mask_rcnn_swin_digits.py')).model)
+    TrainPolicy().apply(Resumed.model)
+    state = state_of(source)
+    AnyDialectHook().after_load_checkpoint(Resumed, dict(state_dict=state))
+    del state['roi_head.bbox_head.fc_cls.weight']
+    with pytest.raises(CheckpointError, match='every tensor of the model'):
+        AnyDialectHook().after_load_checkpoint(Resumed, dict(state_dict=state))

@@ -1,0 +1,228 @@
+"""The quickstart as a newcomer calls it, on a few scenes; the training that its floors stand for is in docs/quickstart.md."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.registry import DATASETS, init_default_scope
+
+from scalenet_mm.data import make_demo_data
+from scalenet_mm.data.preview import decode_rle
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+from _quickstart.runs import Job  # noqa: E402
+from _quickstart.tasks import TASKS  # noqa: E402
+
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+SCENES = {'det': (16, 4), 'seg': (16, 4), 'cls': (266, 57)}
+
+
+def command(task: str, folder: Path, *args) -> list[str]:
+    scenes = map(str, SCENES[task])
+    places = ['--work-dir', str(folder / 'work'), '--data', str(folder / 'data')]
+    tool = str(ROOT / 'tools' / 'quickstart.py')
+    return [sys.executable, tool, '--task', task, *places, '--scenes', *scenes, *args]
+
+
+def call(task: str, folder: Path, *args) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(task, folder, *args), capture_output=True, text=True, cwd=ROOT, env=ENV
+    )
+
+
+@pytest.fixture(scope='module')
+def detection(tmp_path_factory):
+    """The folder, a call that ends at the floor, and the same call told to go on."""
+    folder = tmp_path_factory.mktemp('quickstart')
+    stopped = call('det', folder, '--epochs', '2', '1')
+    trained = {p: p.stat().st_mtime_ns for p in folder.rglob('source/epoch_*.pth')}
+    done = call('det', folder, '--epochs', '2', '1', '--floor', '0')
+    return folder, stopped, trained, done
+
+
+def test_a_source_below_the_floor_ends_the_call_with_floor_and_value(detection):
+    folder, stopped, _, _ = detection
+    value = json.loads((folder / 'work/det/result.json').read_text())[0]['metrics']['box AP']
+    (line,) = (x for x in stopped.stderr.splitlines() if 'floor' in x)
+    assert stopped.returncode == 1 and value < TASKS['det'].floor
+    assert f'box AP {value:.1f}, below the floor of {TASKS["det"].floor:.1f}' in line
+    assert 'Control' not in stopped.stdout
+
+
+def test_what_is_trained_is_not_trained_again(detection):
+    folder, _, trained, done = detection
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert list(trained) == [folder / 'work/det/source/epoch_2.pth'], 'one checkpoint is kept'
+    assert {p: p.stat().st_mtime_ns for p in trained} == trained
+    assert '  source:' not in done.stdout and '  scalenet: 100 %' in done.stdout
+
+
+def test_the_table_has_the_four_models_with_what_they_cost(detection):
+    folder, _, _, done = detection
+    source, control, untrained, scaled = json.loads((folder / 'work/det/result.json').read_text())
+    for row in (source, control, untrained, scaled):
+        assert list(row['metrics']) == ['box AP', 'mask AP'] and row['name'] in done.stdout
+    assert source['params'] == source['trainable'] == control['trainable']
+    assert (source['delta'], untrained['delta'], untrained['trainable']) == (0, 0, 0)
+    assert 4 * control['params'] < control['delta'] < 1.05 * 4 * control['params'] + 65_536
+    assert 4 * scaled['trainable'] <= scaled['delta'] < 1.05 * 4 * scaled['trainable'] + 65_536
+    assert source['params'] < scaled['params'] == untrained['params'] < 1.1 * source['params']
+    assert scaled['gflops'] > 1.2 * source['gflops'] and scaled['minutes'] > 0
+    assert 'backbone alone' in done.stdout and 'minutes in all' in done.stdout
+
+
+def test_the_picture_has_a_column_for_truth_before_and_after(detection):
+    height, width = cv2.imread(str(detection[0] / 'work/det/result.png')).shape[:2]
+    assert width > 1000 and height > width, 'three columns of four images'
+
+
+def test_other_settings_are_refused_and_leave_the_run_alone(detection):
+    folder = detection[0]
+    before = {p: p.stat().st_mtime_ns for p in (folder / 'work').rglob('*')}
+    for args in (('--epochs', '3', '1'), ('--epochs', '2', '1', '--seed', '1')):
+        other = call('det', folder, *args)
+        assert other.returncode == 1 and 'other settings' in other.stderr.splitlines()[-1]
+    assert {p: p.stat().st_mtime_ns for p in (folder / 'work').rglob('*')} == before
+
+
+@pytest.fixture(scope='module')
+def few_scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('scenes')
+    make_demo_data(folder, ['coco', 'ade'], train=16, val=4)
+    return folder
+
+
+def loaded(task: str, data: Path, tmp_path: Path):
+    """A validation image as the evaluation reads it."""
+    job = Job(TASKS[task], tmp_path, data, scenes=SCENES[task])
+    cfg = job.config(job.task.source, 'source', 1)
+    init_default_scope(cfg.default_scope)
+    return DATASETS.build(cfg.test_dataloader.dataset)[1]['data_samples']
+
+
+def test_the_ground_truth_of_a_detection_is_that_of_the_annotation_file(few_scenes, tmp_path):
+    sample = loaded('det', few_scenes, tmp_path)
+    sample.gt_instances.bboxes = sample.gt_instances.bboxes.tensor  # as the data preprocessor does
+    sample.pred_instances = sample.gt_instances
+    truth, _ = TASKS['det'].read(sample)
+    content = json.loads((few_scenes / 'coco/annotations/instances_val2017.json').read_text())
+    (image,) = (i for i in content['images'] if i['file_name'] == Path(sample.img_path).name)
+    annotations = [a for a in content['annotations'] if a['image_id'] == image['id']]
+    xywh = np.array([a['bbox'] for a in annotations])
+    np.testing.assert_allclose(truth.boxes, np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]))
+    assert truth.labels.tolist() == [a['category_id'] - 1 for a in annotations]
+    np.testing.assert_array_equal(
+        truth.masks, np.stack([decode_rle(a['segmentation']) for a in annotations])
+    )
+
+
+def test_detections_with_a_score_below_the_threshold_are_not_drawn(few_scenes, tmp_path):
+    import torch
+
+    sample = loaded('det', few_scenes, tmp_path)
+    sample.gt_instances.bboxes = sample.gt_instances.bboxes.tensor
+    n = len(sample.gt_instances)
+    predicted = sample.gt_instances.clone()
+    predicted.masks = torch.from_numpy(predicted.masks.masks)
+    predicted.scores = torch.tensor([0.9, 0.29, *[0.5] * (n - 2)])
+    sample.pred_instances = predicted
+    _, shown = TASKS['det'].read(sample)
+    assert len(shown.boxes) == len(shown.masks) == len(shown.labels) == n - 1
+    np.testing.assert_allclose(shown.scores, [0.9, *[0.5] * (n - 2)])
+
+
+def test_the_ground_truth_of_a_segmentation_is_that_of_the_label_file(few_scenes, tmp_path):
+    sample = loaded('seg', few_scenes, tmp_path)
+    sample.pred_sem_seg = sample.gt_sem_seg
+    truth, _ = TASKS['seg'].read(sample)
+    file = few_scenes / 'ade/annotations/validation' / f'{Path(sample.img_path).stem}.png'
+    in_file = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)  # 1 background, d + 2 digit d
+    names = np.array(['', 'background', *TASKS['seg'].classes[1:]])[in_file]
+    digits = in_file > 1
+    assert set(truth.semantic[~digits]) == {255}, 'the background is not drawn'
+    drawn = np.array(TASKS['seg'].classes)[truth.semantic[digits]]
+    np.testing.assert_array_equal(drawn, names[digits])
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_an_epoch_is_one_pass_over_the_scenes_and_the_data_moves(task, tmp_path):
+    job = Job(TASKS[task], tmp_path, tmp_path / 'elsewhere')
+    assert job.epochs[1] < job.epochs[0], 'the increments take fewer epochs'
+    cfg = job.config(job.task.source, 'source', 2)
+    per_epoch = 1 if job.task.unit == 'epoch' else job.scenes[0] // cfg.train_dataloader.batch_size
+    assert cfg.train_cfg[f'max_{job.task.unit}s'] == 2 * per_epoch
+    assert cfg.default_hooks.checkpoint.interval == per_epoch, 'continues from the last epoch'
+    text = json.dumps({k: cfg[k] for k in cfg if k.endswith(('dataloader', 'evaluator'))})
+    assert 'data/demo' not in text
+    assert text.count(str(tmp_path / 'elsewhere' / job.task.layout)) >= 3
+
+
+@pytest.mark.parametrize(
+    ('args', 'says'),
+    [
+        (('--epochs', '0', '1'), 'must be at least 1'),
+        (('--scenes', '8', '4'), 'other parameters'),
+    ],
+)
+def test_a_bad_call_ends_with_one_sentence(few_scenes, tmp_path, args, says):
+    done = subprocess.run(
+        [*command('det', tmp_path, *args), '--data', str(few_scenes)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=ENV,
+    )
+    assert done.returncode != 0 and 'Traceback' not in done.stderr
+    assert says in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', TASKS)
+def test_a_killed_call_continues_and_its_numbers_are_those_of_the_test_tool(task, tmp_path):
+    args = ('--epochs', '2', '1', '--floor', '0')
+    process = subprocess.Popen(
+        command(task, tmp_path, *args),
+        cwd=ROOT,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    work = tmp_path / 'work' / task
+    deadline = time.time() + 400
+    while not (work / 'source' / 'last_checkpoint').exists():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = call(task, tmp_path, *args)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    log = (work / 'source' / 'console.log').read_text()
+    assert 'resumed epoch' in log or 'resumed from' in log
+    rows = json.loads((work / 'result.json').read_text())
+    assert (work / 'result.png').stat().st_size > 10_000
+    job = TASKS[task]
+    (checkpoint,) = (work / 'scalenet').glob(f'{job.unit}_*.pth')
+    out = tmp_path / 'metrics.json'
+    again = subprocess.run(
+        [
+            sys.executable, str(ROOT / 'tools/test.py'), str(ROOT / 'configs/demo' / job.scaled),
+            str(checkpoint), '--out', str(out), '--work-dir', str(tmp_path / 'again'),
+            '--cfg-options', f'data_root={tmp_path / "data" / job.layout}',
+        ],
+        capture_output=True,
+        text=True,
+        env=ENV,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr[-2000:]
+    metrics = json.loads(out.read_text())
+    for column, (key, factor) in job.metrics.items():
+        assert rows[3]['metrics'][column] == pytest.approx(factor * metrics.get(key, 0), abs=1e-4)

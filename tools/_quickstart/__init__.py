@@ -1,0 +1,1 @@
+"""What tools/quickstart.py runs: ``tasks`` (what differs between them), ``runs``, ``report``."""
