@@ -170,8 +170,12 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def check_stored_map(stored: list[int] | None, layer_map: LayerMap, where: str) -> None:
-    """Raises ValueError if a file carries another layer map: two maps can have the same keys."""
-    if stored is not None and tuple(stored) != layer_map.sources:
+    """Raises ValueError if a file carries another layer map, since two maps can have the same keys.
+
+    The unscaled network's map, every layer once, passes: such a file is one to be scaled.
+    """
+    known = (None, layer_map.sources, tuple(range(layer_map.depth)))
+    if (None if stored is None else tuple(stored)) not in known:
         raise ValueError(
             f'The checkpoint was saved with another layer map at {where.rstrip(".") or "the top"}: file '
             f'{list(stored)}, model {list(layer_map.sources)}. Build the model with scale=dict(sources=...) as in the '

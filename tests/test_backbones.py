@@ -348,6 +348,18 @@ def test_a_file_of_another_map_is_refused_before_anything_changes(host):
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in before.items())
 
 
+@pytest.mark.parametrize('host', OURS)
+def test_an_unscaled_network_of_ours_is_a_source_too(host):
+    """Its file carries a map, every layer once, and no kind of adjustment."""
+    source = host_net(host, seed=1)
+    unscaled, scaled, reference = ours(host, dict(times=1, adjust=None)), ours(host), ours(host)
+    unscaled.load_state_dict(source.state_dict())
+    assert unscaled.state_dict()._metadata['']['layer_maps']
+    scaled.load_state_dict(unscaled.state_dict())
+    reference.load_state_dict(source.state_dict())
+    assert_equal_outputs(scaled, reference, torch.randn(1, 3, 32, 32))
+
+
 def test_sizes_are_adapted_on_loading():
     source = host_net('swin', seed=1)
     net = ours('swin', dict(times=1, adjust=None), window_size=6)

@@ -27,6 +27,7 @@ from scalenet_mm.checkpoint.export import (
     verify_delta,
 )
 from scalenet_mm.checkpoint.publish import push_delta
+from scalenet_mm.checkpoint.reading import read_checkpoint
 from scalenet_mm.roles import TrainPolicy
 
 ROOT = Path(__file__).parents[1]
@@ -378,6 +379,22 @@ def test_what_the_base_lacks_is_in_the_delta_although_it_is_frozen(tmp_path):
     assert same(
         assemble(export_delta(tmp_path / 'w' / 'epoch_4.pth', base), base).state_dict(), state
     )
+
+
+def test_a_base_that_equals_the_initial_values_is_no_part_of_the_delta(toy, tmp_path):
+    """What is new is what the file does not supply, whatever the values."""
+    cfg = toy_config(tmp_path / 'w', policy=dict(train='increments'), hooks=HOOKS)
+    runner = Runner.from_cfg(cfg)
+    runner._init_model_weights()
+    heads = {
+        k: v.clone() for k, v in runner.model.state_dict().items() if not k.startswith('backbone.')
+    }
+    base = read_checkpoint(toy[1])
+    torch.save(dict(base, state_dict={**base['state_dict'], **heads}), tmp_path / 'base.pth')
+    runner._load_from = str(tmp_path / 'base.pth')
+    runner.train()
+    delta = read_delta(tmp_path / 'w' / 'epoch_4.delta.safetensors')
+    assert heads and not set(heads) & delta.tensors.keys()
 
 
 def test_an_adapter_that_training_left_at_zero_is_in_the_delta_all_the_same(toy, tmp_path):

@@ -68,7 +68,7 @@ def positive(text: str) -> int:
     return value
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,7 +97,7 @@ def main() -> None:
     )
     add('--seed', type=int, default=0)
     add('--floor', type=float, help="what the source must reach; default: the task's own")
-    args = p.parse_args()
+    args = p.parse_args(argv)
     begin, task = time.time(), TASKS[args.task]
     print(f'{args.task}: about {task.minutes} minutes on two idle cores.', flush=True)
     folder = args.work_dir / args.task

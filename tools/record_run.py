@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -43,7 +44,9 @@ def make_data(cfg: Config, folder: Path, scenes: int, size: int) -> dict[str, st
         folder, [layout], train=scenes, val=VAL_SCENES, size=size, workers=os.cpu_count() or 1
     )[layout]
     if layout == 'coco':
-        name_as(DATASETS.get(inner(cfg.val_dataloader.dataset).type).METAINFO['classes'], made)
+        with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+            kind = registry.get(inner(cfg.val_dataloader.dataset).type)
+        name_as(kind.METAINFO['classes'], made)
     return {variable: f'{made}/'}
 
 
@@ -103,6 +106,12 @@ def difference(a: Path, b: Path) -> float:
     return max(float((mine[k].double() - theirs[k].double()).abs().max()) for k in mine)
 
 
+def peak_memory(steps: list[dict]) -> int:
+    """MB: of the GPU's tensors as logged, else of the largest process."""
+    logged = [s['memory'] for s in steps if s.get('memory')]
+    return max(logged) if logged else resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
+
+
 def machine() -> dict:
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return dict(
@@ -149,7 +158,7 @@ def record(args: argparse.Namespace) -> dict:
         iterations=len(steps),
         seconds_an_iteration=times[len(times) // 2],
         images_a_second=batch / times[len(times) // 2],
-        peak_memory_mb=max((s['memory'] for s in steps if 'memory' in s), default=None),
+        peak_memory_mb=peak_memory(steps),
         seconds_in_all=seconds,
         parameters=counts.params,
         trained=counts.trainable,

@@ -11,8 +11,7 @@ policy = dict(train='increments', also=['decode_head.conv_seg', 'auxiliary_head.
 model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
 optim_wrapper = dict(
     constructor='ScaleNetOptimWrapperConstructor',
-    optimizer=dict(lr=2e-3),
     paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0),
 )
 train_cfg = dict(max_iters=450, val_interval=450)
-load_from = 'work_dirs/upernet_swin_digits/iter_1500.pth'
+load_from = 'work_dirs/upernet_swin_digits/iter_3000.pth'

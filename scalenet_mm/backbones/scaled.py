@@ -159,8 +159,8 @@ class ScaledBackbone:
                 check_stored_map(stored.get(name), layers.layer_map, prefix + name)
         except ValueError as e:
             raise CheckpointError(str(e)) from e
-        theirs, mine = metadata.get('adjust', self._adjust_kind()), self._adjust_kind()
-        if theirs != mine:
+        theirs, mine = metadata.get('adjust'), self._adjust_kind()
+        if theirs and theirs != mine:
             raise CheckpointError(
                 f'The checkpoint was trained with adjustments of another kind: {theirs}, this model has {mine}; '
                 'build it with the same scale=dict(adjust=...).'

@@ -34,12 +34,19 @@ class DeltaHook(Hook):
     priority = 'LOWEST'  # after CheckpointHook
 
     def __init__(self):
-        self._before_load: dict[str, str] = {}
+        self._supplied: set[str] = set()
         self._written: set[Path] = set()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not runner._resume:
-            self._before_load = digests(_model(runner).state_dict())
+        if runner._resume:
+            return
+        model, given = _model(runner), unwrap(checkpoint)
+        hosts = tuple(f'{n}.' if n else '' for n, _ in scaled_hosts(model))  # complete, or refused
+        self._supplied = {
+            name
+            for name, value in model.state_dict().items()
+            if name.startswith(hosts) or (name in given and given[name].shape == value.shape)
+        }
 
     def before_train(self, runner) -> None:
         if RECORD in runner.message_hub.runtime_info:
@@ -55,9 +62,9 @@ class DeltaHook(Hook):
                 'current',
                 logging.WARNING,
             )
-        elif self._before_load:
+        elif self._supplied:
             base = base_name(runner._load_from)
-            new = [name for name in values if found[name] == self._before_load[name]]
+            new = [name for name in values if name not in self._supplied]
         else:
             base, new = self._of_init_cfg(runner, values)
         runner.message_hub.update_info(RECORD, dict(base=base, new=new, digests=found))
