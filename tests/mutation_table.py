@@ -276,8 +276,8 @@ MUTATIONS = (
         '4',
         'the stored map is not compared',
         SCALING,
-        'if stored is not None and tuple(stored) != layer_map.sources:',
-        'if stored is not None and len(stored) != len(layer_map):',
+        'not in known:',
+        'not in (None, tuple(stored or ())):',
         T_SCALING + 'test_a_file_of_another_map_with_the_same_keys_is_refused',
     ),
     Mutation(
@@ -656,7 +656,7 @@ MUTATIONS = (
     Mutation(
         'data',
         'the load rule does not look into DDP',
-        HOOKS,
+        'scalenet_mm/engine/delta_hook.py',
         'while is_model_wrapper(model) or isinstance(model, BaseTTAModel):',
         'while False:',
         T_LOAD_RULE + 'test_the_rule_looks_into_ddp',

@@ -1,6 +1,7 @@
 """A scaled network that trains in a second: a real Runner run, for tests of what a run leaves on the disk."""
 
 import os
+import uuid
 from pathlib import Path
 
 import torch
@@ -82,6 +83,7 @@ def toy_config(work_dir, base=None, loop='epochs', policy=None, hooks=(), **chec
             custom_imports=dict(imports=['scalenet_mm', 'toy_run']),
             default_scope='mmengine',
             work_dir=str(work_dir),
+            experiment_name=uuid.uuid4().hex,  # runs of the same second would share a MessageHub
             model=dict(type='ToyClassifier', backbone=SCALED),
             train_dataloader=dict(
                 **loader,

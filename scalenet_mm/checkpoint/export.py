@@ -51,6 +51,11 @@ def export_delta(
     load_base(model, base)
     theirs, mine = digests(model.state_dict()), digests(state)
     changed = [name for name in mine if mine[name] != theirs.get(name)]
+    if len(changed) == len(mine):
+        raise CheckpointError(
+            f'No tensor of {checkpoint} is that of {base}: this is not what the run started from. Name the file of its '
+            'load_from.'
+        )
     text = meta['cfg'] if config is None else cfg.pretty_text
     delta = make_delta(state, changed, model, base_name(base), text, meta, found=mine)
     if out is not None:

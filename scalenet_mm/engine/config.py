@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..compat import read_config
+from ..roles import TrainPolicy
 
 
 def load_config(
@@ -38,31 +39,56 @@ def load_config(
     if 'data_root' in options:
         move_data_root(cfg, options['data_root'])
     cfg.merge_from_dict(options)
-    if (
-        'policy' in cfg
-    ):  # one setting, two places: a child config or an option may change the one alone
-        cfg.merge_from_dict(
-            {'optim_wrapper.paramwise_cfg.policy': dict(_delete_=True, **cfg.policy)}
-        )
-        wrapper, ours = cfg.get('model_wrapper_cfg') or {}, 'ScaleNetDistributedDataParallel'
-        if wrapper.get('type', ours) == ours:
-            cfg.model_wrapper_cfg = dict(wrapper, type=ours, policy=dict(cfg.policy))
+    share_policy(cfg)
     name = Path(path.rpartition('::')[2]).stem
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     return cfg
 
 
+def share_policy(cfg: Config) -> None:
+    """Writes the top-level ``policy`` into the constructor's and the DDP wrapper's settings, in place.
+
+    Raises:
+        SystemExit: if nothing would apply it, or the constructor's own differs.
+    """
+    policy = cfg.get('policy')
+    if not isinstance(policy, dict) or not set(policy) <= set(TrainPolicy.__dataclass_fields__):
+        return
+    training, wrapper = cfg.get('optim_wrapper') or {}, cfg.get('model_wrapper_cfg') or {}
+    if training.get('constructor') != 'ScaleNetOptimWrapperConstructor':
+        raise SystemExit(
+            f'The config has policy={dict(policy)}, but its optim_wrapper would train everything; add '
+            "constructor='ScaleNetOptimWrapperConstructor' to it, or set policy=None and model_wrapper_cfg=None."
+        )
+    nested = (training.get('paramwise_cfg') or {}).get('policy')
+    if nested != policy and wrapper.get('policy') == policy:
+        raise SystemExit(
+            f'optim_wrapper.paramwise_cfg.policy is {nested}, the top-level policy {dict(policy)}, which is used for '
+            'both it and model_wrapper_cfg; change the top-level one (policy.train, policy.also).'
+        )
+    cfg.merge_from_dict({'optim_wrapper.paramwise_cfg.policy': dict(_delete_=True, **policy)})
+    ours = 'ScaleNetDistributedDataParallel'
+    if wrapper.get('type', ours) == ours:
+        cfg.model_wrapper_cfg = dict(wrapper, type=ours, policy=dict(policy))
+
+
 def move_data_root(cfg: Config, root: str) -> None:
     """Replaces the folder of the data in every string of a config that begins with it, in place.
 
-    The old folder is the config's top-level ``data_root``, or else the one that all its data sets name.
+    The old folder is the config's top-level ``data_root`` if a data set uses it, or else the one that all of them name.
 
     Raises:
         SystemExit: if the data sets name several, or none.
     """
-    named = {v for key, v in walk(cfg) if key[-1] == 'data_root' and isinstance(v, str) and v}
-    old = {cfg.get('data_root') or ''} - {''} or {v.rstrip('/') for v in named}
-    if len(old) != 1:
+    top = (cfg.get('data_root') or '').rstrip('/')
+    named = {
+        value
+        for key, value in walk(cfg)
+        if key[-1] == 'data_root' and len(key) > 1 and isinstance(value, str) and value
+    }
+    old = {value.rstrip('/') for value in named}
+    old = {top} if top in old or not old else old
+    if old == {''} or len(old) != 1:
         raise SystemExit(
             f'--cfg-options data_root={root} replaces the one data_root of a config; this one has '
             f'{sorted(named) or "none"}. Set them one by one, e.g. train_dataloader.dataset.data_root={root}'
@@ -97,7 +123,8 @@ def write_deltas(cfg: Config) -> None:
     ours = training.get('constructor') == 'ScaleNetOptimWrapperConstructor'
     base = cfg.get('load_from') or cfg.model.get('backbone', {}).get('init_cfg')
     hooks = list(cfg.get('custom_hooks') or [])
-    if ours and base and policy.get('train') != 'all' and dict(type='DeltaHook') not in hooks:
+    there = any(h.get('type') == 'DeltaHook' for h in hooks if isinstance(h, dict))
+    if ours and base and policy.get('train') != 'all' and not there:
         cfg.custom_hooks = [*hooks, dict(type='DeltaHook')]
 
 
@@ -114,7 +141,11 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait: float) -
         'DetVisualizationHook': ('draw', 'test_out_dir'),
         'SegVisualizationHook': ('draw', None),
         'VisualizationHook': ('enable', 'out_dir'),
-    }[str(hook.type).rpartition('.')[2]]
+    }.get(str(hook.type).rpartition('.')[2], (None, None))
+    if on is None:
+        raise SystemExit(
+            f'--show and --show-dir do not know the hook {hook.type}; set its options with --cfg-options.'
+        )
     hook.update({on: True, 'interval': 1})
     if show:
         hook.update(show=True, wait_time=wait)

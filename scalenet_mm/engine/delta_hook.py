@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
@@ -49,8 +49,11 @@ class DeltaHook(Hook):
         }
 
     def before_train(self, runner) -> None:
-        if RECORD in runner.message_hub.runtime_info:
-            return  # resumed
+        if runner._resume and RECORD in runner.message_hub.runtime_info:
+            self._written = {p.with_suffix(SUFFIX) for p in _folder(runner).glob('*.pth')} & {
+                *_folder(runner).glob(f'*{SUFFIX}')
+            }
+            return
         state = _model(runner).state_dict()
         found = digests(state)
         values = [name for name in found if state[name].is_floating_point()]  # not derived indices
@@ -161,14 +164,26 @@ class ApplyDeltaHook(Hook):
         self.before_test(runner)
 
     def before_test(self, runner) -> None:
-        averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
+        averaged = [bare(h.ema_model.module) for h in runner.hooks if isinstance(h, EMAHook)]
         for model in (_model(runner), *averaged):  # EMAHook evaluates its own copy
             delta = apply_delta(model, self.delta)
         print_log(f'Delta {self.delta} is on {delta.base}.', 'current')
 
 
 def _model(runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return bare(runner.model)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside DDP and test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _folder(runner) -> Path:
+    hooks = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
+    return Path(next((h.out_dir for h in hooks if h.out_dir), runner.work_dir))
 
 
 def _checkpoints(runner) -> Iterator[Path]:

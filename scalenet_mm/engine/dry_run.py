@@ -186,9 +186,11 @@ def estimate(cfg: Config, images: int, val_images: int, iteration: float, image:
     kept = saving.get('max_keep_ckpts', -1)
     if kept <= 0:
         steps = length if saving.get('by_epoch', True) == by_epoch else iterations
-        kept = math.ceil(steps / saving.get('interval', 1))
+        every = saving.get('interval', 1)
+        kept = math.ceil(steps / every) if every > 0 else 1
     seconds = iterations * iteration + validations * val_images / get_world_size() * image
-    checkpoints = kept + 1 + bool(saving.get('save_best'))
+    best = saving.get('save_best')
+    checkpoints = kept + 1 + (len(best) if isinstance(best, list) else bool(best))
     return Estimate(iterations, batch, validations, checkpoints, seconds / 3600)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
 from ..checkpoint.delta import read_delta
 from ..checkpoint.dialects import classifier_of, rewrite
 from ..checkpoint.reading import unwrap
-from .delta_hook import ApplyDeltaHook
-from .load_rule import check_supplied
+from .delta_hook import ApplyDeltaHook, bare
+from .load_rule import check_supplied, warn_of_random
 
 
 @HOOKS.register_module()
@@ -24,10 +23,12 @@ class AnyDialectHook(Hook):
 
     priority = 'VERY_HIGH'
 
+    def before_train(self, runner) -> None:
+        if not (runner._load_from or runner._resume):
+            warn_of_random(bare(runner.model))
+
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model = bare(runner.model)
         if not runner._resume:
             checkpoint['state_dict'] = rewrite(unwrap(checkpoint), classifier_of(model))
         # the optimizer wrapper is built, and the model frozen, before Runner.train() loads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 
 from mmengine.logging import print_log
@@ -63,6 +64,26 @@ def check_supplied(
     if any(told.values()):
         said = '; '.join(f'{what}: {", ".join(names)}' for what, names in told.items() if names)
         print_log(f'load_from: {said}.', 'current')
+
+
+def warn_of_random(model: nn.Module) -> None:
+    """Says which frozen parameters nothing has supplied, where a run starts without ``load_from``."""
+    names = [name for name, _ in model.named_parameters()]
+    given = tuple(
+        f'{name}.' if name else ''
+        for name, module in model.named_modules()
+        if getattr(module, 'scaled_host', False) and getattr(module, 'init_cfg', None)
+    )
+    lost = [
+        n for n, p in model.named_parameters() if not p.requires_grad and not n.startswith(given)
+    ]
+    if lost:
+        print_log(
+            f'This run has no load_from, and {", ".join(modules(lost, names)[:10])} ({len(lost)} tensors) stay frozen at '
+            'random values. Name a checkpoint in load_from, or train them: policy.also, or policy.train=all.',
+            'current',
+            logging.WARNING,
+        )
 
 
 def modules(keys: Iterable[str], among: Iterable[str]) -> list[str]:

@@ -48,7 +48,7 @@ def problems(cfg: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
             loader = cfg.get(f'{stage}_dataloader')
             if loader and isinstance(loader.get('dataset'), dict):
                 yield from _check_stage(cfg, stage, loader.dataset)
-    yield from _check_checkpoints(cfg)
+    yield from _check_checkpoints(cfg, 'train' in stages)
     seed = (cfg.get('randomness') or {}).get('seed')
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
         yield 'randomness.seed', f'{seed!r} is no integer from 0 to 2**32 - 1.'
@@ -67,11 +67,16 @@ def leaves(dataset: dict, where: str) -> Iterator[tuple[str, dict]]:
 
 def head_classes(cfg: Config) -> dict[str, int]:
     """``num_classes`` of every head (lists of heads too) and of the preprocessor, by its key in the config."""
+    model = cfg.get('model') or {}
+    if 'language_model' in model or 'detector' in model:  # open vocabulary; trackers
+        return {}
     found = {}
     for top in ('model', 'data_preprocessor'):
         for path, value in walk(cfg.get(top) or {}):
             where, name = (top, *map(str, path[:-1])), path[-1]
             if OTHER_CLASSES & set(where) or not isinstance(value, int):
+                continue
+            if 'panoptic_fusion_head' in model and 'roi_head' in where:  # things only
                 continue
             if name == 'num_classes':
                 found['.'.join((*where, name))] = value
@@ -98,10 +103,14 @@ def _check_stage(cfg: Config, stage: str, dataset: dict) -> Iterator[tuple[str, 
             try:
                 built = DATASETS.build({**leaf, 'lazy_init': True, 'pipeline': []})
             except Exception as e:
-                yield where, f'cannot be built: {type(e).__name__}: {e}'
+                paths = [leaf.get(k) for k in ('data_root', 'ann_file') if leaf.get(k)]
+                yield where, f'cannot be built from {paths}: {type(e).__name__}: {e}'
                 continue
             read.append(built)
-            found = [*_check_classes(cfg, leaf, built), *_missing_paths(cfg, where, leaf, built)]
+            paths = (
+                [] if getattr(built, 'download', False) else _missing_paths(cfg, where, leaf, built)
+            )
+            found = [*_check_classes(cfg, leaf, built), *paths]
             yield from ((where, text) for text in found)
             if all(os.path.exists(p) for p in _paths(built).values()):
                 yield from ((where, t) for t in check_content(leaf, built, labelled))
@@ -113,10 +122,13 @@ def _check_evaluators(
     cfg: Config, stage: str, evaluators: list[dict], ann_files: list[str]
 ) -> Iterator[tuple[str, str]]:
     where = f'{stage}_evaluator.ann_file'
-    for path in filter(_local, (e.get('ann_file') for e in evaluators)):
+    local = [e for e in evaluators if _local(e.get('ann_file')) and not e.get('backend_args')]
+    for path in (e['ann_file'] for e in local):
         if not os.path.isfile(path):
             yield where, f'there is no file {path}. {_ways(cfg, where)}'
-        elif len(ann_files) == 1 and os.path.realpath(path) != os.path.realpath(ann_files[0]):
+        elif len(ann_files) == 1 == len(local) and os.path.realpath(path) != os.path.realpath(
+            ann_files[0]
+        ):
             yield (
                 where,
                 f'{path} is not what the data set of {stage}_dataloader reads, {ann_files[0]}: predictions would be '
@@ -145,7 +157,8 @@ def _check_classes(cfg: Config, leaf: dict, dataset: BaseDataset) -> Iterator[st
 
 def _missing_paths(cfg: Config, where: str, leaf: dict, dataset: BaseDataset) -> Iterator[str]:
     root = dataset.data_root
-    if _local(root) and not os.path.isdir(root):
+    used = any(path.startswith(root) for path in _paths(dataset).values()) if root else False
+    if _local(root) and used and not os.path.isdir(root):
         yield f'there is no folder {root} (data_root; looked for from {Path.cwd()}). {_ways(cfg)}'
         return
     for key, path in _paths(dataset).items():
@@ -157,7 +170,7 @@ def _missing_paths(cfg: Config, where: str, leaf: dict, dataset: BaseDataset) ->
 def _paths(dataset: BaseDataset) -> dict[str, str]:
     """The local files and folders that a data set reads, by their key in its config."""
     paths = {f'data_prefix.{key}': path for key, path in dataset.data_prefix.items()}
-    paths = {'data_root': dataset.data_root, 'ann_file': dataset.ann_file, **paths}
+    paths = {'ann_file': dataset.ann_file, **paths}
     return {key: path for key, path in paths.items() if _local(path)}
 
 
@@ -173,9 +186,9 @@ def _ways(cfg: Config, key: str = '') -> str:
     return f'Set it with {", or ".join(ways)}.'
 
 
-def _check_checkpoints(cfg: Config) -> Iterator[tuple[str, str]]:
+def _check_checkpoints(cfg: Config, training: bool) -> Iterator[tuple[str, str]]:
     wanted = {'load_from': cfg.get('load_from')}
-    for path, value in walk(cfg.get('model') or {}):
+    for path, value in walk((cfg.get('model') or {}) if training else {}):
         if path[-1] == 'checkpoint' and isinstance(value, str):
             wanted['.'.join(map(str, ('model', *path)))] = value
     for key, path in wanted.items():
@@ -183,7 +196,7 @@ def _check_checkpoints(cfg: Config) -> Iterator[tuple[str, str]]:
             yield (
                 key,
                 f'there is no checkpoint {path} (looked for from {Path.cwd()}). Give its path or address with '
-                f'--cfg-options {key}=FILE; {key}=None starts without one.',
+                f'--cfg-options {key}=FILE.',
             )
 
 

@@ -113,6 +113,14 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def pipeline(self):
+        return self.dataset.pipeline
+
+    @pipeline.setter
+    def pipeline(self, value) -> None:  # mmdet's PipelineSwitchHook
+        self.dataset.pipeline = value
+
     def __getattr__(self, name: str):  # metainfo, CLASSES, full_init, ...
         if name == 'dataset':
             raise AttributeError(name)
