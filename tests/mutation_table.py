@@ -63,6 +63,7 @@ T_DELTA = 'tests/test_delta.py::'
 T_INTEROP = 'tests/test_interop.py::'
 T_LOAD_RULE = 'tests/test_load_rule.py::'
 T_EXPORT = 'tests/test_export.py::'
+T_QUICKSTART = 'tests/test_quickstart.py::'
 T_DENSE = 'tests/test_dense_configs.py::'
 
 MUTATIONS = (
@@ -718,5 +719,21 @@ MUTATIONS = (
         '        check_supplied(model, state_dict, training=False)\n',
         '',
         'tests/test_inference.py::test_what_cannot_be_loaded_is_told',
+    ),
+    Mutation(
+        'seeing',
+        'a source below the floor is compared all the same',
+        'tools/quickstart.py',
+        '    if reached < floor:',
+        '    if reached < 0:',
+        T_QUICKSTART + 'test_a_source_below_the_floor_ends_the_call_with_floor_and_value',
+    ),
+    Mutation(
+        'seeing',
+        'detections of any score are drawn',
+        'tools/_quickstart/tasks.py',
+        'scores >= SURE',
+        'scores >= 0',
+        T_QUICKSTART + 'test_detections_with_a_score_below_the_threshold_are_not_drawn',
     ),
 )
