@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from mmengine.model import ModuleList
+from mmengine.registry import DefaultScope
 from mmpretrain.models.backbones.swin_transformer import SwinBlockSequence
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from torch import nn
@@ -109,9 +110,12 @@ def first(output):
 
 @pytest.fixture(autouse=True)
 def _each_test_alone():
-    """A fixed seed, and an environment that no other test has changed (reading a config sets variables)."""
+    """A fixed seed; environment variables and mmengine's default scope as no other test has left them."""
     torch.manual_seed(0)
-    before = dict(os.environ)
+    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)  # of a module's fixture that ran a tool
+    environment, scopes = dict(os.environ), DefaultScope._instance_dict.copy()
     yield
     os.environ.clear()
-    os.environ.update(before)
+    os.environ.update(environment)
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)

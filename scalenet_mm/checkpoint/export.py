@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..adapters import Adjustment
@@ -52,9 +54,11 @@ def export_delta(
     theirs, mine = digests(model.state_dict()), digests(state)
     changed = [name for name in mine if mine[name] != theirs.get(name)]
     if len(changed) == len(mine):
-        raise CheckpointError(
-            f'No tensor of {checkpoint} is that of {base}: this is not what the run started from. Name the file of its '
-            'load_from.'
+        print_log(
+            f'No tensor of {checkpoint} is that of {base}, so the delta holds them all: either everything was trained, or '
+            'this is not what the run started from (its load_from).',
+            'current',
+            logging.WARNING,
         )
     text = meta['cfg'] if config is None else cfg.pretty_text
     delta = make_delta(state, changed, model, base_name(base), text, meta, found=mine)

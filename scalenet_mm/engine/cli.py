@@ -50,6 +50,8 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None):
     """The arguments, and the config that they name."""
     args = p.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # mmengine falls back to running what a file holds
+    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     return args, load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
 
 

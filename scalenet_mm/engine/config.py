@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mmengine.config import Config
@@ -27,9 +26,6 @@ def load_config(
     Raises:
         SystemExit: if there is no such file, or it is not clear which folder ``data_root`` replaces.
     """
-    os.environ.setdefault(
-        'TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1'
-    )  # mmengine falls back to running what a file holds
     try:
         cfg = read_config(path)
     except FileNotFoundError as e:
