@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from ..roles import count, total
 from .config import build_runner
+from .delta_hook import bare
 from .optim import format_table
 
 IMAGES, ITERATIONS = 8, 2
@@ -197,7 +198,7 @@ def estimate(cfg: Config, images: int, val_images: int, iteration: float, image:
 def report(cfg: Config, runner, saved: int) -> str:
     """The text that a dry run prints; ``saved`` is the size of a checkpoint in bytes."""
     (hook,) = (h for h in runner.hooks if isinstance(h, DryRunHook))
-    counts = count(getattr(runner.model, 'module', runner.model))
+    counts = count(bare(runner.model))
     rows = [(str(r), c.tensors, c.params, c.trainable) for r, c in counts.items() if c.tensors]
     every = total(counts.values())
     rows.append(('total', every.tensors, every.params, every.trainable))
