@@ -110,12 +110,16 @@ def first(output):
 
 @pytest.fixture(autouse=True)
 def _each_test_alone():
-    """A fixed seed; environment variables and mmengine's default scope as no other test has left them."""
+    """A fixed seed, no default scope of mmengine's, and environment variables as no other test has left them.
+
+    Cleared before a test as well as after it: what a module's or session's fixture left (a Runner sets the scope)
+    was there before this one ran.
+    """
     torch.manual_seed(0)
-    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)  # of a module's fixture that ran a tool
-    environment, scopes = dict(os.environ), DefaultScope._instance_dict.copy()
+    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
+    DefaultScope._instance_dict.clear()
+    environment = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(environment)
     DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(scopes)
