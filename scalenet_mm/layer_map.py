@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -153,6 +153,7 @@ def stage_maps(
     stages: str | Iterable[int] = (3,),
     layers: str | Iterable[int] = 'all',
     sources: dict[int, Sequence[int]] | None = None,
+    build: Callable[..., LayerMap] = LayerMap.build,
 ) -> tuple[LayerMap, ...]:
     """One map a stage of a hierarchical network.
 
@@ -161,6 +162,7 @@ def stage_maps(
         times: one factor for the ``stages`` named, or one for each stage of the network (then ``stages`` is unused).
         stages: the stages that are scaled, ``'all'`` or 0-based indices.
         sources: explicit maps, ``{stage: [source, ...]}``; stages left out follow the other arguments.
+        build: makes a map of (depth, times, order, layers, sources).
 
     >>> [len(m) for m in stage_maps((2, 2, 6, 2))]
     [2, 2, 6, 4]
@@ -180,9 +182,7 @@ def stage_maps(
     sources = {int(k): v for k, v in (sources or {}).items()}  # --cfg-options and JSON give strings
     _selected(len(depths), sources or 'all', 'sources')
     return tuple(
-        LayerMap.build(
-            depths[i], factors[i], order, layers if factors[i] != 1 else 'all', sources.get(i)
-        )
+        build(depths[i], factors[i], order, layers if factors[i] != 1 else 'all', sources.get(i))
         for i in everything
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .adapters import Adjustment
+from .growth import GrownLayers
 from .scaling import TiedLayers, is_norm
 
 
@@ -22,16 +23,19 @@ class Role(str, Enum):
     SHARED = 'shared'  # held by two or more layer instances
     NORM = 'norm'  # of a normalisation layer of the scaled network
     ADJUSTMENT = 'adjustment'  # of an adapter, LoRA or gate
+    GROWN = 'grown'  # of a new layer with tensors of its own (growth.py)
     OUTER = 'outer'  # everything else: embeddings, layers used once, heads
 
     def __str__(self) -> str:
         return self.value
 
 
-INCREMENTS = (
-    Role.ADJUSTMENT,
-    Role.NORM,
-)  # what the paper trains of all models but DeiT-T and DeiT-S (Sec. IV-A1)
+# What a policy trains. 'increments' is what the paper trains of all models but DeiT-T and DeiT-S (Sec. IV-A1).
+TRAINED = {
+    'increments': {Role.ADJUSTMENT, Role.NORM, Role.GROWN},
+    'adjustments': {Role.ADJUSTMENT},
+    'all': set(Role),
+}
 
 
 def scaled_hosts(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -50,6 +54,13 @@ def roles(model: nn.Module) -> dict[str, Role]:
         for p in module.parameters(recurse=False)
     )
     in_host = {id(m) for _, host in scaled_hosts(model) for m in host.modules()}
+    grown = {
+        id(m)
+        for layers in model.modules()
+        if isinstance(layers, GrownLayers)
+        for i in layers.new
+        for m in layers[i].modules()
+    }
     found: dict[int, Role] = {}
     for module in model.modules():
         for p in module.parameters(recurse=False):
@@ -57,6 +68,8 @@ def roles(model: nn.Module) -> dict[str, Role]:
                 role = Role.ADJUSTMENT
             elif is_norm(module) and id(module) in in_host:
                 role = Role.NORM
+            elif id(module) in grown:
+                role = Role.GROWN
             else:
                 role = Role.SHARED if uses[id(p)] > 1 else Role.OUTER
             found.setdefault(id(p), role)
@@ -98,7 +111,8 @@ class TrainPolicy:
     """Which parameters are trained.
 
     Attributes:
-        train: ``'increments'`` (adjustments and norms of the scaled network) or ``'all'``.
+        train: ``'increments'`` (adjustments and norms of the scaled network, and new layers of a grown one),
+            ``'adjustments'`` alone, or ``'all'``.
         also: patterns (see ``matches``) of parameters trained besides, such as a new head: ``['head.fc']``.
     """
 
@@ -106,9 +120,9 @@ class TrainPolicy:
     also: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.train not in ('increments', 'all'):
+        if self.train not in TRAINED:
             raise ValueError(
-                f"train must be 'increments' (adapters + norms) or 'all', got {self.train!r}."
+                f"train must be 'increments' (adapters + norms), 'adjustments' or 'all', got {self.train!r}."
             )
         also = (self.also,) if isinstance(self.also, str) else tuple(self.also)
         object.__setattr__(self, 'also', also)
@@ -136,7 +150,7 @@ class TrainPolicy:
                     f'The pattern {pattern!r} of parameters to train matches none; patterns are whole path components. '
                     f'Nearest in this model: {nearest(pattern, found)}.'
                 )
-        chosen = set(Role) if self.train == 'all' else INCREMENTS
+        chosen = TRAINED[self.train]
         return [n for n, r in found.items() if r in chosen or any(matches(n, p) for p in self.also)]
 
     def apply(self, model: nn.Module) -> list[str]:

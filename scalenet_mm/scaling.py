@@ -8,7 +8,7 @@ objects, except those of normalisation layers and adjustments. ``tie`` turns any
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,33 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, NORMS) or type(module).__name__.rstrip('123dD').endswith('Norm')
 
 
-class TiedLayers:
-    """Mixed into the class of a layer container by ``tie``: keeps the ties and keeps one key for one tensor."""
+class MappedLayers:
+    """Mixed into the class of a layer container by ``mapped``: its blocks are instances of a pretrained network's layers."""
 
     layer_map: LayerMap
+
+    def __getitem__(
+        self, index
+    ):  # a slice is a plain container of the host's class: its map would be another one
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        host, blocks = type(self).__bases__[1], list(self)[index]
+        return host(*blocks) if issubclass(host, nn.Sequential) else host(blocks)
+
+    def __reduce__(self):  # the class is made at run time, so pickle and deepcopy are told how
+        return _rebuild, type(self).__bases__, self.__dict__
+
+    def check_stored(self, stored: list[int] | None, prefix: str) -> None:
+        """Raises ValueError if a file carries another layer map."""
+        check_stored_map(stored, self.layer_map, prefix)
+
+    def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor | None:
+        """Entry ``name`` of an instance that is no owner, from those of the pretrained layers; None where it has none."""
+        raise NotImplementedError
+
+
+class TiedLayers(MappedLayers):
+    """Mixed into the class of a layer container by ``tie``: keeps the ties and keeps one key for one tensor."""
 
     def retie(self) -> None:
         """Every instance takes the Parameter (and buffer) objects of its owner. Idempotent."""
@@ -53,14 +76,6 @@ class TiedLayers:
                 module._parameters.update(owners[owner][name]._parameters)
                 module._buffers.update(_persistent(owners[owner][name]))
 
-    def __getitem__(
-        self, index
-    ):  # a slice is a plain container of the host's class: its map would be another one
-        if not isinstance(index, slice):
-            return super().__getitem__(index)
-        host, blocks = type(self).__bases__[1], list(self)[index]
-        return host(*blocks) if issubclass(host, nn.Sequential) else host(blocks)
-
     def _apply(
         self, fn, recurse=True
     ):  # .to(), .half(), .to_empty(): some of them make new Parameters
@@ -69,7 +84,7 @@ class TiedLayers:
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        check_stored_map(local_metadata.get('layer_map'), self.layer_map, prefix)
+        self.check_stored(local_metadata.get('layer_map'), prefix)
         expand(state_dict, prefix, self)
         for key, owner in tied_keys(self):
             shared = state_dict.get(prefix + owner)
@@ -82,23 +97,44 @@ class TiedLayers:
                 )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def __reduce__(self):  # the class is made at run time, so pickle and deepcopy are told how
-        return _rebuild, (type(self).__bases__[1],), self.__dict__
+    def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor | None:
+        """Norms are copied (Sec. III-B); all else is the owner's."""
+        block = self[instance]
+        own = set(block.state_dict(keep_vars=True)) - set(shared_names(block))
+        return by_source[self.layer_map.sources[instance]].clone() if name in own else None
 
 
-_tied_classes: dict[type, type] = {}
+_mixed_classes: dict[tuple[type, type], type] = {}
 
 
-def _tied_class(host: type) -> type:
-    if host not in _tied_classes:
-        _tied_classes[host] = type(
-            f'Tied{host.__name__}', (TiedLayers, host), {'__module__': __name__}
+def _rebuild(mixin: type, host: type) -> nn.Module:
+    return (made := _mixed(mixin, host)).__new__(made)
+
+
+def _mixed(mixin: type, host: type) -> type:
+    if (mixin, host) not in _mixed_classes:
+        name = mixin.__name__.removesuffix('Layers') + host.__name__
+        _mixed_classes[mixin, host] = type(name, (mixin, host), {'__module__': __name__})
+    return _mixed_classes[mixin, host]
+
+
+def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) -> bool:
+    """Makes a container of complete blocks a ``mixin``, in place; returns whether it was not one yet.
+
+    Raises:
+        ValueError: if the number of blocks is not the map's.
+    """
+    if len(layers) != len(layer_map):
+        raise ValueError(
+            f'The layer map has {len(layer_map)} instances, but the container holds {len(layers)} blocks; '
+            'build the network at the scaled depth first, or call scale_layers on the source layers.'
         )
-    return _tied_classes[host]
-
-
-def _rebuild(host: type) -> nn.Module:
-    return _tied_class(host).__new__(_tied_class(host))
+    layers.layer_map = layer_map
+    if isinstance(layers, mixin):
+        return False
+    layers.__class__ = _mixed(mixin, type(layers))
+    layers._register_state_dict_hook(_store_layer_map)
+    return True
 
 
 def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
@@ -110,22 +146,18 @@ def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
     Raises:
         ValueError: if the number of blocks is not the map's.
     """
-    if len(layers) != len(layer_map):
-        raise ValueError(
-            f'The layer map has {len(layer_map)} instances, but the container holds {len(layers)} blocks; '
-            'build the network at the scaled depth first, or call scale_layers on the source layers.'
-        )
-    layers.layer_map = layer_map
-    if not isinstance(layers, TiedLayers):
-        layers.__class__ = _tied_class(type(layers))
+    if mapped(layers, layer_map, TiedLayers):
         layers._register_state_dict_hook(_one_tensor_one_key)
         layers.register_load_state_dict_post_hook(_after_load)
     layers.retie()
     return layers
 
 
-def _one_tensor_one_key(layers, state_dict, prefix, local_metadata) -> None:
+def _store_layer_map(layers, state_dict, prefix, local_metadata) -> None:
     local_metadata['layer_map'] = list(layers.layer_map.sources)
+
+
+def _one_tensor_one_key(layers, state_dict, prefix, local_metadata) -> None:
     for key, _ in tied_keys(layers):
         state_dict.pop(prefix + key, None)
 
@@ -183,11 +215,12 @@ def check_stored_map(stored: list[int] | None, layer_map: LayerMap, where: str) 
         )
 
 
-def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: TiedLayers) -> bool:
+def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: MappedLayers) -> bool:
     """Turns the entries of an unscaled network into those of the scaled one, in place.
 
-    Layers move to their owner's index; every instance gets a copy of its source's norms; adjustments keep the values
-    they have in ``layers``. Entries of a network that is scaled already are left alone.
+    Layers move to their owner's index; every other instance gets what ``layers.fill`` says (a copy of its source's norms
+    where layers are tied); adjustments keep the values they have in ``layers``. Entries of a network that is scaled already
+    are left alone.
 
     Returns:
         Whether the entries were those of the unscaled network.
@@ -207,18 +240,18 @@ def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: TiedLay
     plain = not any(f'{i}.{rest}' in adjustments for i, rest in parts.values())
     if not plain:
         return False
-    own = [set(layer.state_dict(keep_vars=True)) - set(shared_names(layer)) for layer in layers]
-    for key in entries:
-        if parts[key][0].isdecimal():
-            del state_dict[key]
+    by_source: dict[str, dict[int, Tensor]] = {}
     for key, (index, rest) in parts.items():
-        if not index.isdecimal():
-            continue
-        owner, *others = layer_map.instances(int(index))
-        state_dict[f'{prefix}{owner}.{rest}'] = entries[key]
-        for i in others:
-            if rest in own[i]:
-                state_dict[f'{prefix}{i}.{rest}'] = entries[key].clone()
+        if index.isdecimal():
+            by_source.setdefault(rest, {})[int(index)] = state_dict.pop(key)
+    for rest, tensors in by_source.items():
+        for i, source in enumerate(layer_map.sources):
+            if source not in tensors:
+                continue
+            own = layer_map.owner(i) == i
+            value = tensors[source] if own else layers.fill(i, rest, tensors)
+            if value is not None:
+                state_dict[f'{prefix}{i}.{rest}'] = value
     state_dict.update({prefix + k: v for k, v in adjustments.items()})
     return True
 

@@ -30,6 +30,7 @@ MEANING = {
     Role.SHARED: 'held by several layer instances',
     Role.NORM: 'every instance has its own',
     Role.ADJUSTMENT: 'adapters, LoRA, gates',
+    Role.GROWN: 'new layers with tensors of their own',
     Role.OUTER: 'embeddings, layers used once, head',
 }
 

@@ -50,7 +50,7 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def count_flops(
-    model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE, channels: int = 3
+    model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE, channels: int | None = None
 ) -> int:
     """Multiply-adds of one forward pass of one image, as the paper counts: convolutions and matrix products.
 
@@ -59,7 +59,11 @@ def count_flops(
     Args:
         model: takes images ``(1, channels, H, W)``; left as it is.
         input_size: (H, W) in pixels.
+        channels: of an image; by default those of the first convolution, 3 without one.
     """
+    if channels is None:
+        convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+        channels = next(convolutions, 3)
     images = torch.zeros(1, channels, *input_size, device='meta')
     with FlopCounterMode(display=False) as counter:
         on_meta(model)(images)

@@ -12,7 +12,6 @@ from mmpretrain.models.backbones.vision_transformer import (
 )
 
 from ..checkpoint.strict import CheckpointError
-from ..layer_map import LayerMap
 from .scaled import ADJUST, CheckpointedBlock, ScaledBackbone
 
 
@@ -28,7 +27,8 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         arch: as the host's, of the *pretrained* network; ``out_indices`` and every depth-like setting count scaled layers.
         scale: ``dict(times=2, order='interpolate', layers='all', sources=None,
             adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the paper's.
-            With only some ``layers`` reused, ``adjust_on`` is 'reused' unless said otherwise (Table III).
+            With only some ``layers`` reused, ``adjust_on`` is 'reused' unless said otherwise (Table III). ``growth`` with
+            ``new_layers`` or ``times`` grows by independent layers instead, see ``growth.GROWTH``.
         with_cp: recompute the blocks' activations in the backward pass.
         frozen_stages: refused.
         host: the host's other arguments.
@@ -47,6 +47,8 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         adjust=ADJUST,
         adjust_on=None,
         start='paper',
+        growth=None,
+        new_layers=None,
     )
 
     def __init__(
@@ -63,7 +65,7 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         if scale['adjust_on'] is None:
             scale['adjust_on'] = 'all' if scale['layers'] == 'all' else 'reused'
         source = self._source_arch(arch)
-        layer_map = LayerMap.build(
+        layer_map = self._placing(scale)(
             source['num_layers'], scale['times'], scale['order'], scale['layers'], scale['sources']
         )
         out_indices = (

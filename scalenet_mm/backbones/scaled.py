@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from ..adapters import ADAPTER_RANK, Adjustment
 from ..checkpoint.dialects import split, to_host
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
 from ..checkpoint.strict import CheckpointError, require
+from ..growth import Growth, grow
 from ..layer_map import LayerMap
-from ..scaling import TiedLayers, adjust_layers, check_stored_map, expand, tie
+from ..scaling import MappedLayers, adjust_layers, check_stored_map, expand, tie
 
 ADJUST = dict(type='ParallelAdapter', rank=ADAPTER_RANK)
 
@@ -37,10 +38,10 @@ class ScaledBackbone:
 
     @classmethod
     def _read_scale(cls, scale: dict | None, frozen_stages: int) -> dict[str, Any]:
-        """The ``scale`` dict with the paper's defaults filled in.
+        """The ``scale`` dict with the paper's defaults filled in; ``growth`` as a ``Growth`` or None.
 
         Raises:
-            ValueError: for an unknown key, or if ``frozen_stages`` is used.
+            ValueError: for an unknown key, keys that exclude each other, or if ``frozen_stages`` is used.
         """
         if frozen_stages != -1:
             raise ValueError(
@@ -56,7 +57,28 @@ class ScaledBackbone:
             raise ValueError(
                 f'scale has no key {unknown}; {cls.__name__} takes {sorted(cls.scale_defaults)}.'
             )
-        return {**cls.scale_defaults, **given}
+        if given.get('growth') is None:
+            if given.get('new_layers') is not None:
+                raise ValueError(
+                    f'scale has new_layers={given["new_layers"]}, which counts the independent layers of a growth; add '
+                    "growth='stack' (or another), or use times or sources to share layers."
+                )
+            return {**cls.scale_defaults, **given}
+        clash = sorted({'order', 'sources', 'start'} & set(given))
+        clash += ['times'] if {'times', 'new_layers'} <= set(given) else []
+        if clash:
+            raise ValueError(
+                f'scale has growth={given["growth"]!r} and {clash}; growth itself says where new layers lie and how they '
+                'start, and takes new_layers=NUMBER or times=FACTOR. Leave the others out.'
+            )
+        grown = dict(given, growth=Growth.from_cfg(given['growth']))
+        return {**cls.scale_defaults, 'adjust': None, **grown}
+
+    @staticmethod
+    def _placing(scale: dict[str, Any]) -> Callable[..., LayerMap]:
+        """What makes a layer map of (depth, times, order, layers, sources)."""
+        growth = scale['growth']
+        return LayerMap.build if growth is None else growth.placing(scale['new_layers'])
 
     @classmethod
     def _source_arch(cls, arch: str | dict) -> dict:
@@ -69,7 +91,10 @@ class ScaledBackbone:
             if with_cp:
                 for block in layers:
                     block.__class__ = self.checkpointed_block
-            tie(layers, layer_map)
+            if scale['growth'] is None:
+                tie(layers, layer_map)
+            else:
+                grow(layers, layer_map, scale['growth'], self.alternating)
             adjust_layers(
                 layers, scale['adjust'], scale['adjust_on'], scale['start'], self.alternating
             )
@@ -214,6 +239,6 @@ class CheckpointedBlock:
         return torch.utils.checkpoint.checkpoint(super().forward, *args, use_reentrant=False)
 
 
-def scaled_layers(backbone: nn.Module) -> list[tuple[str, TiedLayers]]:
-    """Every tied container inside ``backbone`` (or any model), by name."""
-    return [(name, m) for name, m in backbone.named_modules() if isinstance(m, TiedLayers)]
+def scaled_layers(backbone: nn.Module) -> list[tuple[str, MappedLayers]]:
+    """Every tied or grown container inside ``backbone`` (or any model), by name."""
+    return [(name, m) for name, m in backbone.named_modules() if isinstance(m, MappedLayers)]

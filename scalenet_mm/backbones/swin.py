@@ -28,7 +28,8 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
             ``depths``, ``num_heads``, ...) are understood instead.
         scale: ``dict(times=2, order='stack', stages=(3,), layers='all', sources=None,
             adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the paper's.
-            ``times`` may be a list with one factor a stage; ``sources`` is ``{stage: [...]}``.
+            ``times`` may be a list with one factor a stage; ``sources`` is ``{stage: [...]}``. ``growth`` with ``new_layers``
+            (in each of ``stages``) or ``times`` grows by independent layers instead, see ``growth.GROWTH``.
         with_cp: recompute the blocks' activations in the backward pass.
         frozen_stages: refused.
         host: the host's other arguments.
@@ -49,6 +50,8 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
         adjust=ADJUST,
         adjust_on='all',
         start='paper',
+        growth=None,
+        new_layers=None,
     )
 
     def __init__(
@@ -71,6 +74,7 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
             scale['stages'],
             scale['layers'],
             scale['sources'],
+            self._placing(scale),
         )
         with _LinspaceOnCpu():
             super().__init__({**source, 'depths': [len(m) for m in maps]}, **host)
