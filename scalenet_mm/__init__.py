@@ -14,10 +14,10 @@ from .version import __version__
 __all__ = ['LayerMap', 'Role', 'TrainPolicy', '__version__', 'scale_layers', 'tie']
 
 if find_spec('mmengine') and find_spec('mmpretrain'):
-    from . import backbones, compat, engine
+    from . import backbones, compat, distill, engine
     from .api import build, load
     from .checkpoint.reading import register_schemes
 
     compat.patch()
     register_schemes()
-    __all__ += ['backbones', 'build', 'engine', 'load']
+    __all__ += ['backbones', 'build', 'distill', 'engine', 'load']

@@ -6,6 +6,7 @@ facts: where the new layers lie and what they hold at the start (``GROWTH``).
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hosts import HostFacts, host_facts
+from .hosts import host_facts
 from .layer_map import LayerMap
 from .scaling import MappedLayers, expand, mapped
 
@@ -151,7 +152,6 @@ class GrownLayers(MappedLayers):
     """Mixed into the class of a layer container by ``grow``: every instance holds tensors of its own."""
 
     growth: Growth
-    facts: HostFacts
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         self.check_stored(local_metadata.get('layer_map'), prefix)
@@ -170,10 +170,11 @@ class GrownLayers(MappedLayers):
 
     def writes(self, instance: int) -> set[str]:
         """Entries of a block whose zeros make it the identity."""
-        paths = [getattr(self.facts, target) for target in ZEROED]
+        facts = host_facts(self[0])
+        paths = [getattr(facts, target) for target in ZEROED]
         if None in paths:
             raise ValueError(
-                f"growth='zero' needs the paths of {ZEROED}, which {self.facts.name} lacks."
+                f"growth='zero' needs the paths of {ZEROED}, which {facts.name} lacks; choose another growth."
             )
         return {f'{path}.{p}' for path in paths for p in ('weight', 'bias')}
 
@@ -188,8 +189,7 @@ def grow(
 ) -> nn.Module:
     """Makes a container of ``len(layer_map)`` blocks one that a file of the unscaled network fills by ``growth``.
 
-    Nothing is tied. Until a file is loaded the blocks are as their host initialises them, except for ``growth='zero'``,
-    whose new layers are the identity from the start.
+    Nothing is tied. Until a file is loaded all blocks are as their host initialises them.
 
     Args:
         layers: blocks of one structure, at the grown depth.
@@ -208,7 +208,7 @@ def grow(
                 'at each place (sources), or one at the tail.'
             )
     mapped(layers, layer_map, GrownLayers)
-    layers.growth, layers.facts = growth, host_facts(layers[0])
+    layers.growth = growth
     return layers
 
 
@@ -227,8 +227,6 @@ def grow_layers(
     Args:
         layers: ``nn.Sequential``, ``nn.ModuleList`` or a sequence of blocks.
     """
-    import copy
-
     blocks = [
         layers[s] if layer_map.owner(i) == i else copy.deepcopy(layers[s])
         for i, s in enumerate(layer_map.sources)

@@ -1,0 +1,131 @@
+"""The rank task: a 4 x 4 grid of real handwritten digits; for every cell, how many cells hold a smaller digit.
+
+Comparing all cells with all others takes layers, and scenes are drawn without end, so nothing but the 1,400 digit images
+can be memorised: depth pays, and a small trained source is far from saturated. Imported by the configs of the study.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModule
+from mmengine.registry import DATASETS, FUNCTIONS, METRICS, MODELS
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..data.digits import _load_raw, split_indices
+
+GRID, CELL = 4, 8  # cells a side, pixels a cell
+CELLS = GRID * GRID
+CONTRAST, NOISE = (0.5, 1.2), 0.15  # chosen on pilot seeds: docs/evidence.md
+MEAN, STD = 0.26, 0.38  # of the scenes' pixels
+
+
+def draw_scenes(
+    images: np.ndarray, labels: np.ndarray, number: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws scenes of random digits, each moved by up to a pixel, of random contrast, with noise.
+
+    Args:
+        images: (N, 8, 8) digits in 0..1.
+        labels: (N,) their classes.
+        number: B, of scenes.
+
+    Returns:
+        pixels (B, 1, 32, 32) float32, normalised; ranks (B, 16) int64 in 0..15, row by row: of each cell the number of
+        cells with a smaller digit.
+    """
+    chosen = rng.integers(len(images), size=(number, CELLS))
+    cells = np.pad(images, ((0, 0), (1, 1), (1, 1)))[chosen]
+    dy, dx = rng.integers(3, size=(2, number, CELLS, 1, 1))
+    at = np.arange(CELL)
+    b, c = np.ogrid[:number, :CELLS]
+    cells = cells[b[..., None, None], c[..., None, None], dy + at[:, None], dx + at]
+    cells = cells * rng.uniform(*CONTRAST, (number, CELLS, 1, 1))
+    scenes = cells.reshape(number, GRID, GRID, CELL, CELL).swapaxes(2, 3)
+    scenes = scenes.reshape(number, 1, GRID * CELL, GRID * CELL).astype(np.float32)
+    scenes += rng.normal(0, NOISE, scenes.shape).astype(np.float32)
+    digits = labels[chosen]
+    ranks = (digits[:, None, :] < digits[:, :, None]).sum(-1)
+    return (scenes - MEAN) / STD, ranks
+
+
+@DATASETS.register_module()
+class RankBatches(Dataset):
+    """Whole batches of scenes; batch ``i`` depends on (seed, i) alone, so every method sees the same data.
+
+    Args:
+        digits: ``'train'`` (1,400 digit images) or ``'val'`` (the other 397).
+        batches: length of the data set.
+        batch: scenes a batch.
+        seed: a whole number or several.
+    """
+
+    metainfo: dict = {}
+
+    def __init__(self, digits: str, batches: int, batch: int, seed: int | tuple[int, ...]):
+        images, labels = _load_raw()
+        mine = split_indices(labels)[digits]
+        self.images, self.labels = images[mine], labels[mine]
+        self.batches, self.batch = batches, batch
+        self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((*self.seed, int(index)))
+        pixels, ranks = draw_scenes(self.images, self.labels, self.batch, rng)
+        return dict(inputs=torch.from_numpy(pixels), data_samples=torch.from_numpy(ranks))
+
+
+@FUNCTIONS.register_module()
+def the_batch(samples: list[dict]) -> dict:
+    """Collates one sample that is a batch already."""
+    (batch,) = samples
+    return batch
+
+
+@MODELS.register_module()
+class RankHead(BaseModule):
+    """A linear classifier of every cell: feature maps (B, C, 4, 4) -> logits (B, 16, 16)."""
+
+    def __init__(self, in_channels: int, init_cfg=None):
+        super().__init__(init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02))
+        self.fc = nn.Linear(in_channels, CELLS)
+
+    def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
+        return self.fc(feats[-1].flatten(2).transpose(1, 2))
+
+    def loss(self, feats: tuple[Tensor, ...], data_samples: Tensor, **_) -> dict[str, Tensor]:
+        logits = self(feats)
+        return dict(
+            loss=F.cross_entropy(logits.flatten(0, 1), data_samples.flatten().to(logits.device))
+        )
+
+    def predict(self, feats: tuple[Tensor, ...], data_samples: Tensor, **_) -> list[dict]:
+        logits = self(feats).flatten(0, 1)
+        truth = data_samples.flatten().to(logits.device)
+        return [
+            dict(
+                right=int((logits.argmax(1) == truth).sum()),
+                loss=float(F.cross_entropy(logits, truth, reduction='sum')),
+                cells=len(truth),
+            )
+        ]
+
+
+@METRICS.register_module()
+class RankMetric(BaseMetric):
+    """Share of the cells whose rank is right (``top1``, percent) and mean cross-entropy (``loss``, nats)."""
+
+    default_prefix = 'rank'
+
+    def process(self, data_batch, data_samples: list[dict]) -> None:
+        self.results.extend(data_samples)
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        right, loss, cells = (sum(r[k] for r in results) for k in ('right', 'loss', 'cells'))
+        return dict(top1=100 * right / cells, loss=loss / cells)

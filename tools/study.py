@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""Run a named study of the paper's experiments: a demo-scale task on any machine, or the paper's own configs.
+
+    python tools/study.py table1 --seeds 5            # rows of Table I at demo scale, seeds 0..4; about a minute a run
+    python tools/study.py all --seeds 5 --resume      # everything; continues, skips what is done
+    python tools/study.py all --report                # tables, plots and verdicts of what is there, nothing is run
+    python tools/study.py table8 --scale paper        # the paper's configs, by tools/reproduce.py
+
+Every finished or crashed run is a line of WORK_DIR/results.jsonl; tables and plots are written again at the end of a call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault(
+    'OMP_NUM_THREADS', '1'
+)  # several networks of this size at once beat one on several threads
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    from scalenet_mm.study.paper_scale import PAPER_STUDIES
+    from scalenet_mm.study.rows import STUDIES
+
+    head, _, usage = __doc__.partition('\n\n')
+    parser = argparse.ArgumentParser(
+        description=head, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = sorted({*STUDIES, *PAPER_STUDIES, 'all'})
+    parser.add_argument('study', nargs='+', choices=names, metavar='STUDY', help=', '.join(names))
+    parser.add_argument('--scale', choices=['demo', 'paper'], default='demo')
+    parser.add_argument(
+        '--seeds', type=int, default=1, help='how many, from --first-seed on (default 1)'
+    )
+    parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument(
+        '--resume', action='store_true', help='continue: skip what results.jsonl has done'
+    )
+    parser.add_argument(
+        '--report', action='store_true', help='write tables and plots of what is done, run nothing'
+    )
+    parser.add_argument(
+        '--jobs', type=int, help='runs at a time (default: one a core or GPU; paper scale: 1)'
+    )
+    parser.add_argument(
+        '--shorten',
+        type=int,
+        default=1,
+        metavar='N',
+        help='demo scale: N times fewer steps, to try it',
+    )
+    parser.add_argument(
+        '--reproduce',
+        default='',
+        metavar='OPTIONS',
+        help='paper scale: options of tools/reproduce.py',
+    )
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/study'))
+    parser.add_argument('--out', type=Path, help='where tables and plots go (default: WORK_DIR)')
+    args = parser.parse_args(argv)
+    if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
+        parser.error('--seeds and --jobs must be at least 1.')
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    from scalenet_mm.study import demo_scale, paper_scale
+    from scalenet_mm.study.pool import RESULTS, latest, read_results, run_all
+
+    scale = demo_scale if args.scale == 'demo' else paper_scale
+    studies = scale.chosen(args.study)
+    name = args.scale + (f'_{args.shorten}_times_shorter' if args.shorten > 1 else '')
+    root = args.work_dir / name
+    results = root / RESULTS
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    if not args.report:
+        jobs = scale.jobs(studies, seeds, args.shorten)
+        known = latest(read_results(results))
+        there = sum((j.row, j.seed) in known for j in jobs)
+        if there and not args.resume:
+            print(
+                f'{results} has {there} of these {len(jobs)} runs; --resume runs the others, --report shows them, '
+                'another --work-dir starts anew.',
+                file=sys.stderr,
+            )
+            return 2
+        at_once, devices = scale.capacity(args.jobs)
+        try:
+            target = scale.target(
+                args.shorten if args.scale == 'demo' else shlex.split(args.reproduce)
+            )
+            run_all(jobs, root, at_once, target, devices)
+        except KeyboardInterrupt:
+            print('\nStopped; the same command with --resume continues.', file=sys.stderr)
+            return 130
+    records = latest(read_results(results))
+    failed = [r for k, r in records.items() if r['status'] != 'done']
+    command = 'python tools/study.py ' + ' '.join(argv or sys.argv[1:])
+    for file in scale.report(studies, records, args.out or root, command):
+        print(f'wrote {file}')
+    for record in failed:
+        print(f'FAILED: {record["row"]} seed {record["seed"]}: {record["error"]}', file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
