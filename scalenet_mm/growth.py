@@ -87,7 +87,7 @@ class Growth:
         return build
 
 
-Fill = Callable[['GrownLayers', int, Mapping[int, Tensor], str], Tensor]
+Fill = Callable[['GrownLayers', int, Mapping[int, Tensor], str], Tensor | None]
 
 
 def _copied(
@@ -96,8 +96,8 @@ def _copied(
     return by_source[layers.layer_map.sources[instance]].clone()
 
 
-def _as_initialised(layers, instance, by_source, name) -> Tensor:
-    return layers[instance].state_dict()[name]
+def _as_initialised(layers, instance, by_source, name) -> Tensor | None:
+    return layers[instance].state_dict().get(name)
 
 
 def _averaged(
@@ -158,7 +158,7 @@ class GrownLayers(MappedLayers):
         expand(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor:
+    def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor | None:
         """Entry ``name`` of a new layer, from those of the pretrained layers."""
         return GROWTH[self.growth.type].fill(self, instance, by_source, name)
 
