@@ -6,6 +6,7 @@ do that, `python -m scalenet_mm.run` does it for any other tool, and so does an 
 value of `_base_`, which mmengine evaluates first (docs/interop.md).
 """
 
+from difflib import get_close_matches
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -62,14 +63,16 @@ def own_config(name: str) -> Path:
     """Path of the config that `scalenet_mm::name` means.
 
     Raises:
-        FileNotFoundError: there is no such config; the message lists those there are.
+        FileNotFoundError: there is no such config; the message names the nearest.
     """
     path = configs_dir() / name.removeprefix(PREFIX)
     if path.is_file():
         return path
-    there = sorted(str(p.relative_to(configs_dir())) for p in configs_dir().rglob('*.py'))
+    there = sorted(p.relative_to(configs_dir()).as_posix() for p in configs_dir().rglob('*.py'))
+    near = get_close_matches(name.removeprefix(PREFIX), there, n=8, cutoff=0.4)
     raise FileNotFoundError(
-        f'`{PREFIX}{path.name}` is no config of ours ({path}); use one of {there}'
+        f'`{PREFIX}{path.name}` is no config of ours ({path}); the nearest of {len(there)} are {near or there[-8:]}, '
+        'docs/model_zoo.md lists all.'
     )
 
 

@@ -60,7 +60,7 @@ def test_a_leaf_inherits_a_flat_config_of_ours_and_its_types_keep_the_default_sc
 def test_an_unknown_config_of_ours_is_refused_with_the_list_of_those_there_are(tmp_path):
     path = tmp_path / 'leaf.py'
     path.write_text("_base_ = 'scalenet_mm::no_such.py'\n")
-    with pytest.raises(FileNotFoundError, match=r'no_such\.py.*use one of'):
+    with pytest.raises(FileNotFoundError, match=r'no_such\.py.*the nearest of'):
         Config.fromfile(path)
 
 

@@ -1,0 +1,4 @@
+# python tools/train.py configs/ablations/deit_b_wspt_adapter_r8_100e.py
+# Table VI, DeiT-B Adapter r=8: 82.37 % top-1, 88.06 M parameters. Not run here.
+_base_ = '../scalenet_deit_b_100e.py'
+model = dict(backbone=dict(scale=dict(_delete_=True, adjust=dict(type='ParallelAdapter', rank=8))))

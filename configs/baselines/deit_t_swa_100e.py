@@ -1,0 +1,6 @@
+# python tools/train.py configs/baselines/deit_t_swa_100e.py
+# Table I, DeiT-T SWA: 75.23 % top-1, 6.61 M parameters, 1.5 GFLOPs. Not run here.
+# Added one by one until ScaleNet's size is reached (Sec. IV-A2): 2 independent layers.
+# All is trained; the paper does not say what is.
+_base_ = '../scalenet_deit_t_100e.py'
+model = dict(backbone=dict(scale=dict(_delete_=True, growth='swa', new_layers=2)))
