@@ -14,7 +14,7 @@ from .backbones import ScaleNetDeiT, ScaleNetSwin
 from .checkpoint.dialects import classifier_of, rewrite
 from .checkpoint.reading import read_checkpoint, unwrap
 from .checkpoint.strict import require
-from .compat import read_config
+from .compat import read_config, with_preprocessor
 
 BACKBONES = {'deit': ScaleNetDeiT, 'swin': ScaleNetSwin}
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
@@ -136,4 +136,4 @@ def _from_config(
         return MODELS.build(model_cfg['backbone'])
     if num_classes != 1000 and 'num_classes' in model_cfg.get('head', {}):
         model_cfg.head.num_classes = num_classes
-    return MODELS.build(model_cfg)
+    return MODELS.build(with_preprocessor(model_cfg, cfg))

@@ -6,6 +6,7 @@ do that, `python -m scalenet_mm.run` does it for any other tool, and so does an 
 value of `_base_`, which mmengine evaluates first (docs/interop.md).
 """
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
@@ -95,6 +96,12 @@ def read_config(config):
             f'There is no config {config}. In that folder: {", ".join(near) or "nothing"}.'
         )
     return Config.fromfile(path)
+
+
+def with_preprocessor(model: Mapping, cfg: Mapping) -> dict:
+    """A model's config with the preprocessor that the Runner would hand it from the top level of ``cfg``."""
+    given = cfg.get('data_preprocessor')
+    return dict(model) if given is None else {'data_preprocessor': given, **model}
 
 
 def _resolve_own_configs() -> None:

@@ -239,3 +239,25 @@ def test_the_gpu_gives_what_the_cpu_gives(files):
     np.testing.assert_allclose(
         predict(model, image).seg_logits.data.cpu(), theirs.seg_logits.data, atol=1e-2
     )
+
+
+def test_a_preprocessor_at_the_top_of_a_config_reaches_the_model_as_in_the_runner():
+    from scalenet_mm import build
+    from scalenet_mm.checkpoint.export import build_model
+    from scalenet_mm.compat import configs_dir, read_config
+
+    cfg = read_config(str(configs_dir() / 'scalenet_deit_t_100e.py'))
+    mean = torch.tensor([123.675, 116.28, 103.53])  # ImageNet's, RGB
+    for model in (build_model(cfg), build(str(configs_dir() / 'scalenet_deit_t_100e.py'))):
+        pixels = model.data_preprocessor(
+            {'inputs': mean.flip(0).view(1, 3, 1, 1).expand(1, 3, 8, 8)}
+        )
+        assert pixels['inputs'].abs().max() < 1e-4
+    own = dict(
+        cfg.model,
+        data_preprocessor=dict(
+            type='mmpretrain.ClsDataPreprocessor', mean=[1.0] * 3, std=[1.0] * 3
+        ),
+    )
+    cfg.model = own
+    assert build_model(cfg).data_preprocessor.mean.flatten().tolist() == [1.0] * 3

@@ -99,10 +99,17 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print('\nStopped; the same command with --resume continues.', file=sys.stderr)
             return 130
-    records = latest(read_results(results))
+    known = latest(read_results(results))
+    wanted = scale.digests(args.shorten) if known else {}
+    records = {k: r for k, r in known.items() if wanted.get(k[0]) == r['digest']}
+    if len(records) < len(known):
+        print(f'{len(known) - len(records)} runs are of other settings than these rows: left out.')
+    if not records:
+        print(f'{results} has no run of these rows yet; leave --report out.', file=sys.stderr)
+        return 2
     failed = [r for k, r in records.items() if r['status'] != 'done']
     command = 'python tools/study.py ' + ' '.join(argv or sys.argv[1:])
-    for file in scale.report(studies, records, args.out or root, command):
+    for file in scale.report(studies, records, root, args.out or root, command):
         print(f'wrote {file}')
     for record in failed:
         print(f'FAILED: {record["row"]} seed {record["seed"]}: {record["error"]}', file=sys.stderr)

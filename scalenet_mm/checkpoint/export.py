@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..adapters import Adjustment
-from ..compat import read_config
+from ..compat import read_config, with_preprocessor
 from ..roles import roles
 from ..version import __version__
 from .config_text import parse_config
@@ -204,7 +204,7 @@ def build_model(cfg: Config) -> nn.Module:
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    return MODELS.build(cfg.model)
+    return MODELS.build(with_preprocessor(cfg.model, cfg))
 
 
 @torch.no_grad()

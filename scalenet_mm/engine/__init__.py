@@ -1,5 +1,6 @@
 from .atomic import AtomicBackend, ScaleNetCheckpointHook, make_atomic
 from .delta_hook import ApplyDeltaHook, DeltaHook
+from .gradient_hook import GradientNormHook
 from .hooks import AnyDialectHook
 from .optim import ScaleNetOptimWrapperConstructor
 from .progress import ProgressHook
@@ -11,6 +12,7 @@ __all__ = [
     'ApplyDeltaHook',
     'AtomicBackend',
     'DeltaHook',
+    'GradientNormHook',
     'ProgressHook',
     'ReseedHook',
     'ScaleNetCheckpointHook',

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from . import gradients
 from .claims import verdicts
 from .pool import Job
 from .report import VERDICT_HEAD, Records, markdown, of_row, page, plot, verdict_lines
-from .rows import PILOT_SEED, STUDIES
-from .run import jobs_of, run
+from .rows import PILOT_SEED, ROWS, STUDIES
+from .run import digest, jobs_of, run
 
 COUNTED = tuple(name for name in STUDIES if name != 'pilot')
 
@@ -39,7 +40,13 @@ def jobs(studies: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list
         )
     if studies == ['pilot']:
         seeds = [PILOT_SEED]
-    return jobs_of(dict.fromkeys(key for name in studies for key in STUDIES[name]), seeds)
+    rows = dict.fromkeys(key for name in studies for key in STUDIES[name])
+    return jobs_of(rows, seeds, shorten)
+
+
+def digests(shorten: int = 1) -> dict[str, str]:
+    """What a record must carry to be of today's rows."""
+    return {key: digest(key, shorten) for key in ROWS}
 
 
 def target(shorten: int):
@@ -56,13 +63,18 @@ def capacity(at_once: int | None) -> tuple[int, int]:
     return at_once or (min(cores, 4 * devices) if devices else cores), devices
 
 
-def report(studies: Sequence[str], records: Records, out: Path, command: str) -> Iterator[Path]:
+def report(
+    studies: Sequence[str], records: Records, root: Path, out: Path, command: str
+) -> Iterator[Path]:
     """Writes a page and a plot of each study that has a finished run, and the verdicts on all claims; yields the files."""
     from ..analysis.paper import ROWS as PAPER
 
     printed = {row.key: f'{row.result["top-1"]:.2f}' for row in PAPER if 'top-1' in row.result}
     out.mkdir(parents=True, exist_ok=True)
     for name in studies:
+        if name == 'gradients':
+            yield from gradients.report(records, root, out, command)
+            continue
         rows = STUDIES[name]
         seeds = {PILOT_SEED} if name == 'pilot' else {s for _, s in records} - {PILOT_SEED}
         mine = {(k, s): r for (k, s), r in records.items() if s in seeds}

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -40,9 +40,18 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
 def jobs(studies: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list[Job]:
     """One run a config and seed; rows of several tables that share a config share its run."""
     configs = dict.fromkeys(row.config for study in studies for row in rows_of(study))
-    texts = {c: read_config(str(configs_dir() / c)).pretty_text for c in configs}
-    digests = {c: hashlib.sha256(text.encode()).hexdigest()[:16] for c, text in texts.items()}
-    return [Job(c, seed, digests[c], 1) for seed in seeds for c in configs]
+    return [Job(c, seed, digest(c), 1) for seed in seeds for c in configs]
+
+
+def digests(shorten: int = 1) -> dict[str, str]:
+    """What a record must carry to be of today's configs."""
+    return {row.config: digest(row.config) for row in ROWS if row.config}
+
+
+@cache
+def digest(config: str) -> str:
+    text = read_config(str(configs_dir() / config)).pretty_text
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def capacity(at_once: int | None) -> tuple[int, int]:
@@ -94,7 +103,9 @@ def reproduce(
     write_atomically(out / RECORD, json.dumps(record).encode())
 
 
-def report(studies: Sequence[str], records: Records, out: Path, command: str) -> Iterator[Path]:
+def report(
+    studies: Sequence[str], records: Records, root: Path, out: Path, command: str
+) -> Iterator[Path]:
     """Writes one page a study: the paper's figures beside ours; yields the files."""
     out.mkdir(parents=True, exist_ok=True)
     for name in studies:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,28 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+@contextmanager
+def alone(root: Path) -> Iterator[Path]:
+    """The results file, for one process at a time; a line that a killed one left half written is ended.
+
+    Raises:
+        SystemExit: if another process is running jobs in this folder.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    file = root / RESULTS
+    with file.open('a+b') as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SystemExit(
+                f'Another call is running studies in {root}; wait for it, or choose another --work-dir.'
+            ) from None
+        if held.tell() and file.read_bytes()[-1:] != b'\n':
+            held.write(b'\n')
+            held.flush()
+        yield file
+
+
 def latest(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
     """The last record of each row and seed."""
     return {(r['row'], r['seed']): dict(r) for r in records}
@@ -73,8 +97,19 @@ def run_all(
     Returns:
         The records of the jobs by (row, seed).
     """
-    file = root / RESULTS
-    root.mkdir(parents=True, exist_ok=True)
+    with alone(root) as file:
+        return _run(jobs, root, file, at_once, target, devices, tell)
+
+
+def _run(
+    jobs: list[Job],
+    root: Path,
+    file: Path,
+    at_once: int,
+    target: Callable[..., None],
+    devices: int,
+    tell: Callable[[str], None],
+) -> dict[tuple[str, int], dict[str, Any]]:
     known = latest(read_results(file))
     digests = {(j.row, j.seed): j.digest for j in jobs}
     done = {
@@ -109,6 +144,8 @@ def run_all(
     finally:
         for process in running:
             process.terminate()
+        for process in running:
+            process.join()
     return {k: done[k] for k in digests if k in done}
 
 

@@ -248,7 +248,7 @@ def _keys(host: str, *names: str) -> tuple[str, ...]:
     return tuple(f'{host}/{name}' for name in names)
 
 
-# Study -> rows, in the order of its table; the second is what the others are compared with.
+# Study -> rows, in the order of its table; `report.reference` is what the others are compared with.
 STUDIES = {
     'table1': (
         *_keys('deit', 'source', 'on', 'on_time', 'random', 'stack', 'interpolate', 'swa', 'zero', 'peft', 'scalenet', 'scalenet_increments'),
@@ -268,6 +268,7 @@ STUDIES = {
     ),
     'fig6': _keys('deit', 'scalenet', 'drop_path_0.05', 'drop_path_0.1', 'drop_path_0.2'),
     'start': _keys('deit', 'on', 'scalenet', 'function'),
+    'gradients': _keys('deit', 'source', 'tied', 'scalenet'),
     'pilot': tuple(row.key for row in PILOT),
     'distill': _keys('deit', 'on', 'scalenet', 'distill_logits', 'distill_layers'),
 }  # fmt: skip

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,13 @@ def config(row: Row, seed: int, work_dir: Path, source: str | None = None) -> Co
     return cfg
 
 
-def digest(key: str, seed: int, shorten: int = 1) -> str:
-    """Changes with any setting of a run, and of the source that it starts from."""
+@cache
+def digest(key: str, shorten: int = 1) -> str:
+    """Changes with any setting of a row's runs, and of the source that they start from."""
     row = shortened(key, shorten)
-    cfg = config(row, seed, Path('.'), 'source')
+    cfg = config(row, 0, Path('.'), 'source')
     settings = {k: v for k, v in cfg.items() if k not in ('work_dir', 'default_hooks', 'env_cfg')}
-    origin = digest(f'{row.host}/source', seed, shorten) if row.pretrained else ''
+    origin = digest(f'{row.host}/source', shorten) if row.pretrained else ''
     text = json.dumps(settings, sort_keys=True, default=str) + origin
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -94,7 +96,7 @@ def jobs_of(rows: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list
             for k in filter(None, (origin, key)):
                 if (k, seed) not in found:
                     needs = found[origin, seed] if k == key and origin else None
-                    found[k, seed] = Job(k, seed, digest(k, seed, shorten), cost(k), needs)
+                    found[k, seed] = Job(k, seed, digest(k, shorten), cost(k), needs)
     return sorted(found.values(), key=lambda job: (job.needs is not None, job.seed))
 
 

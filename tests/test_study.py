@@ -1,0 +1,321 @@
+"""The study: its task, its statistics, its rows, and runs that stop, crash and continue."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats as scipy_stats
+from sklearn.datasets import load_digits
+
+from scalenet_mm.analysis.paper import ROWS as PAPER
+from scalenet_mm.study import paper_scale
+from scalenet_mm.study.claims import CLAIMS, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, verdicts
+from scalenet_mm.study.pool import RECORD, RESULTS, Job, alone, latest, read_results, run_all
+from scalenet_mm.study.rank import RankBatches, RankHead, RankMetric
+from scalenet_mm.study.rows import PILOT, ROWS, STUDIES
+from scalenet_mm.study.run import digest, jobs_of
+from scalenet_mm.study.stats import holm, interval
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+tool = importlib.import_module('study')
+
+
+# ------------------------------------------------------------------------------- the task
+
+
+def test_a_label_is_the_number_of_cells_with_a_smaller_digit():
+    batches = RankBatches('val', 3, 5, seed=(7, 2))
+    images = load_digits().images / 16
+    held_out = {im.tobytes() for im in batches.images}
+    assert held_out.isdisjoint(im.tobytes() for im in RankBatches('train', 1, 1, 0).images)
+    assert len(batches.images) + len(RankBatches('train', 1, 1, 0).images) == len(images) == 1797
+    batches.images = (
+        np.ones_like(batches.images) * batches.labels[:, None, None]
+    )  # pixels tell the digit
+    import scalenet_mm.study.rank as rank
+
+    noise, contrast, rank.NOISE, rank.CONTRAST = rank.NOISE, rank.CONTRAST, 0.0, (1.0, 1.0)
+    try:
+        batch = batches[1]
+    finally:
+        rank.NOISE, rank.CONTRAST = noise, contrast
+    pixels = batch['inputs'] * rank.STD + rank.MEAN
+    assert pixels.shape == (5, 1, 32, 32)
+    for scene, ranks in zip(pixels[:, 0], batch['data_samples']):
+        digits = [
+            round(float(scene[8 * r : 8 * r + 8, 8 * c : 8 * c + 8].max()))
+            for r in range(4)
+            for c in range(4)
+        ]
+        assert ranks.tolist() == [sum(other < mine for other in digits) for mine in digits]
+
+
+def test_batches_depend_on_seed_and_index_alone():
+    a, b = RankBatches('train', 9, 4, (1, 0)), RankBatches('train', 9, 4, (1, 0))
+    torch.manual_seed(3)
+    np.random.seed(3)
+    assert torch.equal(a[5]['inputs'], b[5]['inputs'])
+    assert not torch.equal(a[5]['inputs'], a[6]['inputs'])
+    assert not torch.equal(a[5]['inputs'], RankBatches('train', 9, 4, (1, 1))[5]['inputs'])
+
+
+def test_top1_and_loss_are_those_of_all_cells():
+    head, metric = RankHead(8), RankMetric()
+    feats, ranks = (torch.randn(6, 8, 4, 4),), torch.randint(16, (6, 16))
+    for part in (slice(0, 2), slice(2, 6)):
+        metric.process(None, head.predict((feats[0][part],), ranks[part]))
+    got = metric.evaluate(2)
+    logits = torch.stack(
+        [head.fc(feats[0][:, :, r, c]) for r in range(4) for c in range(4)], 1
+    ).double()
+    expected = -logits.log_softmax(-1).gather(-1, ranks[..., None]).mean()
+    assert got['rank/loss'] == pytest.approx(float(expected), rel=1e-5)
+    assert got['rank/top1'] == pytest.approx(
+        100 * float((logits.argmax(-1) == ranks).double().mean())
+    )
+    assert float(head.loss(feats, ranks)['loss']) == pytest.approx(float(expected), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------- statistics
+
+
+def test_the_interval_is_students():
+    x = [1.3, 0.4, 2.2, 0.9, 1.1]
+    low, high = scipy_stats.t.interval(0.95, 4, np.mean(x), scipy_stats.sem(x))
+    found = interval(x)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.p == pytest.approx(scipy_stats.ttest_1samp(x, 0).pvalue)
+    assert np.isnan(interval([2.0]).half) and str(interval([2.0])) == '2.00'
+
+
+def test_holm_rejects_as_the_step_down_procedure_does():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.uniform(0, 0.1, 6)
+        rejected, order = set(), np.argsort(p)
+        for k, i in enumerate(order):  # stop at the first that its own threshold keeps
+            if p[i] > 0.05 / (6 - k):
+                break
+            rejected.add(int(i))
+        assert {i for i, q in enumerate(holm(p.tolist())) if q <= 0.05} == rejected
+
+
+def records(values: dict[str, list[float]]):
+    return {
+        (row, seed): dict(row=row, seed=seed, status='done', top1=v, loss=-v)
+        for row, xs in values.items()
+        for seed, v in enumerate(xs)
+    }
+
+
+def test_a_verdict_needs_an_interval_without_zero_and_a_corrected_p():
+    base = [80.0, 81.0, 79.0, 80.5, 80.2]
+    shift = dict(up=1.0, down=-1.0)
+    noise = [0.1, -0.1, 0.05, 0.0, -0.05]
+    values = {'h/base': base, 'h/noisy': [b + d for b, d in zip(base, [3, -2, 1, -1, 0])]}
+    values |= {f'h/{k}': [b + d + n for b, n in zip(base, noise)] for k, d in shift.items()}
+    claims = [Claim(k, f'h/{k}', 'h/base') for k in ('up', 'down', 'noisy')]
+    assert [v.word for v in verdicts(records(values), claims)] == [
+        REPRODUCED,
+        NOT_REPRODUCED,
+        UNDECIDED,
+    ]
+    # p = 0.03 alone; among ten claims it is not enough
+    weak = [0.5, 1.2, 0.1, 1.4, 0.7]
+    one = records({'h/base': base, 'h/weak': [b + w for b, w in zip(base, weak)]})
+    claim = Claim('weak', 'h/weak', 'h/base')
+    assert verdicts(one, [claim])[0].word == REPRODUCED
+    assert {v.word for v in verdicts(one, [claim] * 10)} == {UNDECIDED}
+
+
+def test_pairs_are_of_one_seed_and_failed_runs_do_not_count():
+    found = records({'h/a': [3.0, 5.0, 9.0], 'h/b': [1.0, 4.0, 2.0]})
+    found['h/b', 2]['status'] = 'failed'
+    (verdict,) = verdicts(found, [Claim('', 'h/a', 'h/b')])
+    assert verdict.top1.n == 2 and verdict.top1.mean == pytest.approx(1.5)
+
+
+# ------------------------------------------------------------------------------- rows
+
+
+def test_studies_and_claims_name_rows_and_every_row_is_in_a_study():
+    studied = {key for keys in STUDIES.values() for key in keys}
+    assert studied == set(ROWS)
+    assert {c for claim in CLAIMS for c in (claim.better, claim.worse)} <= studied
+    pilot = {row.key for row in PILOT}
+    assert all(bool(pilot & set(keys)) == (name == 'pilot') for name, keys in STUDIES.items())
+    printed = {row.key for row in PAPER}
+    assert not {
+        row.key: row.paper for row in ROWS.values() if row.paper and row.paper not in printed
+    }
+
+
+def test_a_digest_changes_with_the_row_and_the_source_it_starts_from(monkeypatch):
+    from dataclasses import replace
+
+    one = digest('deit/on')
+    others = {digest('deit/on_time'), digest('deit/on', shorten=2)}
+    monkeypatch.setitem(ROWS, 'deit/source', replace(ROWS['deit/source'], lr=1e-5))
+    digest.cache_clear()
+    try:
+        assert len({one, digest('deit/on'), *others}) == 4
+    finally:
+        digest.cache_clear()
+
+
+def test_jobs_come_sources_first_each_once():
+    jobs = jobs_of(['deit/on', 'deit/scratch', 'deit/source', 'deit/on'], [0, 1])
+    names = [(j.row, j.seed) for j in jobs]
+    assert len(names) == len(set(names)) == 6
+    assert all(
+        j.needs is None or names.index((j.needs.row, j.needs.seed)) < i for i, j in enumerate(jobs)
+    )
+    assert {j.row for j in jobs if j.needs} == {'deit/on'}
+
+
+# ------------------------------------------------------------------------------- the pool
+
+
+def fake_run(row, seed, digest, root, folder, source, device, log=None):
+    """A real process that ends as its row says."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    with (root / 'started').open('a') as f:
+        f.write(f'{row}{seed} from {source}\n')
+    if row == 'dies':
+        os.kill(os.getpid(), 9)
+    record = dict(row=row, seed=seed, digest=digest, status='done', checkpoint=f'{folder}/x.pth')
+    record |= dict(top1=1.0, loss=2.0, minutes=0.1)
+    if row == 'fails':
+        record = dict(
+            row=row, seed=seed, digest=digest, status='failed', error='ValueError: on purpose'
+        )
+    (root / folder / RECORD).write_text(json.dumps(record))
+
+
+def small_jobs():
+    source = Job('source', 0, 'd', 1.0)
+    bad = Job('dies', 0, 'd', 1.0)
+    return [
+        source,
+        bad,
+        Job('fails', 0, 'd', 1.0),
+        Job('good', 0, 'd', 1.0, source),
+        Job('orphan', 0, 'd', 1.0, bad),
+    ]
+
+
+def test_a_run_that_dies_or_fails_is_recorded_and_costs_no_other(tmp_path):
+    told = []
+    found = run_all(small_jobs(), tmp_path, 2, fake_run, tell=told.append)
+    assert {k[0]: r['status'] for k, r in found.items()} == {
+        'source': 'done',
+        'dies': 'failed',
+        'fails': 'failed',
+        'good': 'done',
+    }
+    assert 'ended with code -9' in found['dies', 0]['error']
+    assert f'good0 from {tmp_path}/source/seed0/x.pth' in (tmp_path / 'started').read_text()
+    assert any('orphan/seed0 left out: dies/seed0 failed' in line for line in told)
+    assert len(read_results(tmp_path / RESULTS)) == 4
+
+    # again: only what is not done, a half-written line of a killed process notwithstanding
+    with (tmp_path / RESULTS).open('a') as f:
+        f.write('{"row": "goo')
+    (tmp_path / 'started').unlink()
+    run_all(small_jobs(), tmp_path, 2, fake_run, tell=told.append)
+    assert sorted(line.split()[0] for line in (tmp_path / 'started').read_text().splitlines()) == [
+        'dies0',
+        'fails0',
+    ]
+    lines = (tmp_path / RESULTS).read_text().splitlines()
+    assert [line for line in lines if line == '{"row": "goo'] and len(
+        read_results(tmp_path / RESULTS)
+    ) == 6
+
+
+def test_two_calls_in_one_folder_are_refused(tmp_path):
+    with alone(tmp_path), pytest.raises(SystemExit, match='Another call is running'):
+        run_all([], tmp_path, 1, fake_run, tell=str)
+
+
+def test_a_record_of_other_settings_is_run_again(tmp_path):
+    run_all([Job('good', 0, 'old', 1.0)], tmp_path, 1, fake_run, tell=str)
+    run_all([Job('good', 0, 'new', 1.0)], tmp_path, 1, fake_run, tell=str)
+    assert [r['digest'] for r in read_results(tmp_path / RESULTS)] == ['old', 'new']
+
+
+# ------------------------------------------------------------------------------- the tool
+
+
+def study(*args: str, **kw):
+    command = [sys.executable, str(ROOT / 'tools' / 'study.py'), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, **kw)
+
+
+def test_the_tool_trains_compares_and_continues(tmp_path):
+    args = ('start', '--shorten', 100, '--seeds', 2, '--jobs', 2, '--work-dir', tmp_path)
+    done = study(*args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    root = tmp_path / 'demo_100_times_shorter'
+    found = latest(read_results(root / RESULTS))
+    assert {k for k, _ in found} == {f'deit/{r}' for r in ('source', 'on', 'scalenet', 'function')}
+    assert all(r['status'] == 'done' and 0 < r['top1'] < 100 for r in found.values())
+    scaled, source = found['deit/scalenet', 0], found['deit/source', 0]
+    width, hidden, rank = 64, 256, 4
+    assert scaled['params'] - source['params'] == 6 * 2 * rank * (width + hidden) + 3 * 4 * width
+    text = (root / 'start.md').read_text()
+    assert 'function-preserving start | 2 |' in text
+    assert (root / 'start.png').stat().st_size > 10_000
+    assert 'the function-preserving start is better' in (root / 'claims.md').read_text()
+
+    lines = (root / RESULTS).read_text()
+    refused = study(*args)
+    assert refused.returncode == 2 and '--resume' in refused.stderr
+    again = study(*args, '--resume')
+    assert again.returncode == 0 and '8 runs, 8 of them done before.' in again.stdout
+    assert (root / RESULTS).read_text() == lines
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (('table9x',), 'invalid choice'),
+        (('table8',), 'at paper scale only'),
+        (('start', '--scale', 'paper'), 'at demo scale only'),
+        (('table5', '--first-seed', '100'), 'chose the learning rates'),
+        (('table5', '--seeds', '0'), 'at least 1'),
+        (('table5', '--report'), 'has no run of these rows yet'),
+    ],
+)
+def test_wrong_calls_are_refused_before_anything_runs(args, message, tmp_path, capsys):
+    code = ''
+    try:
+        code = tool.main([*args, '--work-dir', str(tmp_path)])
+    except SystemExit as e:
+        code = e.code
+    told = capsys.readouterr()
+    assert code and message in f'{code}{told.out}{told.err}'
+    assert not list(tmp_path.iterdir())
+
+
+def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path):
+    jobs = paper_scale.jobs(['table1', 'table2'], [0])
+    named = {r.config for s in ('table1', 'table2') for r in paper_scale.rows_of(s)}
+    assert {j.row for j in jobs} == named and len(jobs) == len(named)
+    env = {k: v for k, v in os.environ.items() if not k.startswith('SCALENET_')}
+    env['SCALENET_COCO_ROOT'] = str(tmp_path / 'nowhere')
+    job = next(j for j in paper_scale.jobs(['table8'], [0]) if 'scalenet' in j.row)
+    os.environ.update(env)
+    target = paper_scale.target(('--cpu', '--gpus', '1'))
+    assert isinstance(target, partial)
+    found = run_all([job], tmp_path, 1, target, tell=str)
+    (record,) = found.values()
+    assert record['status'] == 'failed' and 'tools/reproduce.py table8/' in record['error']
