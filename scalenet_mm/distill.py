@@ -16,9 +16,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ImageClassifier
 from torch import Tensor, nn
 
-from .analysis.counts import UNSCALED
 from .api import load
-from .backbones.scaled import ScaledBackbone, scaled_layers
+from .backbones.scaled import UNSCALED, ScaledBackbone, scaled_layers
 from .checkpoint.strict import CheckpointError
 from .layer_map import LayerMap
 

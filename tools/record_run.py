@@ -27,7 +27,7 @@ from mmengine.registry import DATASETS, init_default_scope
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import scalenet_mm
-from scalenet_mm.analysis.counts import UNSCALED
+from scalenet_mm.backbones.scaled import UNSCALED
 from scalenet_mm.checkpoint.reading import read_checkpoint, unwrap
 from scalenet_mm.data import make_demo_data
 from scalenet_mm.roles import TrainPolicy, count, total

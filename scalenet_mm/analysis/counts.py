@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from ..adapters import AdaptedLinear, Adjustment, Gate
 from ..api import build
-from ..backbones.scaled import scaled_layers
+from ..backbones.scaled import UNSCALED, scaled_layers
 from ..compat import read_config
 from ..hosts import LINEARS, host_facts
 from ..roles import Count, Role, TrainPolicy, roles, total, unique_bytes
 from ..scaling import TiedLayers
 from .flops import INPUT_SIZE, count_flops, meta_parameters, without_adjustments
-
-UNSCALED = dict(times=1, adjust=None)
 
 
 @dataclass(frozen=True)

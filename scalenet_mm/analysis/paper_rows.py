@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..backbones.scaled import UNSCALED
 from ..compat import configs_dir
 from ..growth import layers_to_reach
 from . import paper_printed as printed
-from .counts import UNSCALED
 from .flops import INPUT_SIZE
 from .paper_printed import BASE, EXTRA, LOST, SCALENET, Printed, elsewhere
 

@@ -21,6 +21,7 @@ from ..layer_map import LayerMap
 from ..scaling import MappedLayers, adjust_layers, check_stored_map, expand, tie
 
 ADJUST = dict(type='ParallelAdapter', rank=ADAPTER_RANK)
+UNSCALED = dict(times=1, adjust=None)  # the `scale` of the host itself
 
 
 class ScaledBackbone:

@@ -38,7 +38,12 @@ class DigitSet:
     by_class: tuple[np.ndarray, ...]
 
 
-def _load_raw() -> tuple[np.ndarray, np.ndarray]:
+def load_raw() -> tuple[np.ndarray, np.ndarray]:
+    """All digits: images (1797, 8, 8) in 0..1, and their classes.
+
+    Raises:
+        ImportError: if scikit-learn is missing; the message names the remedy.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -95,7 +100,7 @@ def digit_set(split: str) -> DigitSet:
     """
     if split not in SPLITS:
         raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
-    images, labels = _load_raw()
+    images, labels = load_raw()
     indices = split_indices(labels)[split]
     labels = labels[indices]
     by_class = tuple(np.flatnonzero(labels == cls) for cls in range(len(CLASSES)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -20,9 +21,9 @@ from .. import __version__
 from ..checkpoint.delta import SUFFIX, read_delta
 from ..data.public import other_counts
 from .plan import ROOT, Plan
-from .run import BUNDLE, LOG, METRICS, STEPS, WORK, sha256
 from .text import as_dict, command
 
+BUNDLE, STEPS, METRICS, LOG, WORK = 'bundle', 'steps.json', 'metrics.json', 'console.log', 'work'
 # an evaluator's metric -> (the paper's name, factor)
 METRIC_NAMES = {
     'accuracy/top1': ('top-1', 1),
@@ -245,3 +246,19 @@ def readme(plan: Plan, result: Mapping[str, Any]) -> str:
             f'`{delta["file"]}`: what training changed; `{last}` gives these figures, with the file above as CHECKPOINT.'
         ]
     return '\n'.join(lines)
+
+
+def sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return (
+            hashlib.file_digest(file, 'sha256').hexdigest()
+            if hasattr(hashlib, 'file_digest')
+            else _old(file)
+        )
+
+
+def _old(file) -> str:
+    found = hashlib.sha256()
+    while block := file.read(1 << 20):
+        found.update(block)
+    return found.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -19,9 +18,8 @@ from ..checkpoint.strict import CheckpointError
 from ..checkpoint.writing import write_atomically
 from ..data.public import other_counts
 from ..engine.preflight import preflight
+from .bundle import BUNDLE, LOG, METRICS, STEPS, WORK, sha256, write_bundle
 from .plan import ROOT, Plan
-
-BUNDLE, STEPS, METRICS, LOG, WORK = 'bundle', 'steps.json', 'metrics.json', 'console.log', 'work'
 
 
 def check(plan: Plan) -> Path | None:
@@ -102,22 +100,6 @@ def fetch(plan: Plan) -> Path | None:
     return path.absolute()
 
 
-def sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return (
-            hashlib.file_digest(file, 'sha256').hexdigest()
-            if hasattr(hashlib, 'file_digest')
-            else _old(file)
-        )
-
-
-def _old(file) -> str:
-    found = hashlib.sha256()
-    while block := file.read(1 << 20):
-        found.update(block)
-    return found.hexdigest()
-
-
 def run(plan: Plan, folder: Path) -> Path:
     """Checks, trains, tests and writes the bundle; what is done already is not done again.
 
@@ -130,7 +112,6 @@ def run(plan: Plan, folder: Path) -> Path:
     Raises:
         SystemExit: if a check or a step fails; the same call continues.
     """
-    from .bundle import write_bundle
 
     folder = folder.absolute()
     settings, known = _settings(plan), folder / 'settings.json'

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, FUNCTIONS, METRICS, MODELS
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..data.digits import _load_raw, split_indices
+from ..data.digits import load_raw, split_indices
 
 GRID, CELL = 4, 8  # cells a side, pixels a cell
 CELLS = GRID * GRID
@@ -66,7 +66,7 @@ class RankBatches(Dataset):
     metainfo: dict = {}
 
     def __init__(self, digits: str, batches: int, batch: int, seed: int | tuple[int, ...]):
-        images, labels = _load_raw()
+        images, labels = load_raw()
         mine = split_indices(labels)[digits]
         self.images, self.labels = images[mine], labels[mine]
         self.batches, self.batch = batches, batch
