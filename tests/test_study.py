@@ -16,7 +16,15 @@ from sklearn.datasets import load_digits
 
 from scalenet_mm.analysis.paper import ROWS as PAPER
 from scalenet_mm.study import paper_scale
-from scalenet_mm.study.claims import CLAIMS, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, verdicts
+from scalenet_mm.study.claims import (
+    CLAIMS,
+    FOLLOW_UP,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNDECIDED,
+    Claim,
+    verdicts,
+)
 from scalenet_mm.study.pool import RECORD, RESULTS, Job, alone, latest, read_results, run_all
 from scalenet_mm.study.rank import RankBatches, RankHead, RankMetric
 from scalenet_mm.study.rows import PILOT, ROWS, STUDIES
@@ -149,7 +157,7 @@ def test_pairs_are_of_one_seed_and_failed_runs_do_not_count():
 def test_studies_and_claims_name_rows_and_every_row_is_in_a_study():
     studied = {key for keys in STUDIES.values() for key in keys}
     assert studied == set(ROWS)
-    assert {c for claim in CLAIMS for c in (claim.better, claim.worse)} <= studied
+    assert {c for claim in (*CLAIMS, *FOLLOW_UP) for c in (claim.better, claim.worse)} <= studied
     pilot = {row.key for row in PILOT}
     assert all(bool(pilot & set(keys)) == (name == 'pilot') for name, keys in STUDIES.items())
     printed = {row.key for row in PAPER}

@@ -60,6 +60,16 @@ CLAIMS = (
 )  # fmt: skip
 
 
+# Added after the results of the claims above, with four times the steps.
+FOLLOW_UP = (
+    *_against('ScaleNet is better than its source trained on', 'on_long', 'deit/scalenet_long', ours=True),
+    *_against('ScaleNet is better than one independent layer', 'stack_long', 'deit/scalenet_long', ours=True),
+    *_against('increments alone are better than the source trained on', 'on_long', 'deit/scalenet_increments_long', ours=True),
+    *_against('increments alone are better than one independent layer', 'stack_long', 'deit/scalenet_increments_long', ours=True),
+    *_against('depth pays: an untied copy is better than the source trained on', 'on_long', 'deit/untied_long', ours=True),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What paired seeds say of a claim; ``p`` is Holm-corrected over all claims that were tested."""

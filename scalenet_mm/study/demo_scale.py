@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from . import gradients
-from .claims import verdicts
+from .claims import CLAIMS, FOLLOW_UP, verdicts
 from .pool import Job
 from .report import VERDICT_HEAD, Records, markdown, of_row, page, plot, verdict_lines
 from .rows import PILOT_SEED, ROWS, STUDIES
 from .run import digest, jobs_of, run
 
+# Holm's correction is within a family.
+FAMILIES = {'Fixed before the runs': CLAIMS, 'Follow-up: four times the steps': FOLLOW_UP}
 COUNTED = tuple(name for name in STUDIES if name != 'pilot')
 
 
@@ -83,10 +85,14 @@ def report(
         plot(mine, rows, out / f'{name}.png', f'{name}: rank task, demo scale')
         (out / f'{name}.md').write_text(page(name, mine, rows, printed, command))
         yield out / f'{name}.md'
-    found = verdicts({k: r for k, r in records.items() if k[1] != PILOT_SEED})
-    if found:
-        lines = verdict_lines(found)
-        (out / 'claims.md').write_text(
-            f'# Claims, demo scale\n\nMade by `{command}`.\n\n{markdown(VERDICT_HEAD, lines)}\n'
-        )
+    counted = {k: r for k, r in records.items() if k[1] != PILOT_SEED}
+    judged = {head: verdicts(counted, claims) for head, claims in FAMILIES.items()}
+    tables = [
+        f'## {head}\n\n{markdown(VERDICT_HEAD, verdict_lines(found))}'
+        for head, found in judged.items()
+        if found
+    ]
+    if tables:
+        begin = f'# Claims, demo scale\n\nMade by `{command}`.'
+        (out / 'claims.md').write_text('\n\n'.join([begin, *tables]) + '\n')
         yield out / 'claims.md'

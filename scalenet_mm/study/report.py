@@ -47,7 +47,7 @@ def groups(rows: Sequence[str]) -> list[list[str]]:
 def reference(rows: Sequence[str]) -> str:
     """The row of a host that the others are compared with: its source trained on, or the first."""
     host = rows[0].partition('/')[0]
-    return f'{host}/on' if f'{host}/on' in rows else rows[0]
+    return next((f'{host}/{row}' for row in ('on', 'on_long') if f'{host}/{row}' in rows), rows[0])
 
 
 def table(records: Records, rows: Sequence[str], printed: Mapping[str, str]) -> list[list[str]]:
@@ -137,7 +137,7 @@ def verdict_lines(found: Sequence[Verdict]) -> list[list[str]]:
 
 
 def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:
-    """One dot a row with its 95 % interval and the seeds beside it, one panel a host."""
+    """Paired differences from each host's reference row with 95 % intervals, seeds beside them; means as text."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -146,37 +146,38 @@ def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:
     panels = [[k for k in group if of_row(records, k, 'top1')] for group in groups(rows)]
     panels = [p for p in panels if p]
     heights = [len(p) for p in panels]
+    size = (10, 1.9 + 0.9 * len(panels) + 0.36 * sum(heights))
     figure, axes = plt.subplots(
-        len(panels), 1, figsize=(9, 1.6 + 0.42 * sum(heights)), height_ratios=heights, squeeze=False
+        len(panels), 1, figsize=size, height_ratios=heights, squeeze=False, layout='constrained'
     )
     for axis, panel in zip(axes[:, 0], panels):
+        base = reference(panel)
         for y, key in enumerate(reversed(panel)):
-            values = of_row(records, key, 'top1')
-            found = interval(values)
-            axis.plot(values, [y] * len(values), '.', color='#9aa5b1', markersize=7, zorder=1)
-            colour = '#d1495b' if 'scalenet' in key else '#30638e'
-            axis.errorbar(
-                found.mean,
-                y,
-                xerr=found.half if found.n > 1 else None,
-                fmt='o',
-                color=colour,
-                capsize=4,
-                zorder=2,
+            values = paired(records, key, base, 'top1')
+            mean = interval(of_row(records, key, 'top1')).mean
+            axis.annotate(
+                f'{mean:.2f}',
+                (1.01, y),
+                xycoords=('axes fraction', 'data'),
+                va='center',
+                fontsize=12,
             )
+            if not values:
+                continue
+            found = interval(values)
+            colour = '#d1495b' if 'scalenet' in key else '#30638e'
+            half = found.half if found.n > 1 else None
+            axis.plot(values, [y] * len(values), '.', color='#9aa5b1', markersize=7, zorder=1)
+            axis.errorbar(found.mean, y, xerr=half, fmt='o', color=colour, capsize=4, zorder=2)
+        axis.axvline(0, color='#444444', linewidth=1, zorder=0)
         axis.set_yticks(range(len(panel)), [ROWS[k].title for k in reversed(panel)], fontsize=12)
         axis.set_ylim(-0.7, len(panel) - 0.3)
         axis.grid(axis='x', alpha=0.3)
         axis.tick_params(axis='x', labelsize=12)
-        axis.set_title(
-            {'deit': 'DeiT', 'swin': 'Swin'}[panel[0].partition('/')[0]], fontsize=13, loc='left'
-        )
-    axes[-1, 0].set_xlabel(
-        'top-1 on held-out digits, % of cells (dot: mean, bar: 95 % interval, grey: seeds)',
-        fontsize=12,
-    )
-    figure.suptitle(title, fontsize=14)
-    figure.tight_layout()
+        host = {'deit': 'DeiT', 'swin': 'Swin'}[panel[0].partition('/')[0]]
+        axis.set_title(f'{host}; right: mean top-1, %', fontsize=12, loc='right')
+        axis.set_xlabel(f'top-1 points against: {ROWS[base].title}', fontsize=12)
+    figure.suptitle(f'{title} (bars: 95 % intervals, grey: seeds)', fontsize=13)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     plt.close(figure)

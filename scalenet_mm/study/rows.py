@@ -227,6 +227,13 @@ SWIN = (
     Row('scratch', '1 + 6 layers from scratch, equal steps', 'swin', dict(LAST, **DEEP), pretrained=False),
 )  # fmt: skip
 
+# Added after the results of the rows above: were their steps too few to use the depth?
+LONGER = tuple(
+    replace(row, name=f'{row.name}_long', title=f'{row.title}, 4 x the steps', steps=4 * row.steps)
+    for row in DEIT
+    if row.name in ('on', 'stack', 'scalenet', 'scalenet_increments', 'untied')
+)
+
 # On the pilot's seed alone: three learning rates a policy.
 PILOT_SEED = 100
 PILOT = tuple(
@@ -241,7 +248,7 @@ PILOT = tuple(
     }.get(row.name, ())
 )
 
-ROWS = {row.key: row for row in (*DEIT, *SWIN, *PILOT)}
+ROWS = {row.key: row for row in (*DEIT, *SWIN, *LONGER, *PILOT)}
 
 
 def _keys(host: str, *names: str) -> tuple[str, ...]:
@@ -268,6 +275,7 @@ STUDIES = {
     ),
     'fig6': _keys('deit', 'scalenet', 'drop_path_0.05', 'drop_path_0.1', 'drop_path_0.2'),
     'start': _keys('deit', 'on', 'scalenet', 'function'),
+    'longer': ('deit/source', *(row.key for row in LONGER)),
     'gradients': _keys('deit', 'source', 'tied', 'scalenet'),
     'pilot': tuple(row.key for row in PILOT),
     'distill': _keys('deit', 'on', 'scalenet', 'distill_logits', 'distill_layers'),
