@@ -131,7 +131,9 @@ def _from_config(
     if 'backbone' not in model_cfg:
         model_cfg = dict(backbone=model_cfg)
         num_classes = None
-    model_cfg['backbone'].update(backbone if scale is None else {**backbone, 'scale': scale})
+    model_cfg['backbone'].update(backbone)
+    if scale is not None:
+        model_cfg['backbone']['scale'] = scale  # update() would merge it into the config's
     if num_classes is None:
         return MODELS.build(model_cfg['backbone'])
     if num_classes != 1000 and 'num_classes' in model_cfg.get('head', {}):

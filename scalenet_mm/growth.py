@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .hosts import host_facts
-from .layer_map import LayerMap
+from .layer_map import LayerMap, selected
 from .scaling import MappedLayers, expand, mapped
 
 ZEROED = ('proj', 'fc2')  # the linears that write into the residual stream
@@ -41,7 +41,7 @@ class Growth:
             raise ValueError(
                 f'growth must be one of {sorted(GROWTH)}, got {self.type!r}; leave it out to share layers (ScaleNet).'
             )
-        if self.samples is not None and self.samples < 1:
+        if self.samples is not None and (not isinstance(self.samples, int) or self.samples < 1):
             raise ValueError(f'growth samples must be a whole number >= 1, got {self.samples!r}.')
 
     @classmethod
@@ -53,7 +53,7 @@ class Growth:
         """
         if isinstance(growth, Growth):
             return growth
-        given = dict(type=growth) if isinstance(growth, str) else dict(growth)
+        given = dict(growth) if isinstance(growth, Mapping) else dict(type=growth)
         unknown = sorted(set(given) - set(cls.__dataclass_fields__))
         if unknown or 'type' not in given:
             raise ValueError(
@@ -74,7 +74,7 @@ class Growth:
         if new_layers is not None:
             if isinstance(new_layers, bool) or not isinstance(new_layers, int) or new_layers < 0:
                 raise ValueError(f'new_layers must be a whole number >= 0, got {new_layers!r}.')
-            chosen = depth if layers == 'all' else len(layers)
+            chosen = len(selected(depth, layers))
             times = (chosen + new_layers) / chosen
         return GROWTH[self.type].place(depth, times, layers)
 
@@ -106,8 +106,10 @@ def _averaged(
     own = _copied(layers, instance, by_source, name)
     if not own.is_floating_point():
         return own
-    sampled = layers.sampled(instance)
-    return torch.stack([by_source[s] for s in sampled]).mean(0)
+    sampled = [by_source[s] for s in layers.sampled(instance) if s in by_source]
+    if not sampled or len({t.shape for t in sampled}) > 1:
+        return own  # the strict load names what is wrong
+    return torch.stack(sampled).mean(0)
 
 
 def _zeroed(
@@ -120,7 +122,7 @@ def _zeroed(
 def _on_top(depth: int, times: float, layers) -> LayerMap:
     """New layers on top of as many equal groups, each a copy of its group's last layer (LLaMA Pro, arXiv 2401.02415)."""
     stacked = LayerMap.build(depth, times, 'stack', layers)
-    chosen = list(range(depth)) if layers == 'all' else sorted(layers)
+    chosen = selected(depth, layers)
     new = len(stacked) - depth
     tops = [chosen[-(-(g + 1) * len(chosen) // new) - 1] for g in range(new)]
     return LayerMap(tuple(s for s in range(depth) for _ in range(1 + tops.count(s))))
@@ -199,14 +201,13 @@ def grow(
         ValueError: if the number of blocks is not the map's, or the method does not fit the map.
     """
     growth = Growth.from_cfg(growth)
-    if GROWTH[growth.type].keeps_function:
-        live = layer_map.live(period)
-        if live != layer_map.owners:
-            raise ValueError(
-                f'growth={growth.type!r} keeps the pretrained function only where each pretrained layer stays at a '
-                f'position of its own parity, in {list(layer_map.sources)} it does not; add an even number of layers '
-                'at each place (sources), or one at the tail.'
-            )
+    moved = any((at - source) % period for source, at in enumerate(layer_map.owners))
+    if moved and GROWTH[growth.type].keeps_function:
+        raise ValueError(
+            f'growth={growth.type!r} keeps the pretrained function only where each pretrained layer stays at a '
+            f'position of its own parity, in {list(layer_map.sources)} it does not; new_layers=1 lies at the tail, '
+            'or choose another growth.'
+        )
     mapped(layers, layer_map, GrownLayers)
     layers.growth = growth
     return layers
@@ -227,6 +228,13 @@ def grow_layers(
     Args:
         layers: ``nn.Sequential``, ``nn.ModuleList`` or a sequence of blocks.
     """
+    if len(layers) != layer_map.depth:
+        raise ValueError(
+            f'The layer map names {layer_map.depth} source layers, but the network has {len(layers)}; '
+            'build the map with Growth(...).layer_map(len(layers), ...).'
+        )
+    if isinstance(layers, MappedLayers):
+        raise ValueError('These layers are tied or grown already; grow the source layers instead.')
     blocks = [
         layers[s] if layer_map.owner(i) == i else copy.deepcopy(layers[s])
         for i, s in enumerate(layer_map.sources)

@@ -75,7 +75,7 @@ class LayerMap:
             return built
         if order not in ORDERS:
             raise ValueError(f'order must be one of {ORDERS}, got {order!r}.')
-        chosen = _selected(depth, layers)
+        chosen = selected(depth, layers)
         total = _whole(times, len(chosen))
         if order == 'stack':
             extra = [chosen[i % len(chosen)] for i in range(total - len(chosen))]
@@ -177,17 +177,18 @@ def stage_maps(
             )
         factors = list(times)
     else:
-        scaled = _selected(len(depths), stages, 'stages')
+        scaled = [] if times == 1 else selected(len(depths), stages, 'stages')
         factors = [times if i in scaled else 1 for i in everything]
     sources = {int(k): v for k, v in (sources or {}).items()}  # --cfg-options and JSON give strings
-    _selected(len(depths), sources or 'all', 'sources')
+    selected(len(depths), sources or 'all', 'sources')
     return tuple(
         build(depths[i], factors[i], order, layers if factors[i] != 1 else 'all', sources.get(i))
         for i in everything
     )
 
 
-def _selected(depth: int, layers: str | int | Iterable[int], name: str = 'layers') -> list[int]:
+def selected(depth: int, layers: str | int | Iterable[int], name: str = 'layers') -> list[int]:
+    """The indices that ``layers`` names, in their order; ValueError for others than 0..depth-1."""
     if isinstance(layers, str):
         if layers != 'all':
             raise ValueError(f"{name} must be 'all' or a list of indices, got {layers!r}.")

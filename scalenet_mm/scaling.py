@@ -132,6 +132,8 @@ def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) ->
     layers.layer_map = layer_map
     if isinstance(layers, mixin):
         return False
+    if isinstance(layers, MappedLayers):
+        raise ValueError('These layers are tied or grown already; start from the source layers.')
     layers.__class__ = _mixed(mixin, type(layers))
     layers._register_state_dict_hook(_store_layer_map)
     return True
@@ -210,8 +212,8 @@ def check_stored_map(stored: list[int] | None, layer_map: LayerMap, where: str) 
     if (None if stored is None else tuple(stored)) not in known:
         raise ValueError(
             f'The checkpoint was saved with another layer map at {where.rstrip(".") or "the top"}: file '
-            f'{list(stored)}, model {list(layer_map.sources)}. Build the model with scale=dict(sources=...) as in the '
-            'file, or load the unscaled checkpoint.'
+            f'{list(stored)}, model {list(layer_map.sources)}. Build the model with the scale of the file (sources, or growth and '
+            'new_layers), or load the unscaled checkpoint.'
         )
 
 

@@ -742,8 +742,8 @@ MUTATIONS = (
         'study',
         'averaged layers are summed',
         'scalenet_mm/growth.py',
-        'in sampled]).mean(0)',
-        'in sampled]).sum(0)',
+        'torch.stack(sampled).mean(0)',
+        'torch.stack(sampled).sum(0)',
         'tests/test_growth.py::test_an_unscaled_file_fills_the_grown_network_and_its_layers_stay_themselves[swa]',
     ),
     Mutation(

@@ -1,7 +1,10 @@
 """Growth by independent layers: what each method puts where, and that nothing is tied."""
 
 import copy
+import importlib
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +12,17 @@ import torch
 from conftest import DEIT, LIVE_HOSTS, SWIN, first, perturb
 from mmpretrain.models.backbones import VisionTransformer
 
-from scalenet_mm import build
+from scalenet_mm import LayerMap, build, tie
+from scalenet_mm.analysis.counts import inspect
+from scalenet_mm.analysis.flops import meta_parameters
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
 from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.compat import configs_dir
 from scalenet_mm.growth import GROWTH, Growth, grow_layers, layers_to_reach
 from scalenet_mm.roles import Role, TrainPolicy, count, roles
 
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
+inspect_model = importlib.import_module('inspect_model')
 UNSCALED = dict(times=1, adjust=None)
 # By hand, for four layers and two new ones: where each lies, and what it is a copy of.
 PLACES = {
@@ -228,9 +236,59 @@ def test_adding_one_by_one_until_scalenets_size_gives_the_papers_counts(
         (dict(growth='stack', new_layers=1, times=2), r"\['times'\].*new_layers=NUMBER or times"),
         (dict(growth='stack', start='function'), r"\['start'\]"),
         (dict(growth='stack', new_layers=-1), 'new_layers must be a whole number >= 0, got -1'),
+        (dict(growth='stack', times=1), 'times=1, which adds nothing'),
+        (dict(growth=1), 'growth must be one of'),
+        (dict(growth=dict(type='swa', samples=2.5)), 'samples must be a whole number'),
+        (dict(growth='stack', new_layers=1, layers=[]), 'layers must be distinct indices'),
         (dict(growth='stack', new_layers=1.5), 'new_layers must be a whole number >= 0, got 1.5'),
     ],
 )
 def test_a_growth_outside_its_rules_is_refused(scale, message):
     with pytest.raises(ValueError, match=message):
         deit(**scale)
+
+
+def test_layers_that_are_scaled_already_or_of_another_number_are_refused():
+    make, container, _ = LIVE_HOSTS['timm ViT']
+    layers = getattr(make(), container)
+    with pytest.raises(ValueError, match='names 4 source layers, but the network has 3'):
+        grow_layers(layers, Growth('stack').layer_map(4, 1), 'stack')
+    grown = grow_layers(layers, Growth('stack').layer_map(3, 1), 'stack')
+    with pytest.raises(ValueError, match='tied or grown already'):
+        grow_layers(grown, Growth('stack').layer_map(4, 1), 'stack')
+    with pytest.raises(ValueError, match='tied or grown already'):
+        tie(grown, LayerMap.build(4, times=1))
+
+
+def test_a_file_that_lacks_an_averaged_layer_is_refused_by_name():
+    state = deit().state_dict()
+    for key in [k for k in state if k.startswith('layers.2.attn')]:
+        del state[key]
+    grown = deit(growth=dict(type='swa', samples=4), new_layers=1)
+    with pytest.raises(CheckpointError, match=r'layers\.2\.attn'):
+        grown.load_state_dict(state)
+
+
+def test_growth_replaces_the_scale_of_a_config(tmp_path):
+    config = tmp_path / 'child.py'
+    base = configs_dir() / 'scalenet_deit_t_100e.py'
+    config.write_text(
+        f"_base_ = '{base}'\nmodel = dict(backbone=dict(scale=dict(growth='stack', new_layers=2)))"
+    )
+    with pytest.raises(ValueError, match=r"\['order', 'times'\].*_delete_=True"):
+        build(str(config))
+    text = config.read_text().replace('scale=dict(', 'scale=dict(_delete_=True, ')
+    (tmp_path / 'right.py').write_text(text)
+    for model, scale in ((tmp_path / 'right.py', None), (base, dict(growth='stack', new_layers=2))):
+        with meta_parameters():
+            net = build(str(model), scale)
+        assert len(net.backbone.layers) == 14
+
+
+def test_inspecting_a_baseline_tells_its_new_layers(capsys):
+    for leaf in ('deit_t_stack_100e', 'swin_t_zero_100e', 'deit_t_tied_lora_r10_100e'):
+        report = inspect(str(configs_dir() / 'baselines' / f'{leaf}.py'))
+        assert report.networks['unscaled network'].params in (5_717_416, 28_288_354)
+        told = inspect_model.as_text(report)
+        assert ('a new layer, nothing is shared' in told) == ('lora' not in leaf)
+        assert ('Sharing saves parameters' in told) == ('lora' in leaf)

@@ -101,6 +101,7 @@ def test_the_interval_is_students():
     found = interval(x)
     assert (found.low, found.high) == pytest.approx((low, high))
     assert found.p == pytest.approx(scipy_stats.ttest_1samp(x, 0).pvalue)
+    assert holm([float('nan'), 0.01]) == [1.0, 0.02]
     assert np.isnan(interval([2.0]).half) and str(interval([2.0])) == '2.00'
 
 
@@ -300,6 +301,8 @@ def test_the_tool_trains_compares_and_continues(tmp_path):
         (('start', '--scale', 'paper'), 'at demo scale only'),
         (('table5', '--first-seed', '100'), 'chose the learning rates'),
         (('table5', '--seeds', '0'), 'at least 1'),
+        (('table5', '--shorten', '0'), 'from 1 on'),
+        (('pilot', 'table5'), 'run it by itself'),
         (('table5', '--report'), 'has no run of these rows yet'),
     ],
 )

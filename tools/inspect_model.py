@@ -25,6 +25,7 @@ from scalenet_mm.analysis.counts import Report, adjustments, inspect
 from scalenet_mm.analysis.drawing import draw_maps
 from scalenet_mm.engine.optim import format_table
 from scalenet_mm.roles import Role, total
+from scalenet_mm.scaling import TiedLayers
 
 MEANING = {
     Role.SHARED: 'held by several layer instances',
@@ -76,15 +77,19 @@ def as_text(report: Report) -> str:
     height, width = report.input_size
     policy = {
         'increments': 'adjustments and the norms of the scaled network',
+        'adjustments': 'adjustments',
         'all': 'everything',
     }[report.policy.train]
     also = f', besides {", ".join(report.policy.also)}' if report.policy.also else ''
+    tied = any(isinstance(layers, TiedLayers) for layers in report.layers.values())
     maps = {name: layers.layer_map for name, layers in report.layers.items()}
     return '\n'.join(
         [
             f'{report.model}, input {height} x {width}',
             '',
-            'Layer map (source = the pretrained layer whose tensors an instance uses; * = shared with an earlier instance)',
+            'Layer map (source = the pretrained layer whose tensors an instance uses; * = shared with an earlier instance)'
+            if tied
+            else 'Layer map (source = the pretrained layer that an instance starts from; * = a new layer, nothing is shared)',
             draw_maps(maps, {name: adjustments(layers) for name, layers in report.layers.items()}),
             '',
             f'Parameters by role, each tensor once (trained: {policy}{also})',
@@ -94,7 +99,8 @@ def as_text(report: Report) -> str:
             'MB = 10^6 bytes; ratio = this network : that one)',
             cost_table(report),
             '',
-            'Sharing saves parameters, not arithmetic: the FLOPs are those of the deep network.',
+            *['Sharing saves parameters, not arithmetic: the FLOPs are those of the deep network.']
+            * tied,
         ]
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         parser.error('--seeds and --jobs must be at least 1.')
+    if args.shorten < 1 or (args.shorten > 1 and args.scale == 'paper'):
+        parser.error('--shorten takes a number from 1 on, at demo scale alone.')
     return args
 
 
@@ -91,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 2
         at_once, devices = scale.capacity(args.jobs)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs too
         try:
             target = scale.target(
                 args.shorten if args.scale == 'demo' else shlex.split(args.reproduce)
@@ -108,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f'{results} has no run of these rows yet; leave --report out.', file=sys.stderr)
         return 2
     failed = [r for k, r in records.items() if r['status'] != 'done']
-    command = 'python tools/study.py ' + ' '.join(argv or sys.argv[1:])
+    seeded = f' --seeds {args.seeds}' if args.seeds > 1 else ''
+    command = f'python tools/study.py {" ".join(args.study)} --scale {args.scale}{seeded}'
     for file in scale.report(studies, records, root, args.out or root, command):
         print(f'wrote {file}')
     for record in failed:

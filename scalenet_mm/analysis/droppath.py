@@ -82,14 +82,15 @@ def read_results(path: str | Path, rows: Mapping[str, float] | None = None) -> l
     Raises:
         ValueError: if a line is no JSON object, a run lacks ``top1`` or ``loss``, or there is no run.
     """
-    found = []
+    found: dict[tuple, dict] = {}
     for i, line in enumerate(Path(path).read_text().splitlines(), 1):
         try:
             entry = json.loads(line or '{}')
             rate = entry.get('drop_path', _rate(entry.get('row', ''), rows or {}))
             if rate is not None and entry.get('status', 'done') == 'done':
                 numbers = {k: float(entry[k]) for k in ('top1', 'loss')}
-                found.append(dict(drop_path=float(rate), **numbers))
+                run = (entry['row'], entry.get('seed')) if 'row' in entry else i
+                found[run] = dict(drop_path=float(rate), **numbers)  # a run's last line counts
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f'{path}, line {i}: a run is a JSON object with the numbers top1 and loss, and drop_path or a row called '
@@ -99,7 +100,7 @@ def read_results(path: str | Path, rows: Mapping[str, float] | None = None) -> l
         raise ValueError(
             f'{path} holds no finished run of a drop-path sweep; name its rows: --rows 0=ROW.'
         )
-    return found
+    return list(found.values())
 
 
 def _rate(row: str, rows: Mapping[str, float]) -> float | None:

@@ -73,7 +73,11 @@ def pairs(words: Sequence[str], labels: Sequence[str] | None = None) -> list[Giv
     for config, checkpoint in told:
         read_config(config)
         parts_of(checkpoint)
-    return [Given(*pair, label) for pair, label in zip(told, labels or list(_labels(told)))]
+    names = list(labels or _labels(told))
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(f'Several models are called {twice}; tell them apart with --labels.')
+    return [Given(*pair, label) for pair, label in zip(told, names)]
 
 
 def _labels(told: Iterable[tuple[str, str]]) -> Iterator[str]:

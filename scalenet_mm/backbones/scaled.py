@@ -52,7 +52,7 @@ class ScaledBackbone:
             )
         if not isinstance(scale, (dict, type(None))):
             raise ValueError(f'scale must be a dict or None, got {scale!r}.')
-        given = dict(scale or {})
+        given = {k: v for k, v in (scale or {}).items() if v is not None or k == 'adjust'}
         unknown = sorted(set(given) - set(cls.scale_defaults))
         if unknown:
             raise ValueError(
@@ -70,7 +70,12 @@ class ScaledBackbone:
         if clash:
             raise ValueError(
                 f'scale has growth={given["growth"]!r} and {clash}; growth itself says where new layers lie and how they '
-                'start, and takes new_layers=NUMBER or times=FACTOR. Leave the others out.'
+                'start, and takes new_layers=NUMBER or times=FACTOR. Leave the others out (in a child of a config that has them: '
+                'scale=dict(_delete_=True, growth=...), on the command line model.backbone.scale._delete_=True).'
+            )
+        if given.get('times') == 1:
+            raise ValueError(
+                f'scale has growth={given["growth"]!r} and times=1, which adds nothing; write new_layers=NUMBER, or times=2.'
             )
         grown = dict(given, growth=Growth.from_cfg(given['growth']))
         return {**cls.scale_defaults, 'adjust': None, **grown}

@@ -48,7 +48,13 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def parse(p: argparse.ArgumentParser, argv: list[str] | None):
     """The arguments, and the config that they name."""
-    args = p.parse_args(argv)
+    try:
+        args = p.parse_args(argv)
+    except RecursionError:  # how mmengine's parser ends on parentheses
+        p.error(
+            '--cfg-options takes key=value and no dict(...): write its keys one by one, '
+            'model.backbone.scale.growth=stack model.backbone.scale.new_layers=1'
+        )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     # mmengine falls back to running what a file holds
     os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')

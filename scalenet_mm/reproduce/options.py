@@ -13,4 +13,9 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
     """What ``--cfg-options`` makes of its words."""
     p = argparse.ArgumentParser()
     p.add_argument('--cfg-options', nargs='*', action=DictAction, default={})
-    return p.parse_args(['--cfg-options', *words]).cfg_options if words else {}
+    try:
+        return p.parse_args(['--cfg-options', *words]).cfg_options if words else {}
+    except RecursionError:
+        raise SystemExit(
+            '--cfg-options takes key=value and no dict(...): write its keys one by one, a.b.c=value'
+        ) from None

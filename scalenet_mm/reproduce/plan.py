@@ -190,7 +190,7 @@ def _checkpoint(cfg: Config, given: str | None) -> Checkpoint | None:
         return Checkpoint('load_from', given, _digits(given)) if given else None
     key, address = next(iter(named.items()))
     # a file that stands in for a published one must still be that one
-    return Checkpoint(key, given or address, _digits(given or '') or _digits(address))
+    return Checkpoint(key, given or address, _digits(address) or _digits(given or ''))
 
 
 def _digits(name: str) -> str | None:

@@ -172,6 +172,7 @@ def step(name: str, command: Sequence[str], folder: Path) -> None:
                 file.write(line)
             process.wait()
         except KeyboardInterrupt:
+            file.writelines(process.stdout)  # a full pipe would keep it from ending
             process.wait()
         finally:
             process.stdout.close()

@@ -40,6 +40,8 @@ def jobs(studies: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list
         raise SystemExit(
             f'Seed {PILOT_SEED} chose the learning rates, so it does not count; use others.'
         )
+    if 'pilot' in studies and len(studies) > 1:
+        raise SystemExit(f'The pilot has a seed of its own ({PILOT_SEED}); run it by itself.')
     if studies == ['pilot']:
         seeds = [PILOT_SEED]
     rows = dict.fromkeys(key for name in studies for key in STUDIES[name])

@@ -36,6 +36,7 @@ def measure(records: Records, root: Path, host: str = 'deit') -> Norms:
     done = {
         s for _, s in records if all(records.get((k, s), {}).get('status') == 'done' for k in keys)
     }
+    done = {s for s in done if all((root / records[k, s]['checkpoint']).is_file() for k in keys)}
     found: dict[str, dict[int, list[float]]] = {name: {} for name in NETWORKS}
     for seed in sorted(done):
         data = RankBatches('train', BATCHES, IMAGES // BATCHES, (seed, STREAM))
@@ -69,7 +70,7 @@ def report(records: Records, root: Path, out: Path, command: str) -> Iterator[Pa
     judged = []
     for other, test, p in zip(OTHERS, tests, holm([t.p for t in tests])):
         low, mean, high = (float(np.exp(v)) for v in (test.low, test.mean, test.high))
-        sure = p <= 1 - CONFIDENCE and not low <= 1 <= high
+        sure = test.n > 1 and p <= 1 - CONFIDENCE and not low <= 1 <= high
         word = ('reproduced' if mean > 1 else 'not reproduced') if sure else 'undecided'
         judged.append(
             [

@@ -112,7 +112,7 @@ def report(
         lines = []
         for row in rows_of(name):
             done = [
-                r['metrics']
+                r['metrics'] | {'hours': r['minutes'] / 60}
                 for (c, _), r in records.items()
                 if c == row.config and r['status'] == 'done'
             ]

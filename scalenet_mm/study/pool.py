@@ -117,8 +117,10 @@ def _run(
     }
     todo = [j for j in jobs if (j.row, j.seed) not in done]
     tell(f'{len(jobs)} runs, {len(jobs) - len(todo)} of them done before.')
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['scalenet_mm.study.run'])
+    # importing mmengine asks for CUDA, after which a forked process cannot use it
+    context = multiprocessing.get_context('spawn' if devices else 'forkserver')
+    if not devices:
+        context.set_forkserver_preload(['scalenet_mm.study.run'])
     running: dict[Any, tuple[Job, int | None]] = {}
     spent = work = 0.0
     begin = time.time()

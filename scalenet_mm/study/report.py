@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .claims import Verdict, paired
+from .claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Verdict, paired
 from .rows import ROWS
 from .stats import Interval, interval
 
@@ -108,6 +108,8 @@ def page(
     return '\n\n'.join([*parts, LEGEND]) + '\n'
 
 
+# Of questions that the paper does not answer.
+OURS = {REPRODUCED: 'yes', NOT_REPRODUCED: 'no, worse', UNDECIDED: UNDECIDED}
 VERDICT_HEAD = (
     'claim',
     'better',
@@ -130,7 +132,7 @@ def verdict_lines(found: Sequence[Verdict]) -> list[list[str]]:
             signed(v.top1),
             f'{v.loss.mean:+.3f} ± {v.loss.half:.3f}',
             f'{v.p:.4f}',
-            f'**{v.word}**',
+            f'**{OURS[v.word] if v.claim.ours else v.word}**',
         ]
         for v in found
     ]

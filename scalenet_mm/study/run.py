@@ -158,7 +158,7 @@ def run(
         device: index of the GPU to use.
     """
     if device is not None:
-        os.environ['CUDA_VISIBLE_DEVICES'] = str(device)
+        torch.cuda.set_device(device)
     work_dir = root / folder
     work_dir.mkdir(parents=True, exist_ok=True)
     (work_dir / RECORD).unlink(missing_ok=True)

@@ -58,6 +58,7 @@ def holm(p: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
+    p = [1.0 if np.isnan(x) else x for x in p]  # of a single seed
     adjusted, largest = [0.0] * len(p), 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         largest = max(largest, (len(p) - rank) * p[i])
