@@ -32,6 +32,7 @@ EXTRAS = {
         'setuptools<82',
     ],
     'delta': ['huggingface_hub'],  # hf:// addresses
+    'study': ['scikit-learn', 'scipy', 'matplotlib'],  # tools/study.py, tools/analyze.py
     'export': ['onnx', 'onnxscript', 'onnxruntime'],
     'tests': ['pytest', 'pytest-xdist', 'timm', 'scikit-learn', 'fvcore', 'matplotlib', 'tensorboard'],
 }
