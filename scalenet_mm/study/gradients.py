@@ -130,7 +130,7 @@ def draw(found: Norms, file: Path) -> None:
     axis.set_xlabel('source layer', fontsize=13)
     axis.set_ylabel('l2 norm of the gradient', fontsize=13)
     axis.set_title('Gradient norms, rank task, batch of 256 (bars: 95 % intervals)', fontsize=13)
-    axis.set_yscale('log')
+    axis.set_ylim(bottom=0)
     axis.tick_params(labelsize=12)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=12)
