@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .hosts import host_facts
 from .layer_map import LayerMap, selected
-from .scaling import MappedLayers, expand, mapped
+from .scaling import MappedLayers, mapped
 
 ZEROED = ('proj', 'fc2')  # the linears that write into the residual stream
 
@@ -154,11 +154,6 @@ class GrownLayers(MappedLayers):
     """Mixed into the class of a layer container by ``grow``: every instance holds tensors of its own."""
 
     growth: Growth
-
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        self.check_stored(local_metadata.get('layer_map'), prefix)
-        expand(state_dict, prefix, self)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor | None:
         """Entry ``name`` of a new layer, from those of the pretrained layers."""

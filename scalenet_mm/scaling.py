@@ -43,9 +43,14 @@ class MappedLayers:
     def __reduce__(self):  # the class is made at run time, so pickle and deepcopy are told how
         return _rebuild, type(self).__bases__, self.__dict__
 
-    def check_stored(self, stored: list[int] | None, prefix: str) -> None:
-        """Raises ValueError if a file carries another layer map."""
-        check_stored_map(stored, self.layer_map, prefix)
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        check_stored_map(local_metadata.get('layer_map'), self.layer_map, prefix)
+        expand(state_dict, prefix, self)
+        self.complete(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def complete(self, state_dict: MutableMapping[str, Tensor], prefix: str) -> None:
+        """Adds the keys that torch expects beside those of a file."""
 
     def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor | None:
         """Entry ``name`` of an instance that is no owner, from those of the pretrained layers; None where it has none."""
@@ -83,9 +88,8 @@ class TiedLayers(MappedLayers):
         self.retie()
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        self.check_stored(local_metadata.get('layer_map'), prefix)
-        expand(state_dict, prefix, self)
+    def complete(self, state_dict: MutableMapping[str, Tensor], prefix: str) -> None:
+        """Every instance's keys of a shared tensor lead to the owner's."""
         for key, owner in tied_keys(self):
             shared = state_dict.get(prefix + owner)
             if shared is not None and not _same(
@@ -95,7 +99,6 @@ class TiedLayers(MappedLayers):
                     f'{prefix + key} and {prefix + owner} are one tensor in this model, but the checkpoint holds two '
                     'different ones: it is of an independent-copy network. Load it into an unshared network.'
                 )
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor | None:
         """Norms are copied (Sec. III-B); all else is the owner's."""
