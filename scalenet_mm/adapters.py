@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ops.linear import LowRank, linear
+
 ADAPTER_RANK = 16  # Sec. IV-A1
 LORA_RANK = 8  # Table II, Swin rows
 
@@ -57,6 +59,10 @@ class Adjustment(nn.Module):
         nn.init.normal_(self.down, std=self.init_std)
         nn.init.zeros_(self.up)
 
+    def low_rank(self) -> LowRank | None:
+        """A, B and the non-linearity between them, of an adjustment that is B σ(A x) and nothing else."""
+        return None
+
     def extra_repr(self) -> str:
         return f'rank={self.rank}'
 
@@ -86,6 +92,9 @@ class ParallelAdapter(Adjustment):
         """(..., d_in) -> (..., d_out)."""
         return F.linear(ACTIVATIONS[self.act](F.linear(x, self.down)), self.up)
 
+    def low_rank(self) -> LowRank:
+        return self.down, self.up, ACTIVATIONS[self.act]
+
     def extra_repr(self) -> str:
         return f'rank={self.rank}, act={self.act}'
 
@@ -107,6 +116,9 @@ class LoRA(Adjustment):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
         return F.linear(F.linear(x, self.down), self.up)
+
+    def low_rank(self) -> LowRank:
+        return self.down, self.up, None
 
 
 class Gate(Adjustment):
@@ -140,6 +152,7 @@ class AdaptedLinear(nn.Linear):
 
     adapter: Adjustment | None
     gate: Gate | None
+    library = 'auto'  # see ops.linear
 
     @classmethod
     def wrap(
@@ -164,10 +177,17 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
-        y = super().forward(x)
+        low_rank = (
+            None if self.gate is not None or self.adapter is None else self.adapter.low_rank()
+        )
+        y = linear(x, self.weight, self.bias, low_rank, self.library)
         if self.gate is not None:
             y = self.gate(y)
-        return y if self.adapter is None else y + self.adapter(x)
+        return y if self.adapter is None or low_rank else y + self.adapter(x)
+
+    def use_ops(self, ops) -> None:
+        """See ``ops.set_ops``."""
+        self.library = ops.linear
 
 
 def parse_adjust(

@@ -21,6 +21,7 @@ from mmpretrain.models.backbones import SwinTransformer, VisionTransformer
 from mmpretrain.models.utils.attention import ShiftWindowMSA
 from torch import Tensor, nn
 
+from .ops import set_ops
 from .roles import unique_bytes
 
 TOLERANCE = 1e-4  # of the largest value, where that is above 1
@@ -276,7 +277,7 @@ SIZE_FREE = {ShiftWindowMSA: _Windows, AdaptivePadding: _Padding, nn.Unfold: _Un
 
 def _traceable(backbone: nn.Module) -> nn.Module:
     """A copy with the same tensors and outputs, whose modules compute the same for every size without branches."""
-    made = copy.deepcopy(backbone)
+    made = set_ops(copy.deepcopy(backbone), 'plain')
     for module in made.modules():
         module.__class__ = SIZE_FREE.get(type(module), module.__class__)
     return made

@@ -162,6 +162,7 @@ class TrainPolicy:
             Names of the trainable parameters.
         """
         trainable = set(self.trainable(model))
+        _require_full_precision(model, trainable)
         for module in model.modules():  # what an earlier policy held in eval mode
             for key, hook in list(module._forward_pre_hooks.items()):
                 if hook is _stay_in_eval:
@@ -172,6 +173,16 @@ class TrainPolicy:
             leaf.register_forward_pre_hook(_stay_in_eval)
             leaf.eval()
         return sorted(trainable)
+
+
+def _require_full_precision(model: nn.Module, trainable: set[str]) -> None:
+    dtypes = {n: p.dtype for n, p in model.named_parameters()}
+    half = [n for n in sorted(trainable) if dtypes[n].itemsize < 4]
+    if half and len(set(dtypes.values())) > 1:
+        raise ValueError(
+            f'{half[0]} and {len(half) - 1} more parameters are to be trained, but are stored in {dtypes[half[0]]}, whose '
+            "steps are too coarse for updates; leave weights='bfloat16' out of ops, or train the increments."
+        )
 
 
 def _stay_in_eval(module: nn.Module, args) -> None:
@@ -194,7 +205,8 @@ def _frozen_leaves(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_dropout(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == 'DropPath'
+    kinds = {kind.__name__ for kind in type(module).__mro__}
+    return isinstance(module, nn.modules.dropout._DropoutNd) or 'DropPath' in kinds
 
 
 @dataclass(frozen=True)

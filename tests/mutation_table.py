@@ -33,6 +33,7 @@ HOSTS = 'scalenet_mm/hosts.py'
 SCALING = 'scalenet_mm/scaling.py'
 ROLES = 'scalenet_mm/roles.py'
 SCALED = 'scalenet_mm/backbones/scaled.py'
+BLOCKS = 'scalenet_mm/ops/blocks.py'
 SWIN = 'scalenet_mm/backbones/swin.py'
 DEIT = 'scalenet_mm/backbones/deit.py'
 DENSE = 'scalenet_mm/backbones/dense_args.py'
@@ -502,7 +503,7 @@ MUTATIONS = (
     Mutation(
         '7',
         'activation checkpointing is reentrant',
-        SCALED,
+        BLOCKS,
         'use_reentrant=False',
         'use_reentrant=True',
         T_BACKBONES + 'test_checkpointed_blocks_train_behind_frozen_embeddings[deit]',
@@ -522,8 +523,8 @@ MUTATIONS = (
         ADAPTERS,
         'if self.gate is not None:\n'
         '            y = self.gate(y)\n'
-        '        return y if self.adapter is None else y + self.adapter(x)',
-        'if self.adapter is not None:\n'
+        '        return y if self.adapter is None or low_rank else y + self.adapter(x)',
+        'if self.adapter is not None and not low_rank:\n'
         '            y = y + self.adapter(x)\n'
         '        return y if self.gate is None else self.gate(y)',
         T_ADAPTERS + 'test_gate_scales_the_linear_and_not_the_adapter',

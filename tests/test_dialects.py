@@ -33,6 +33,7 @@ from scalenet_mm.checkpoint import (
     to_host,
     unwrap,
 )
+from scalenet_mm.ops import set_ops
 
 CLASSES = 10
 TOLERANCE = 1e-5
@@ -225,7 +226,7 @@ def test_openmmlab_swin_gives_the_librarys_features_bit_for_bit(library, size, t
         NAMES[size], scale=UNSCALED, init_cfg=pretrained(tmp_path / 'mm.pth'), **ALL_STAGES
     )
     ours.init_weights()
-    ours.eval()
+    set_ops(ours.eval(), 'plain')
     for pixels in [(64, 64), (125, 167)]:
         for got, expected in zip(ours(image(*pixels)), reference(image(*pixels))):
             assert torch.equal(got, expected)
@@ -243,6 +244,7 @@ def test_an_mmpretrain_classifier_gives_its_logits_bit_for_bit(host, size, tmp_p
     torch.save({'meta': {}, 'state_dict': reference.state_dict()}, tmp_path / 'mm.pth')
     model = classifier(ours(arch, scale=UNSCALED), host)
     model.load_state_dict(rewrite(unwrap(read_checkpoint(tmp_path / 'mm.pth'))))
+    set_ops(model, 'plain')
     for pixels in [(224, 224), (250, 333)]:
         assert torch.equal(
             model(image(*pixels), mode='tensor'), reference(image(*pixels), mode='tensor')
@@ -349,7 +351,8 @@ def test_scaled_swin_equals_the_deep_host_of_copied_layers_in_each_dialect(diale
         deep = SwinTransformer(arch, pad_small_map=True)
         deep.load_state_dict(deepened(shallow.state_dict(), 'stages.3.blocks.', sources))
         for pixels in [(64, 64), (95, 133)]:
-            got, expected = ours.eval()(image(*pixels)), deepcall(deep, image(*pixels))
+            got = set_ops(ours.eval(), 'plain')(image(*pixels))
+            expected = deepcall(deep, image(*pixels))
             assert torch.equal(got[0], expected[0])
 
 
@@ -386,7 +389,8 @@ def test_scaled_deit_equals_the_deep_host_of_copied_layers_in_each_dialect(diale
         deep = VisionTransformer({**VisionTransformer.arch_zoo['deit-tiny'], 'num_layers': 24})
         deep.load_state_dict(deepened(shallow.state_dict(), 'layers.', sources))
         for pixels in [(64, 64), (95, 133)]:
-            got, expected = ours.eval()(image(*pixels)), deepcall(deep, image(*pixels))
+            got = set_ops(ours.eval(), 'plain')(image(*pixels))
+            expected = deepcall(deep, image(*pixels))
             assert torch.equal(got[0], expected[0])
 
 

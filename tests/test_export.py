@@ -15,6 +15,7 @@ from conftest import perturb
 
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
 from scalenet_mm.export import SIZE_FREE, _traceable, export_backbone
+from scalenet_mm.ops import set_ops
 
 ROOT = Path(__file__).parents[1]
 ARCH = dict(embed_dims=16, depths=[1, 2], num_heads=[1, 2])
@@ -91,7 +92,7 @@ def test_the_image_size_is_free(make, sizes, tmp_path):
 
 @torch.no_grad()
 def test_what_is_traced_computes_what_the_host_does_at_every_size():
-    model = swin()
+    model = set_ops(swin(), 'plain')
     traced = _traceable(model)
     assert {type(m) for m in traced.modules()} >= set(SIZE_FREE.values())
     for size in [(32, 32), (31, 77), (9, 130), (16, 16), (5, 6)]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import DEIT, SWIN, Encoder
+from mmcv.cnn.bricks.drop import DropPath
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -91,7 +92,7 @@ def test_frozen_leaves_stay_in_eval_after_train():
     images = torch.randn(2, 3, 128, 128)
     a, b = (model.backbone(images)[0] for _ in range(2))
     assert not torch.equal(a, b), 'drop path of the scaled network stays active'
-    drops = [m for m in model.backbone.modules() if type(m).__name__ == 'DropPath']
+    drops = [m for m in model.backbone.modules() if isinstance(m, DropPath)]
     assert drops and all(m.training for m in drops), 'also beside weights that are all frozen'
     TrainPolicy(also=['head']).apply(swin := swin_classifier())
     swin.train()

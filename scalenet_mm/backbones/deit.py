@@ -6,17 +6,11 @@ import math
 from collections.abc import Sequence
 
 from mmengine.registry import MODELS
-from mmpretrain.models.backbones.vision_transformer import (
-    TransformerEncoderLayer,
-    VisionTransformer,
-)
+from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 
 from ..checkpoint.strict import CheckpointError
-from .scaled import ADJUST, CheckpointedBlock, ScaledBackbone
-
-
-class CheckpointedEncoderLayer(CheckpointedBlock, TransformerEncoderLayer):
-    pass
+from ..ops import Ops
+from .scaled import ADJUST, ScaledBackbone
 
 
 @MODELS.register_module()
@@ -30,6 +24,7 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
             With only some ``layers`` reused, ``adjust_on`` is 'reused' unless said otherwise (Table III). ``growth`` with
             ``new_layers`` or ``times`` grows by independent layers instead, see ``growth.GROWTH``.
         with_cp: recompute the blocks' activations in the backward pass.
+        ops: fast paths, ``None`` (defaults), ``'plain'`` or a dict of switches, see ``ops.SWITCHES``.
         frozen_stages: refused.
         host: the host's other arguments.
 
@@ -38,7 +33,6 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
     """
 
     host = 'deit'
-    checkpointed_block = CheckpointedEncoderLayer
     scale_defaults = dict(
         times=2,
         order='interpolate',
@@ -58,10 +52,11 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         scale: dict | None = None,
         out_indices: int | Sequence[int] = -1,
         with_cp: bool = False,
+        ops: str | dict | None = None,
         frozen_stages: int = -1,
         **host,
     ):
-        scale = self._read_scale(scale, frozen_stages)
+        scale, ops = self._read_scale(scale, frozen_stages), Ops.read(ops)
         if scale['adjust_on'] is None:
             scale['adjust_on'] = 'all' if scale['layers'] == 'all' else 'reused'
         source = self._source_arch(arch)
@@ -72,7 +67,7 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
             out_indices if isinstance(out_indices, int) else list(out_indices)
         )  # the host writes into it
         super().__init__({**source, 'num_layers': len(layer_map)}, out_indices=out_indices, **host)
-        self._scale([layer_map], scale, with_cp)
+        self._scale([layer_map], scale, with_cp, ops)
 
     def _containers(self):
         return [('layers', self.layers)]

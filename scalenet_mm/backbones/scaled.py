@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.utils.checkpoint
 from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor, nn
@@ -18,6 +16,8 @@ from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
 from ..checkpoint.strict import CheckpointError, require
 from ..growth import Growth, grow
 from ..layer_map import LayerMap
+from ..ops import blocks as _fast_blocks  # noqa: F401 - registers them
+from ..ops import set_ops
 from ..scaling import MappedLayers, adjust_layers, check_stored_map, expand, tie
 
 ADJUST = dict(type='ParallelAdapter', rank=ADAPTER_RANK)
@@ -35,7 +35,6 @@ class ScaledBackbone:
     host: str  # name of the dialect of the host, see checkpoint.dialects
     scale_defaults: dict[str, Any]
     alternating = 1  # period of the blocks, see LayerMap.live
-    checkpointed_block: type
 
     @classmethod
     def _read_scale(cls, scale: dict | None, frozen_stages: int) -> dict[str, Any]:
@@ -92,11 +91,14 @@ class ScaledBackbone:
             raise ValueError(f'arch must be one of {sorted(cls.arch_zoo)} or a dict, got {arch!r}.')
         return dict(cls.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
 
-    def _scale(self, maps: Sequence[LayerMap], scale: dict[str, Any], with_cp: bool) -> None:
+    def _scale(
+        self,
+        maps: Sequence[LayerMap],
+        scale: dict[str, Any],
+        with_cp: bool,
+        ops: str | Mapping | None,
+    ) -> None:
         for (_, layers), layer_map in zip(self._containers(), maps):
-            if with_cp:
-                for block in layers:
-                    block.__class__ = self.checkpointed_block
             if scale['growth'] is None:
                 tie(layers, layer_map)
             else:
@@ -104,6 +106,10 @@ class ScaledBackbone:
             adjust_layers(
                 layers, scale['adjust'], scale['adjust_on'], scale['start'], self.alternating
             )
+        set_ops(self, ops)
+        for _, layers in self._containers():
+            for block in layers:
+                block.checkpointed = with_cp
         self._register_state_dict_hook(_store_layer_maps)
         self.register_load_state_dict_pre_hook(_require_exact_keys)
 
@@ -234,15 +240,6 @@ def _require_exact_keys(backbone: ScaledBackbone, state_dict, prefix, *args) -> 
     ):
         if keys:
             print_log(f'{type(backbone).__name__}: {keys} {text}.', 'current', logging.WARNING)
-
-
-class CheckpointedBlock:
-    """Mixed in before a block: recomputes its activations in the backward pass (non-reentrant, decision 7)."""
-
-    def forward(self, *args):
-        if not torch.is_grad_enabled():
-            return super().forward(*args)
-        return torch.utils.checkpoint.checkpoint(super().forward, *args, use_reentrant=False)
 
 
 def scaled_layers(backbone: nn.Module) -> list[tuple[str, MappedLayers]]:

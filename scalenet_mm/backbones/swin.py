@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import torch
 from mmengine.registry import MODELS
-from mmpretrain.models.backbones.swin_transformer import SwinBlock, SwinTransformer
+from mmpretrain.models.backbones.swin_transformer import SwinTransformer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..checkpoint.resize import resize_bias_table
 from ..checkpoint.strict import CheckpointError
 from ..layer_map import stage_maps
+from ..ops import Ops
 from .dense_args import from_dense
-from .scaled import ADJUST, CheckpointedBlock, ScaledBackbone
-
-
-class CheckpointedSwinBlock(CheckpointedBlock, SwinBlock):
-    pass
+from .scaled import ADJUST, ScaledBackbone
 
 
 @MODELS.register_module()
@@ -31,6 +28,7 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
             ``times`` may be a list with one factor a stage; ``sources`` is ``{stage: [...]}``. ``growth`` with ``new_layers``
             (in each of ``stages``) or ``times`` grows by independent layers instead, see ``growth.GROWTH``.
         with_cp: recompute the blocks' activations in the backward pass.
+        ops: fast paths, ``None`` (defaults), ``'plain'`` or a dict of switches, see ``ops.SWITCHES``.
         frozen_stages: refused.
         host: the host's other arguments.
 
@@ -40,7 +38,6 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
 
     host = 'swin'
     alternating = 2  # every second block shifts its windows
-    checkpointed_block = CheckpointedSwinBlock
     scale_defaults = dict(
         times=2,
         order='stack',
@@ -60,10 +57,11 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
         *,
         scale: dict | None = None,
         with_cp: bool = False,
+        ops: str | dict | None = None,
         frozen_stages: int = -1,
         **host,
     ):
-        scale = self._read_scale(scale, frozen_stages)
+        scale, ops = self._read_scale(scale, frozen_stages), Ops.read(ops)
         if 'depths' in host:
             arch, host = from_dense(host)
         source = self._source_arch(arch)
@@ -78,7 +76,7 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
         )
         with _LinspaceOnCpu():
             super().__init__({**source, 'depths': [len(m) for m in maps]}, **host)
-        self._scale(maps, scale, with_cp)
+        self._scale(maps, scale, with_cp, ops)
 
     def _containers(self):
         return [(f'stages.{i}.blocks', stage.blocks) for i, stage in enumerate(self.stages)]

@@ -1,0 +1,95 @@
+"""The one way in which everything is timed: in turn, forth and back, in one process."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+Run = Callable[[], object]
+LEAST = 0.05  # seconds that are timed at once; a shorter run is repeated
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of several rounds, the least and the largest of them."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(median(values), min(values), max(values))
+
+
+def seconds(run: Run, repeats: int, device: str) -> float:
+    """Mean seconds of one call of several: by CUDA events on a GPU, else by the clock of the process."""
+    if device == 'cuda':
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1000 / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - begin) / repeats
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Garbage is collected before and not meanwhile."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def interleaved(
+    runs: Mapping[str, Run],
+    rounds: int,
+    device: str = 'cpu',
+    warmup: int = 2,
+    repeats: int = 1,
+    tick: Callable[[], None] = lambda: None,
+) -> list[dict[str, float]]:
+    """Times several runs against each other.
+
+    Args:
+        runs: by name. A round calls them in this order and then in the reverse (ABBA), so that a machine that drifts
+            slows all of them alike.
+        rounds: how many, after ``warmup`` calls of each run.
+        repeats: the least number of calls that are timed at once.
+        tick: called after each round.
+
+    Returns:
+        For each round the seconds of a call by name.
+    """
+    times = {}
+    for name, run in runs.items():
+        for _ in range(warmup):
+            run()
+        times[name] = max(repeats, 1, math.ceil(LEAST / max(seconds(run, 1, device), 1e-6)))
+    found = []
+    for _ in range(rounds):
+        sums = dict.fromkeys(runs, 0.0)
+        with without_collector():
+            for name in (*runs, *reversed(runs)):
+                sums[name] += seconds(runs[name], times[name], device)
+        found.append({name: total / 2 for name, total in sums.items()})
+        tick()
+    return found

@@ -1,0 +1,132 @@
+"""Fast paths, each a switch with its plain reference beside it (docs/performance.md tells what each bought).
+
+``set_ops(model, ops)`` turns them on or off in any built network; the backbones call it with their argument ``ops``.
+The modules keep their place, their parameters and their key names: a switch changes a class or an attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from .gemm import LIBRARIES
+from .linear import FastLinear, keep_recipe
+from .window import METHODS
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One optimisation: value by default, what it may be (the last choice is the plain path), what it does."""
+
+    default: Any
+    choices: tuple
+    text: str
+
+
+SWITCHES = {
+    'linear': Switch(
+        'auto',
+        LIBRARIES,
+        'library of the products; adapters accumulate; frozen weights save nothing',
+    ),
+    'window': Switch('auto', METHODS, 'window attention by index with cached bias and mask'),
+    'mlp': Switch(
+        'auto', ('auto', 'plain'), 'on the CPU, wide MLPs go through the cache in pieces of rows'
+    ),
+    'drop_path': Switch('sparse', ('sparse', 'dense'), 'branches run on the kept samples only'),
+    'recompute': Switch(
+        False,
+        (True, 'attention', False),
+        "norm and activation outputs and attention computed again in backward; 'attention': qkv too",
+    ),
+    'weights': Switch(
+        None, ('bfloat16', None), 'dtype in which the big frozen weights of the blocks are stored'
+    ),
+    'compile': Switch(False, (True, False), 'torch.compile of one block a stage'),
+}
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Values of ``SWITCHES``."""
+
+    linear: str
+    window: str
+    mlp: str
+    drop_path: str
+    recompute: bool | str
+    weights: str | None
+    compile: bool
+
+    @classmethod
+    def read(cls, ops: str | Mapping | Ops | None = None) -> Ops:
+        """Reads ``ops=None`` (defaults), ``'plain'`` (every reference) or a dict of switches.
+
+        Raises:
+            ValueError: naming the switch, its value and its choices.
+        """
+        if isinstance(ops, Ops):
+            return ops
+        if ops == 'plain':
+            return cls(**{name: s.choices[-1] for name, s in SWITCHES.items()})
+        if not isinstance(ops, (Mapping, type(None))):
+            raise ValueError(f"ops must be None, 'plain' or a dict of switches, got {ops!r}.")
+        given = dict(ops or {})
+        unknown = sorted(set(given) - set(SWITCHES))
+        if unknown:
+            raise ValueError(f'ops has no switch {unknown}; the switches are {sorted(SWITCHES)}.')
+        for name, value in given.items():
+            choices = SWITCHES[name].choices
+            if not any(type(value) is type(c) and value == c for c in choices):
+                raise ValueError(f'ops.{name} must be one of {list(choices)}, got {value!r}.')
+        read = cls(**{**{name: s.default for name, s in SWITCHES.items()}, **given})
+        if read.weights and read.linear == 'plain':
+            raise ValueError(
+                f"ops.weights={read.weights!r} needs a linear layer that casts, got ops.linear='plain'; leave it out."
+            )
+        return read
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# Host class -> its fast class: a subclass with ``wanted(ops) -> bool`` and ``use(ops)``. Filled by linear.py and blocks.py.
+FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear}
+
+
+def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None) -> nn.Module:
+    """Turns the fast paths of a built network on or off, in place; idempotent.
+
+    Args:
+        model: a backbone, a detector, or a live network with adjusted layers.
+        ops: see ``Ops.read``. ``'plain'`` gives every module its host's class back.
+
+    Returns:
+        ``model``.
+    """
+    ops = Ops.read(ops)
+    for module in list(model.modules()):
+        host = module.__dict__.pop('host_class', type(module))
+        fast = FAST.get(host)
+        if fast is not None and fast.wanted(ops):
+            module.__class__, module.host_class = fast, host
+        elif fast is not None:
+            module.__class__ = host
+        if hasattr(module, 'use_ops'):
+            module.use_ops(ops)
+    recomputed(model, bool(ops.recompute))
+    return model
+
+
+def recomputed(model: nn.Module, on: bool) -> None:
+    """Whether linear layers save the recipe of their input behind a norm or an activation, see ``keep_recipe``."""
+    for module in model.modules():
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU)):
+            for key, hook in list(module._forward_hooks.items()):
+                if hook is keep_recipe:
+                    del module._forward_hooks[key]
+            if on:
+                module.register_forward_hook(keep_recipe)

@@ -1,0 +1,233 @@
+"""Blocks of mmpretrain's Swin and ViT on the fast paths of ``ops``; the host's forward is the reference."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.utils.checkpoint
+from mmcv.cnn.bricks.drop import DropPath
+from mmcv.cnn.bricks.transformer import FFN
+from mmcv.cnn.bricks.wrappers import Linear
+from mmpretrain.models.backbones.swin_transformer import SwinBlock
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from mmpretrain.models.utils.attention import ShiftWindowMSA, WindowMSA
+from torch import Tensor, nn
+
+from ..adapters import AdaptedLinear
+from . import FAST, Ops
+from .compile import branch_weights, compiled
+from .drop_path import sparse_residual
+from .gemm import compute_dtype, traced
+from .linear import FastLinear
+from .pieces import in_pieces
+from .window import (
+    Layout,
+    Permute,
+    attend,
+    attend_any,
+    biases,
+    fastest,
+    from_windows,
+    layout,
+    to_windows,
+)
+
+
+def store(weight: nn.Parameter, dtype: torch.dtype) -> None:
+    """Keeps the Parameter, and with it the ties."""
+    if weight.dtype is not dtype:
+        weight.data = weight.data.to(dtype)
+
+
+checkpoint = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)  # decision 7
+
+
+class BlockDropPath(DropPath):
+    """A drop path that its block applies, around the whole branch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class FastShiftWindowMSA(ShiftWindowMSA):
+    """Window attention by index, see ``ops.window``."""
+
+    method = 'auto'
+    recompute = False
+
+    @staticmethod
+    def wanted(ops: Ops) -> bool:
+        return ops.window != 'plain'
+
+    def use_ops(self, ops: Ops) -> None:
+        self.method, self.recompute = ops.window, ops.recompute is True
+
+    def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+        msa = self.w_msa
+        if type(msa) is not WindowMSA or traced():
+            return super().forward(query, hw_shape)
+        batch, _, channels = query.shape
+        dtype, table = compute_dtype(query), msa.relative_position_bias_table
+        dropout = msa.attn_drop.p if self.training else 0.0
+        method = self.method
+        if method == 'auto':
+            needs_grad = torch.is_grad_enabled() and table.requires_grad
+            method = fastest(dtype, query.device, needs_grad, dropout)
+        at, bias = self.constants(query, hw_shape, dtype if method == 'sdpa' else table.dtype)
+        qkv = msa.qkv(to_windows(query.to(dtype), at))
+        qkv = qkv.view(-1, self.window_size**2, 3, msa.num_heads, channels // msa.num_heads)
+        args = qkv, bias, at, msa.scale, method, dropout
+        if self.recompute and torch.is_grad_enabled():
+            out = checkpoint(attend, *args)
+        else:
+            out = attend(*args)
+        out = from_windows(out.view(-1, channels), at, batch)
+        return self.drop(msa.proj_drop(msa.proj(out)))
+
+    def constants(
+        self, x: Tensor, hw_shape: tuple[int, int], dtype: torch.dtype
+    ) -> tuple[Layout, Tensor]:
+        """Layout, and bias in ``dtype``, for (B, L, C) tokens of maps of this size, see ``ops.window``."""
+        window, shift = self.window_size, self.shift_of(hw_shape)
+        table, index = self.w_msa.relative_position_bias_table, self.w_msa.relative_position_index
+        at = layout(len(x), *map(int, hw_shape), window, shift, x.device)
+        return at, biases(table, index, window, shift, dtype)
+
+    def shift_of(self, hw_shape: tuple[int, int]) -> int:
+        """How far windows are shifted on a map of this size, by the host's rules.
+
+        Raises:
+            ValueError: where the host refuses the size.
+        """
+        short = min(hw_shape)
+        if short < self.window_size and not self.pad_small_map:
+            raise ValueError(
+                f'The map of {tuple(hw_shape)} tokens is smaller than the window ({self.window_size}); '
+                'set pad_small_map=True, take a smaller window_size or larger images.'
+            )
+        return 0 if short == self.window_size and not self.pad_small_map else self.shift_size
+
+
+class FastBlock:
+    """Mixed in before a host block: sparse drop path, checkpointing, compilation around the host's forward.
+
+    A host says where its attention's drop path is (``attention_drop``), what a compiled block takes besides x
+    (``constants``) and how attention is computed from that (``attention``).
+    """
+
+    ops: Ops = Ops.read('plain')
+    checkpointed = False
+    stored = False
+
+    @staticmethod
+    def wanted(ops: Ops) -> bool:
+        return True
+
+    def use_ops(self, ops: Ops) -> None:
+        self.ops = ops
+        for drop in self.drops() if type(self.ffn) is FFN else ():
+            if isinstance(drop, DropPath):
+                drop.__class__ = BlockDropPath if self.own_path() else DropPath
+        if ops.weights or self.stored:
+            self.stored = bool(ops.weights)
+            for linear in self.modules():
+                if isinstance(linear, (FastLinear, AdaptedLinear)):
+                    store(linear.weight, torch.bfloat16 if ops.weights else torch.float32)
+
+    def own_path(self) -> bool:
+        """Whether the block adds its branches by itself; the host's forward does it for another MLP than its usual."""
+        ops = self.ops
+        wanted = ops.mlp != 'plain' or ops.drop_path != 'dense' or ops.compile
+        return (wanted or ops.recompute == 'attention') and type(self.ffn) is FFN
+
+    def drops(self) -> list[nn.Module]:
+        return [self.attention_drop(), self.ffn.dropout_layer]
+
+    def forward(self, x: Tensor, *args) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(self.run, x, *args)
+        return self.run(x, *args)
+
+    def run(self, x: Tensor, *args) -> Tensor:
+        """(B, L, C) -> (B, L, C), with gradients as the block's plain path."""
+        if not self.own_path():
+            return super().forward(x, *args)
+        if self.ops.compile and not traced():
+            constants = self.constants(x, *args)
+            return compiled(self)(self, x, *branch_weights(x, self.drops()), *constants)
+        first, second = self.drops()
+        x = self.residual(x, partial(self.attention_branch, args=args), first)
+        return self.residual(x, self.mlp_in_pieces, second)
+
+    def attention_branch(self, x: Tensor, args: tuple) -> Tensor:
+        if self.ops.recompute == 'attention' and torch.is_grad_enabled():
+            return checkpoint(lambda x: self.attn(self.norm1(x), *args), x)
+        return self.attn(self.norm1(x), *args)
+
+    def body(self, x: Tensor, first: Tensor, second: Tensor, *constants) -> Tensor:
+        """``run`` as a function of tensors only; ``first``, ``second``: (B, 1, 1) weights of the branches."""
+        x = x + (self.attention(self.norm1(x), *constants) * first).to(x.dtype)
+        return x + (self.mlp(x) * second).to(x.dtype)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """The second branch, without its shortcut and drop path."""
+        return self.ffn.gamma2(self.ffn.layers(self.norm2(x)))
+
+    def mlp_in_pieces(self, x: Tensor) -> Tensor:
+        wide = self.ffn.feedforward_channels if self.ops.mlp != 'plain' and not traced() else 0
+        return in_pieces(self.mlp, x, wide)
+
+    def residual(self, x: Tensor, branch, drop: nn.Module) -> Tensor:
+        rate = getattr(drop, 'drop_prob', 0.0)
+        if not rate or not drop.training:
+            return x + branch(x)
+        if self.ops.drop_path == 'sparse':
+            return sparse_residual(x, branch, rate)
+        return x + DropPath.forward(drop, branch(x))
+
+
+class FastSwinBlock(FastBlock, SwinBlock):
+    def attention_drop(self) -> nn.Module:
+        return self.attn.drop
+
+    def constants(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple:
+        attn = self.attn
+        if not isinstance(attn, FastShiftWindowMSA) or type(attn.w_msa) is not WindowMSA:
+            raise ValueError(
+                "ops=dict(compile=True) compiles window attention by index; leave ops.window at 'auto'."
+            )
+        table = attn.w_msa.relative_position_bias_table
+        at, bias = attn.constants(x, hw_shape, table.dtype)
+        padding = torch.zeros(1, 1, dtype=torch.bool) if at.padding is None else at.padding
+        return at.rows, padding.to(x.device), at.places, at.sorts, bias.expand(4, -1, -1, -1)
+
+    def attention(self, x: Tensor, rows, padding, places, sorts, bias) -> Tensor:
+        msa, (batch, _, channels) = self.attn.w_msa, x.shape
+        windows = Permute.apply(x.flatten(0, 1), rows, padding, places, None)
+        qkv = msa.qkv(windows).view(len(sorts), -1, 3, msa.num_heads, channels // msa.num_heads)
+        out = attend_any(qkv, bias, sorts, msa.scale).view(-1, channels)
+        out = Permute.apply(out, places, None, rows, padding).view(batch, -1, channels)
+        return msa.proj_drop(msa.proj(out))
+
+
+class FastEncoderLayer(FastBlock, TransformerEncoderLayer):
+    def attention_drop(self) -> nn.Module:
+        return self.attn.out_drop
+
+    def constants(self, x: Tensor) -> tuple:
+        return ()
+
+    def attention(self, x: Tensor) -> Tensor:
+        return self.attn(x)
+
+
+FAST.update(
+    {
+        Linear: FastLinear,
+        ShiftWindowMSA: FastShiftWindowMSA,
+        SwinBlock: FastSwinBlock,
+        TransformerEncoderLayer: FastEncoderLayer,
+    }
+)

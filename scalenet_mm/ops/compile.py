@@ -1,0 +1,47 @@
+"""Regional ``torch.compile``: one graph for all blocks of a shape, whatever their place, shift and drop-path rate.
+
+Drop path enters as a tensor, window layout and bias enter as tensors, so blocks of a stage differ in data only. Sizes are
+compiled once as they are and once for all others (torch's automatic dynamic shapes).
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor, nn
+
+from .drop_path import draw
+
+_compiled: dict[Hashable, Callable] = {}
+
+
+def signature(block: nn.Module) -> Hashable:
+    """What two blocks have in common that run the same graph."""
+    tensors = tuple((n, t.shape, t.dtype, t.device) for n, t in block.state_dict().items())
+    return type(block), tensors, tuple(type(m) for m in block.modules())
+
+
+def compiled(block: nn.Module) -> Callable:
+    """``type(block).body`` compiled, shared by all blocks with this ``signature``.
+
+    torch counts recompilations for each code object and gives up after eight: each signature gets a copy of the code.
+    """
+    key = signature(block)
+    if key not in _compiled:
+        body = type(block).body
+        code = body.__code__.replace(co_name=f'body_{len(_compiled)}')
+        copy = types.FunctionType(code, body.__globals__, code.co_name, body.__defaults__)
+        _compiled[key] = torch.compile(copy)
+    return _compiled[key]
+
+
+def branch_weights(x: Tensor, drops: list[nn.Module]) -> list[Tensor]:
+    """For each drop path (B, 1, 1): 0 for a dropped sample, else 1 / (1 - rate); 1 in evaluation."""
+    weights = []
+    for drop in drops:
+        rate = getattr(drop, 'drop_prob', 0.0) if drop.training else 0.0
+        keep = draw(len(x), rate) / (1 - rate) if rate else torch.ones(len(x))
+        weights.append(keep.to(x.device, non_blocking=True)[:, None, None])
+    return weights

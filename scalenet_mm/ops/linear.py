@@ -1,0 +1,166 @@
+"""A linear layer with its adjustment in one step, forward and backward (Eq. 8 and 9). torch only.
+
+The reference is the plain sum ``F.linear(x, W, b) + adapter(x)``; against it
+  * the adjustment is accumulated into the wide output by the product itself (one pass instead of three),
+  * nothing is saved for a gradient that is not computed: of a frozen layer without adjustment, nothing at all,
+  * an input that is cheap to compute again (a norm's or an activation's output) need not be saved, see ``keep_recipe``,
+  * frozen weights are cast once and not at every use under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .gemm import compute_dtype, in_dtype, product, traced
+
+# An adjustment as this module sees it: A, B and the non-linearity between them (None: LoRA).
+LowRank = tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    low_rank: LowRank | None = None,
+    library: str = 'auto',
+) -> Tensor:
+    """x W^T + b + B σ(A x).
+
+    Args:
+        x: (..., d_in).
+        weight: (d_out, d_in); bias: (d_out,).
+        low_rank: A (r, d_in), B (d_out, r) and σ.
+        library: see ``gemm.LIBRARIES``; 'plain' is the reference.
+
+    Returns:
+        (..., d_out).
+    """
+    ours = type(x) is Tensor and type(weight) in (nn.Parameter, Tensor)
+    if library == 'plain' or not ours or traced():
+        return plain(x, weight, bias, low_rank)
+    down, up, act = low_rank or (None, None, None)
+    if not torch.is_grad_enabled():
+        return _forward(x, weight, bias, down, up, act, library)[0]
+    recipe = getattr(x, 'recipe', None)
+    return _Linear.apply(x, weight, bias, down, up, act, library, recipe)
+
+
+def plain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | None = None
+) -> Tensor:
+    """The reference of ``linear``; also takes weights that are stored in another dtype than x."""
+    if weight.dtype is not x.dtype and compute_dtype(x) is x.dtype:
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    y = F.linear(x, weight, bias)
+    if low_rank is None:
+        return y
+    down, up, act = low_rank
+    z = F.linear(x, down)
+    return y + F.linear(z if act is None else act(z), up)
+
+
+def _forward(x, weight, bias, down, up, act, library) -> tuple[Tensor, Tensor | None]:
+    """The output, and A x, (N, r)."""
+    dtype, z = compute_dtype(x), None
+    a = x.to(dtype).reshape(-1, x.shape[-1])
+    y = product(a, in_dtype(weight, dtype), _cast(bias, dtype), library)
+    if down is not None:
+        z = product(a, down.to(dtype), None, library)
+        torch.addmm(y, z if act is None else act(z), up.to(dtype).t(), out=y)
+    return y.view(*x.shape[:-1], len(weight)), z
+
+
+class _Linear(torch.autograd.Function):
+    """``linear`` with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, down, up, act, library, recipe):
+        y, z = _forward(x, weight, bias, down, up, act, library)
+        ctx.act, ctx.library, ctx.dtype = act, library, compute_dtype(x)
+        ctx.x_meta = x.shape, x.dtype, x.device.type
+        needs_input = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
+        source, ctx.again = recipe or (x, None)
+        kept = source if needs_input else None
+        ctx.save_for_backward(kept, weight, down, up, z)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        kept, weight, down, up, z = ctx.saved_tensors
+        (shape, x_dtype, kind), dtype = ctx.x_meta, ctx.dtype
+        need_x, need_w, need_b, need_down, need_up = ctx.needs_input_grad[:5]
+        if ctx.again is not None and kept is not None:
+            kept = ctx.again(kept)
+        with torch.autocast(kind, enabled=False):
+            a = None if kept is None else kept.to(dtype).reshape(-1, shape[-1])
+            g = grad.to(dtype).reshape(-1, len(weight))
+            dx = dw = db = d_down = d_up = None
+            if down is not None:
+                s, dz = _through(ctx.act, z, product(g, up.to(dtype).t(), None, ctx.library))
+                if need_up:
+                    d_up = product(s.t(), g.t(), None, ctx.library).t().to(up.dtype)
+                if need_down:
+                    d_down = product(dz.t(), a.t(), None, ctx.library).to(down.dtype)
+            if need_x:
+                dx = product(g, in_dtype(weight, dtype).t(), None, ctx.library)
+                if down is not None:
+                    torch.addmm(dx, dz, down.to(dtype), out=dx)
+                dx = dx.view(shape).to(x_dtype)
+            if need_w:
+                dw = product(g.t(), a.t(), None, ctx.library).to(weight.dtype)
+            if need_b:
+                db = g.sum(0)
+        return dx, dw, db, d_down, d_up, None, None, None
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else in_dtype(tensor, dtype)
+
+
+def _through(act, z: Tensor, ds: Tensor) -> tuple[Tensor, Tensor]:
+    """σ(z) and the gradient before σ; z and ds are (N, r), narrow."""
+    if act is None:
+        return z, ds
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        s = act(z)
+    return s.detach(), torch.autograd.grad(s, z, ds)[0]
+
+
+def keep_recipe(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+    """A forward hook for norms and activations: a linear layer that follows saves the recipe of its input.
+
+    The module itself saves its own input already, so the recipe costs no memory.
+    """
+    if torch.is_grad_enabled() and not traced() and type(output) is Tensor:
+        kind = output.device.type
+        enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        output.recipe = args[0], partial(_again, module, kind, enabled, dtype)
+
+
+def _again(module: nn.Module, kind: str, enabled: bool, dtype: torch.dtype, source: Tensor):
+    with torch.no_grad(), torch.autocast(kind, dtype, enabled):
+        return type(module).forward(module, source)
+
+
+class FastLinear(nn.Linear):
+    """``nn.Linear`` through ``linear``; made from one by changing its class, see ``ops.set_ops``."""
+
+    library = 'auto'
+
+    @staticmethod
+    def wanted(ops) -> bool:
+        return ops.linear != 'plain'
+
+    def use_ops(self, ops) -> None:
+        self.library = ops.linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out)."""
+        return linear(x, self.weight, self.bias, None, self.library)

@@ -1,0 +1,201 @@
+"""Window attention of Swin without its copies: gather by index, bias and shift mask as constants. torch only.
+
+What the host computes in every forward pass (pad, roll, partition, mask, reverse, roll, crop) is one permutation of
+tokens, known from (H, W): rows are gathered into windows once and back once. Windows are sorted by which of the four
+shift masks they have (none, last column, last row, both), so that the mask is a constant of (1, heads, N, N) for each
+sort, whatever the image size and the batch: it is added to the position bias and kept where the table is frozen.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+METHODS = ('auto', 'sdpa', 'matmul', 'plain')
+MAX_WINDOWS = 65_535  # of one call: the largest grid dimension of CUDA kernels
+MASKED = -100.0  # the host's
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a batch of maps go; places are numbered through windows, images and places in a window.
+
+    Attributes:
+        rows: (windows B N,) row of x, (B H W, C), for each place; 0 where it is padding.
+        padding: (windows B N, 1) whether a place is padding; None if none is.
+        places: (B H W,) place of each row.
+        sorts: (windows B,) sort of each window.
+        counts: number of windows of each of the four sorts.
+    """
+
+    rows: Tensor
+    padding: Tensor | None
+    places: Tensor
+    sorts: Tensor
+    counts: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=64)
+def layout(
+    batch: int, height: int, width: int, window: int, shift: int, device: torch.device
+) -> Layout:
+    """The layout of maps of (height, width) tokens, padded at the right and at the bottom to whole windows."""
+    high, wide = -(-height // window), -(-width // window)
+    y, x = torch.arange(high * window)[:, None], torch.arange(wide * window)
+    token = torch.where((y < height) & (x < width), y * width + x, -1).roll(
+        (-shift, -shift), (0, 1)
+    )
+    token = token.view(high, window, wide, window).transpose(1, 2).reshape(-1, 1, window**2)
+    last = [torch.arange(n) == n - 1 for n in (high, wide)]
+    sorts = (2 * last[0][:, None] + 1 * last[1]).flatten() * bool(shift)
+    order = sorts.argsort(stable=True)
+    sorts, token = sorts[order].repeat_interleave(batch), token[order]
+    padding = (token < 0).expand(-1, batch, -1).reshape(-1, 1)
+    rows = (token.clamp(min=0) + height * width * torch.arange(batch)[:, None]).flatten()
+    places = torch.empty(batch * height * width, dtype=torch.long)
+    real = ~padding.flatten()
+    places[rows[real]] = real.nonzero().flatten()
+    return Layout(
+        rows.to(device),
+        padding.to(device) if padding.any() else None,
+        places.to(device),
+        sorts.to(device),
+        tuple(sorts.bincount(minlength=4).tolist()),
+    )
+
+
+def shift_masks(window: int, shift: int) -> Tensor:
+    """(4, N, N): what is added to the attention of a window of each sort."""
+    late = torch.arange(window) >= window - shift
+    row, column = late.repeat_interleave(window), late.repeat(window)
+    apart = [c[:, None] != c for c in (row, column)]
+    sorts = [torch.zeros_like(apart[0]), apart[1], apart[0], apart[0] | apart[1]]
+    return torch.stack(sorts) * MASKED
+
+
+_biases: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def biases(
+    table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype, keep: bool = True
+) -> Tensor:
+    """Position bias plus shift mask, (4, heads, N, N); (1, heads, N, N) without a shift.
+
+    A frozen table's are kept with the table, and so for all instances that share it; a trained one's carry its gradient.
+
+    Args:
+        table: ((2 window - 1)², heads).
+        index: (N, N), row of the table for each pair of places.
+        keep: False computes them in any case.
+    """
+    if (torch.is_grad_enabled() and table.requires_grad) or table.is_inference() or not keep:
+        return _biases_of(table, index, window, shift, dtype)
+    key, state = (shift, dtype), (table._version, table.data_ptr(), table.device)
+    kept = _biases.setdefault(table, {})
+    if kept.get(key, (None,))[0] != state:
+        with torch.no_grad():
+            kept[key] = (state, _biases_of(table.detach(), index, window, shift, dtype))
+    return kept[key][1]
+
+
+def _biases_of(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype) -> Tensor:
+    pairs = window**2
+    bias = table[index.flatten()].view(1, pairs, pairs, -1).permute(0, 3, 1, 2)
+    if shift:
+        bias = bias + shift_masks(window, shift).to(table.device, table.dtype)[:, None]
+    # kernels read 8 values at once, and copy a bias whose rows do not begin at multiples of 8
+    bias = F.pad(bias.to(dtype), (0, -pairs % 8))
+    return bias.contiguous()[..., :pairs]
+
+
+class Permute(torch.autograd.Function):
+    """Rows of x by index, zeros for padding; the gradient takes the way back, which is a permutation too."""
+
+    @staticmethod
+    def forward(ctx, x, index, padding, back, back_padding):
+        if ctx is not None:
+            ctx.save_for_backward(back, back_padding, index, padding)
+        y = x.index_select(0, index)
+        return y if padding is None else y.masked_fill_(padding, 0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Permute.apply(grad, *ctx.saved_tensors), None, None, None, None
+
+
+def to_windows(x: Tensor, at: Layout) -> Tensor:
+    """(B, L, C) -> (windows B N, C)."""
+    return _permute(x.reshape(-1, x.shape[-1]), at.rows, at.padding, at.places, None)
+
+
+def from_windows(x: Tensor, at: Layout, batch: int) -> Tensor:
+    """(windows B N, C) -> (B, L, C)."""
+    x = _permute(x, at.places, None, at.rows, at.padding)
+    return x.view(batch, -1, x.shape[-1])
+
+
+def _permute(x: Tensor, *ways) -> Tensor:
+    return Permute.apply(x, *ways) if torch.is_grad_enabled() else Permute.forward(None, x, *ways)
+
+
+def attend(
+    qkv: Tensor, bias: Tensor, at: Layout, scale: float, method: str, dropout: float = 0.0
+) -> Tensor:
+    """softmax(scale q k^T + bias) v in every window.
+
+    Args:
+        qkv: (windows, N, 3, heads, C / heads), windows as in ``at``.
+        bias: (sorts, heads, N, N); for 'sdpa' in the dtype of qkv.
+        method: 'sdpa' or 'matmul', see ``fastest``.
+
+    Returns:
+        (windows, N, C).
+    """
+    return (_sdpa if method == 'sdpa' else _matmul)(qkv, bias, at, scale, dropout).flatten(2)
+
+
+def fastest(dtype: torch.dtype, device: torch.device, bias_grad: bool, dropout: float) -> str:
+    """The faster method as measured, see docs/performance.md.
+
+    torch's fused kernels give no gradient to a bias, and on the CPU they know no drop-out and are slow in half precision.
+    """
+    if bias_grad or dropout:
+        return 'matmul'
+    half = dtype in (torch.bfloat16, torch.float16)
+    return 'matmul' if device.type == 'cpu' and half else 'sdpa'
+
+
+def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float) -> Tensor:
+    outs, end = [], 0
+    for one, count in zip(bias.split(1), at.counts):
+        start, end = end, end + count
+        for first in range(start, end, MAX_WINDOWS):
+            q, k, v = qkv[first : min(first + MAX_WINDOWS, end)].permute(2, 0, 3, 1, 4).unbind(0)
+            mask = one.expand(len(q), -1, -1, -1)
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+            outs.append(out.transpose(1, 2))
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _matmul(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float) -> Tensor:
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+    scores = q @ k.transpose(-2, -1)
+    if torch.is_grad_enabled() or bias.dtype is not scores.dtype:
+        mask = bias if len(bias) == 1 else bias.index_select(0, at.sorts)
+        scores = torch.add(mask, scores, alpha=scale).softmax(-1).to(v.dtype)
+    else:
+        for one, part in zip(bias.split(1), scores.split(at.counts)):
+            torch.add(one, part, alpha=scale, out=part)
+        torch.softmax(scores, -1, out=scores)
+    return (F.dropout(scores, dropout) @ v).transpose(1, 2)
+
+
+def attend_any(qkv: Tensor, bias: Tensor, sorts: Tensor, scale: float) -> Tensor:
+    """``attend`` for a compiler: shapes depend on nothing but the number of windows, (windows,) ``sorts`` is data."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    scores = (q * scale) @ k.transpose(-2, -1) + bias[sorts]
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)

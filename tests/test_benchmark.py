@@ -1,0 +1,467 @@
+"""The benchmark: what it tells is what was measured, and only of two sides that compute the same."""
+
+import json
+import math
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from scalenet_mm.adapters import AdaptedLinear
+from scalenet_mm.benchmark import counted, machine, models, pairs, report, run, timing, variants
+from scalenet_mm.benchmark.cases import Case, Figure, versus
+from scalenet_mm.benchmark.goals import DEFAULT, GOALS
+from scalenet_mm.benchmark.memory import peak_of_fresh_process, saved_bytes, state_bytes
+from scalenet_mm.benchmark.parity import Net, compare, compare_half
+from scalenet_mm.benchmark.settings import Settings, parse_ops
+from scalenet_mm.benchmark.steps import images, operations, train_step
+from scalenet_mm.ops import SWITCHES, Ops
+from scalenet_mm.roles import Role, roles
+
+TOOL = Path(__file__).parents[1] / 'tools' / 'benchmark.py'
+MICRO = Settings(size='micro', rounds=2, warmup=1)
+RATES = {'fp32 F.linear': 50.0, 'fp32 oneDNN': 100.0, 'bf16 F.linear': 400.0, 'copy': 10.0}
+
+
+def tool(*argv):
+    return runpy.run_path(str(TOOL))['main'](list(argv))
+
+
+def timed_rows(pair, s=MICRO):
+    """Of the pair's first case."""
+    return run.measure(run.PAIRS[pair](s)[0], s, RATES)
+
+
+# ---------------------------------------------------------------------------------- measuring
+
+
+@pytest.fixture(autouse=True)
+def _one_call_at_once(monkeypatch):
+    """Tests look at what is told, not at how steady it is."""
+    monkeypatch.setattr(timing, 'LEAST', 0.0)
+
+
+def test_a_round_goes_through_the_runs_and_back():
+    order = []
+    runs = {name: partial(order.append, name) for name in 'abc'}
+    rounds = timing.interleaved(runs, rounds=2, warmup=0)
+    assert order[3:] == list('abccba') * 2  # before: one call each, to see how long it takes
+    assert [set(r) for r in rounds] == [set('abc')] * 2
+
+
+def test_seconds_of_a_round_are_those_of_one_call(monkeypatch):
+    monkeypatch.setattr(timing, 'LEAST', 0.05)
+    runs = {'short': partial(time.sleep, 0.02), 'long': partial(time.sleep, 0.06)}
+    for found in timing.interleaved(runs, rounds=2, warmup=0):
+        assert found['short'] == pytest.approx(0.02, rel=0.25)
+        assert found['long'] == pytest.approx(0.06, rel=0.25)
+
+
+def test_the_spread_is_median_least_and_largest_as_numpy_has_them():
+    values = np.random.default_rng(0).lognormal(size=8)
+    found = timing.Spread.of(values.tolist())
+    assert (found.median, found.low, found.high) == pytest.approx(
+        (np.median(values), values.min(), values.max())
+    )
+
+
+def test_the_collector_rests_during_a_round_and_works_again_after_it():
+    import gc
+
+    during = []
+    timing.interleaved({'a': lambda: during.append(gc.isenabled())}, rounds=1, warmup=0)
+    assert not any(during[2:]) and gc.isenabled()
+
+
+def test_the_best_rate_of_a_dtype_is_that_of_its_fastest_library():
+    assert machine.best_gemm(RATES, 'fp32') == 100
+    assert machine.best_gemm(RATES, 'bf16') == 400
+
+
+def test_each_ratio_has_ours_and_the_peers_where_its_goal_says():
+    flops = {'peer': 100, 'ours': 80}
+    quick, slow = {'peer eager': 4.0, 'ours eager': 2.0}, lambda: None
+    lower = versus('P1', {'eager': slow}, {'eager': slow}, flops, list)
+    higher = versus('P3', {'eager': slow}, {'eager': slow}, flops, list)
+    assert lower.values['eager'](quick) == 0.5 and lower.floor == 0.8
+    assert higher.values['eager'](quick) == 2.0 and higher.floor == 1.25
+
+
+def test_compiled_peers_meet_our_compiled_network_where_there_is_one():
+    none = lambda: None  # noqa: E731
+    peers = dict.fromkeys(('eager', 'fused', 'compiled', 'fused compiled'), none)
+    made = versus('P3', peers, {'eager': none, 'compiled': none}, {'peer': 1, 'ours': 1}, list)
+    times = {f'peer {name}': 6.0 for name in peers} | {'ours eager': 3.0, 'ours compiled': 2.0}
+    assert {k: v(times) for k, v in made.values.items()} == {
+        'eager': 2,
+        'fused': 2,
+        'compiled': 3,
+        'fused compiled': 3,
+    }
+
+
+# ------------------------------------------------------------------------------------- bytes
+
+
+def test_saved_bytes_of_a_linear_network_are_those_counted_by_hand():
+    batch, width, hidden = 4, 8, 16
+    net = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
+    x = torch.randn(batch, width)
+    relu = batch * hidden * 4  # its output, which the second linear saves too
+    assert saved_bytes(lambda: net(x).sum()) == relu  # weights and input are not of the step
+    inner = torch.randn(batch, width)  # made in the step: the first linear saves it
+    assert saved_bytes(lambda: net(inner.clone()).sum()) == relu + batch * width * 4
+    net[0].requires_grad_(False)
+    assert saved_bytes(lambda: net[0](inner.clone()).sum().requires_grad_()) == 0
+
+
+def test_cached_constants_and_buffers_are_not_of_the_step_but_what_is_rebuilt_is():
+    x, cache = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
+    assert saved_bytes(lambda: (x * cache).sum()) == 0
+    assert saved_bytes(lambda: (x * cache.clone()).sum()) == 3 * 5 * 4
+
+
+def test_state_of_training_is_weights_gradients_and_two_moments():
+    model = nn.Linear(10, 10)
+    model.bias.requires_grad_(False)
+    optimizer = torch.optim.AdamW([model.weight])
+    model(torch.randn(2, 10)).sum().backward()
+    optimizer.step()
+    found = state_bytes(model, optimizer)
+    assert found == dict(weights=440, gradients=400, optimizer=2 * 400 + 4)  # and a step counter
+
+
+def _fill(megabytes):
+    return partial(bytearray, megabytes * 2**20)
+
+
+@pytest.mark.slow
+def test_a_fresh_process_grows_by_what_its_step_takes():
+    grown = peak_of_fresh_process(_fill, 200) / 2**20
+    assert abs(grown - 200) < 10
+
+
+# ------------------------------------------------------------------------------------ parity
+
+
+def test_the_peer_of_equal_depth_computes_what_our_network_without_adapters_computes():
+    ours = models.our_swin(MICRO, 'Swin-T', pyramid=True)
+    peer = models.deep_peer(partial(models.mmdet_swin, MICRO, 'Swin-T'), ours, models.MM_STAGES)
+    batch = images(MICRO, 2)
+    fp32 = partial(compare, 'peer', images=batch)
+    assert not fp32(Net(ours), Net(peer)).holds or not alive(ours)
+    models.zero_adapters(ours)
+    assert fp32(Net(ours), Net(peer)).holds
+
+
+def alive(model):
+    return any(m.adapter.up.any() for m in model.modules() if isinstance(m, AdaptedLinear))
+
+
+def test_plain_adapters_of_the_peer_have_our_values_and_train_what_ours_trains():
+    ours = models.our_swin(MICRO, 'Swin-T', pyramid=True)
+    peer = models.deep_peer(partial(models.mmdet_swin, MICRO, 'Swin-T'), ours, models.MM_STAGES)
+    models.randomised(ours, seed=3)
+    peer.load_state_dict(
+        {k: v for k, v in ours.named_parameters(remove_duplicate=False) if 'adapter' not in k},
+        strict=False,
+    )
+    models.give_plain_adapters(peer, ours)
+    trained = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (peer, ours)]
+    assert alive(ours) and trained[0] == trained[1]
+    batch = images(MICRO, 2)
+    assert compare('peer', Net(ours), Net(peer), batch).holds
+
+
+def test_a_row_without_parity_tells_the_difference_and_no_speed():
+    case = run.PAIRS['P1'](MICRO)[0]
+    made = case.make()
+    check = made.check
+
+    def perturbed():
+        first = check.args[1].model.patch_embed.projection.weight  # the peer's
+        first.data[0, 0, 0, 0] += 0.1
+        return check()
+
+    made.check = perturbed
+    (row,) = run.measure(Case('P1', case.name, 'fp32', lambda: made), MICRO, RATES)
+    assert row['verdict'] == row['status'] == 'no parity'
+    assert not {'value', 'ms', 'share', 'rounds'} & set(row)
+    assert re.search(r'differs from the peer by \d\.\de[-+]\d\d forward', row['note'])
+    assert ' ms' not in report.terminal([row])
+
+
+def test_a_difference_that_is_not_a_number_is_no_parity():
+    ours, other = (Net(nn.Linear(3, 2)) for _ in range(2))
+    other.model.load_state_dict(ours.model.state_dict())
+    batch = torch.randn(2, 3)
+    assert compare('other', ours, other, batch).holds
+    ours.model.weight.register_hook(lambda grad: grad * math.nan)
+    assert not compare('other', ours, other, batch).holds
+
+
+# -------------------------------------------------------------------------------------- pairs
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'), [('Swin-T', 0.72), ('Swin-S', 0.715)]
+)  # from the specification
+def test_the_floor_of_a_frozen_step_is_the_specifications(name, expected):
+    full = Settings()
+    ours = models.our_swin(full, name, pyramid=True)
+    depths = [len(m) for m in ours.layer_maps().values()]
+    peer = models.mmdet_swin(full, name, depths)
+    floor = operations(ours, 224, True) / operations(peer, 224, True)
+    assert floor == pytest.approx(expected, abs=0.006)
+
+
+def test_timed_pairs_have_parity_and_tell_ratio_share_and_verdict():
+    for pair in ('P1', 'P2', 'P3', 'P4'):
+        rows = timed_rows(pair)
+        assert {r['status'] for r in rows} == {'ok', 'not run'}, rows
+        for row in (r for r in rows if r['status'] == 'ok'):
+            assert row['low'] <= row['value'] <= row['high'] and len(row['rounds']) == 2
+            assert all(p['holds'] for p in row['parity'])
+            assert row['verdict'] in ('pass', 'falls short')
+            for name, ms in row['ms'].items():
+                best = {'fp32': 100, 'bf16': 400}[row['dtype']]
+                assert row['share'][name] == pytest.approx(row['gflops'][name] / best)
+                assert ms > 0
+
+
+def test_adapters_depth_and_drop_path_have_parity():
+    for pair in ('P5', 'P9', 'P10'):
+        assert [r['status'] for r in timed_rows(pair)] == ['ok']
+
+
+def test_half_precision_is_held_to_the_distance_that_the_stock_network_has_from_fp32():
+    s = Settings(size='micro', rounds=1, warmup=0, dtypes=('bf16',))
+    rows = [row for pair in ('P1', 'P3') for row in timed_rows(pair, s)]
+    assert {r['status'] for r in rows} == {'ok', 'not run'}, rows
+    net, stock, reference = (Net(nn.Linear(64, 64)) for _ in range(3))
+    for other in (net, stock):
+        other.model.load_state_dict(reference.model.state_dict())
+        other.model.bfloat16()
+    batch = torch.randn(8, 64)
+    half = compare_half(net, stock, reference, batch)
+    own = compare('fp32', stock, reference, batch)
+    assert half.holds and half.bounds[0] == max(1.5 * own.forward, 2**-7)
+    net.model.weight.data[0] += 0.05
+    assert not compare_half(net, stock, reference, batch).holds
+
+
+def test_the_ablation_has_each_switch_alone_all_and_all_but_one():
+    found = variants.variants(MICRO)
+    plain, default = Ops.read('plain').as_dict(), Ops.read().as_dict()
+    assert found['none (plain)'] == plain and found['all (defaults)'] == default
+    for name in SWITCHES:
+        alone = [ops for k, ops in found.items() if k.startswith(f'{name}=')]
+        assert all({k for k in ops if ops[k] != plain[k]} == {name} for ops in alone)
+        assert alone or name == 'compile'
+        if default[name] != plain[name]:
+            assert found[f'all but {name}'] == {**default, name: plain[name]}
+
+
+def test_less_is_saved_by_the_frozen_network_and_less_again_with_recomputation():
+    first, again = run.measure(counted.p6(MICRO)[0], MICRO, RATES)[:2]
+    assert first['status'] == again['status'] == 'ok'
+    assert again['value'] < first['value'] < 1
+
+
+def test_state_of_the_scaled_network_is_that_of_its_shapes():
+    """Of every parameter 4 bytes; of a trained one 4 more for its gradient and 8 for AdamW's moments."""
+    row, halved = run.measure(counted.p7(MICRO)[0], MICRO, RATES)
+    ours = models.our_deit(MICRO, 'DeiT-B')
+    peer = models.mmpretrain_vit(MICRO, 'DeiT-B', (4,))
+    trained = [p for p in ours.parameters() if p.requires_grad]
+    every = sum(p.numel() for p in ours.parameters())
+    mine = 4 * every + sum(12 * p.numel() + 4 for p in trained)  # 4: AdamW's step counter
+    theirs = sum(16 * p.numel() + 4 for p in peer.parameters())
+    # a gradient may lie in a storage larger than itself
+    assert row['value'] == pytest.approx(mine / theirs, rel=1e-3)
+    frozen = every - sum(p.numel() for p in trained)
+    assert halved['value'] == pytest.approx((mine - 2 * frozen) / theirs, rel=1e-3)
+    assert 'computed' in halved['note']
+
+
+def test_a_delta_file_may_have_64_kilobytes_beside_its_tensors():
+    assert counted.over_trainable(65_536 + 1000, 1000) == 1
+    assert counted.over_trainable(65_536 + 1050, 1000) == pytest.approx(GOALS['P8'].bounds['cpu'])
+    assert not GOALS['P8'].met(counted.over_trainable(65_536 + 1060, 1000), 1.05)
+
+
+def test_the_delta_of_a_config_is_written_and_weighed():
+    (row,) = run.measure(counted.p8(MICRO)[0], MICRO, RATES)
+    told = row['told']
+    assert row['verdict'] == 'pass' and told['file'] > told['trainable'] > 0
+
+
+# --------------------------------------------------------------------- goals, rows, command line
+
+
+def test_goals_are_looked_up_by_device_then_dtype_and_setting():
+    p3 = GOALS['P3']
+    assert p3.bound('cpu', 'fp32', 'eager') == 1.0 and p3.bound('cpu', 'bf16', 'eager') == 1.1
+    assert p3.bound('cuda', 'bf16', 'compiled') == 1.2 and p3.bound('cuda', 'bf16', 'fused') == 2.0
+    assert p3.met(1.2, 1.1) and not p3.met(1.0, 1.1)
+    assert GOALS['P1'].met(0.74, 0.75) and not GOALS['P1'].met(0.76, 0.75)
+    assert GOALS['ablation'].bound('cpu') is None and set(GOALS) == set(run.PAIRS)
+    assert [f'P{i}' for i in range(1, 11)] == DEFAULT
+
+
+def test_a_pair_that_is_none_is_named_with_the_choices(capsys, tmp_path):
+    assert tool('--pairs', 'P1,P11', '--json', str(tmp_path / 'x.json')) == 2
+    error = capsys.readouterr().err
+    assert "'P11'" in error and 'P10' in error and 'ablation' in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('ops', ['linear=fast', 'lineal=plain', 'recompute=perhaps'])
+def test_a_switch_that_is_none_is_named_with_the_choices(ops, capsys):
+    assert tool('--pairs', 'P7', '--ops', ops) == 2
+    assert ops.partition('=')[0] in capsys.readouterr().err
+
+
+def test_switches_of_the_command_line_reach_our_networks():
+    assert parse_ops('linear=plain, recompute=True') == dict(linear='plain', recompute=True)
+    s = Settings(size='micro', ops=parse_ops('linear=plain'))
+    assert s.our_ops()['linear'] == 'plain'
+    assert s.our_ops(recompute=True) == {
+        **Ops.read().as_dict(),
+        'linear': 'plain',
+        'recompute': True,
+    }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_built(capsys, monkeypatch):
+    monkeypatch.setattr(run, 'rates', lambda device: pytest.fail('measured already'))
+    assert tool('--device', 'cuda', '--pairs', 'P1') == 2
+    assert 'no CUDA GPU' in capsys.readouterr().err
+
+
+def figures(*values):
+    return [Figure(v) for v in values]
+
+
+def fails():
+    raise RuntimeError('it broke')
+
+
+def test_a_pair_that_fails_is_a_row_and_the_others_go_on(monkeypatch, capsys, tmp_path):
+    two = [Case('P7', 'a', '', fails), Case('P7', 'b', '', partial(figures, 0.1))]
+    monkeypatch.setitem(run.PAIRS, 'P7', lambda s: two)
+    monkeypatch.setitem(machine.GEMM, 'cpu', (64, 64, 64))
+    monkeypatch.setitem(machine.COPIED, 'cpu', 2**20)
+    file = tmp_path / 'x.json'
+    assert tool('--pairs', 'P7', '--size', 'micro', '--json', str(file)) == 1
+    rows = json.loads(file.read_text())['runs'][0]['rows']
+    assert [r['verdict'] for r in rows] == ['error', 'pass']
+    assert 'it broke' in rows[0]['note'] and 'it broke' in capsys.readouterr().out
+    monkeypatch.setitem(run.PAIRS, 'P7', lambda s: [Case('P7', 'c', '', partial(figures, 0.9))])
+    assert tool('--pairs', 'P7', '--size', 'micro', '--json', str(file)) == 0  # a goal missed
+    runs = json.loads(file.read_text())['runs']
+    assert [len(r['rows']) for r in runs] == [2, 1] and runs[1]['rows'][0][
+        'verdict'
+    ] == 'falls short'
+    assert {'cpu', 'cores', 'threads', 'versions'} <= set(runs[0]['machine'])
+    assert {'fp32 F.linear', 'bf16 F.linear', 'copy'} <= set(runs[0]['rates'])
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from functools import partial
+from scalenet_mm.benchmark import run
+from scalenet_mm.benchmark.cases import Case, Figure
+from scalenet_mm.benchmark.settings import Settings
+
+cases = [Case('P7', 'done', '', lambda: [Figure(0.1)]), Case('P7', 'never', '', partial(time.sleep, 60))]
+run.PAIRS['P7'] = lambda s: cases
+run.rates = lambda device: {}
+run.run(['P7'], Settings(size='micro'), Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_run_keeps_the_rows_it_has(tmp_path):
+    file = tmp_path / 'x.json'
+    process = subprocess.Popen([sys.executable, '-c', KILLED, str(file)], stderr=subprocess.DEVNULL)
+    for _ in range(300):
+        if file.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (kept,) = json.loads(file.read_text())['runs']
+    assert [r['case'] for r in kept['rows']] == ['done']
+    assert [p.name for p in tmp_path.iterdir()] == ['x.json']
+
+
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, capsys):
+    file = tmp_path / 'notes.json'
+    file.write_text('{"mine": 1}')
+    assert tool('--pairs', 'P7', '--size', 'micro', '--json', str(file)) == 2
+    assert 'no result of tools/benchmark.py' in capsys.readouterr().err
+    assert file.read_text() == '{"mine": 1}'
+
+
+def row_of(device, value, verdict='pass', **more):
+    row = dict(pair='P1', case='Swin-T', dtype='fp32', setting='eager', device=device, goal='<= 1')
+    return {**row, 'status': 'ok', 'value': value, 'verdict': verdict, **more}
+
+
+def test_the_report_has_the_later_row_and_says_what_was_not_run(tmp_path):
+    about = dict(machine=machine.describe('cpu'), rates=RATES)
+    files = [tmp_path / 'a.json', tmp_path / 'b.json']
+    files[0].write_text(json.dumps(dict(runs=[{**about, 'rows': [row_of('cpu', 0.9)]}])))
+    later = row_of('cpu', 0.7, 'falls short', low=0.6, high=0.8, floor=0.5)
+    files[1].write_text(json.dumps(dict(runs=[{**about, 'rows': [later]}])))
+    out = tmp_path / 'performance.md'
+    assert tool('--report', *map(str, files), '--out', str(out)) == 0
+    (line,) = [x for x in out.read_text().splitlines() if x.startswith('| P1')]
+    cells = [c.strip() for c in line.strip('|').split('|')]
+    assert cells[3:] == [
+        '<= 1', '0.500', '0.700 (0.600 .. 0.800)', 'falls short', '<= 0.45', 'not run', '',
+    ]  # fmt: skip
+
+
+def test_the_list_names_every_pair_and_switch(capsys):
+    assert tool('--list') == 0
+    told = capsys.readouterr().out
+    assert all(re.search(rf'^{name} ', told, re.M) for name in [*GOALS, *SWITCHES])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_gpu_is_timed_by_its_events():
+    x = torch.randn(4096, 4096, device='cuda')
+    (found,) = timing.interleaved({'matmul': lambda: x @ x}, 1, 'cuda')
+    assert 1e-4 < found['matmul'] < 0.1
+
+
+def test_a_step_trains_what_is_not_frozen_and_nothing_else():
+    ours = models.our_deit(MICRO, 'DeiT-T')
+    before = {n: p.clone() for n, p in ours.named_parameters()}
+    train_step(Net(ours), images(MICRO, 2))()
+    trained = {n for n, r in roles(ours).items() if r in (Role.ADJUSTMENT, Role.NORM)}
+    assert {n for n, p in ours.named_parameters() if not torch.equal(p, before[n])} == trained
+
+
+def test_no_dtype_or_round_is_taken_that_there_is_not(capsys):
+    assert tool('--dtype', 'fp64') == 2 and 'bf16' in capsys.readouterr().err
+    assert tool('--rounds', '0') == 2 and '--rounds' in capsys.readouterr().err
+
+
+def test_pairs_name_their_batch_and_case():
+    names = [c.name for pair in DEFAULT for c in run.PAIRS[pair](Settings())]
+    assert 'Swin-T, batch 4' in names and 'Swin-S, batch 2' in names
+    assert [c.dtype for c in pairs.p3(Settings(dtypes=('bf16',)))] == ['bf16', 'bf16']
