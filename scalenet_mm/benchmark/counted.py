@@ -17,7 +17,7 @@ from ..ops import set_ops
 from ..roles import TrainPolicy
 from . import models
 from .cases import Case, Figure
-from .memory import peak_of_fresh_process, saved_bytes, state_bytes, unique_nbytes
+from .memory import peak_of_fresh_process, saved_bytes, state_bytes
 from .models import MM_STAGES
 from .parity import Net, objective
 from .settings import Settings
@@ -27,7 +27,11 @@ MEGA = 2**20
 
 # ------------------------------------------------------------------------- P6: activations
 
-OURS = {'': {}, 'recompute': dict(recompute=True)}  # settings of ours: its switches
+OURS = {  # settings of ours: its switches
+    '': {},
+    'recompute': dict(recompute=True),
+    'recompute attention': dict(recompute='attention'),
+}
 PEER = 'peer'
 
 
@@ -98,24 +102,18 @@ def p6(s: Settings) -> list[Case]:
 
 
 def _p7(s: Settings, name: str) -> list[Figure]:
-    ours = models.our_deit(s, name)
-    depths = [len(m) for m in ours.layer_maps().values()]
-    frozen = unique_nbytes(p for p in ours.parameters() if not p.requires_grad)
-    mine = _state_after_a_step(s, ours)
-    theirs = _state_after_a_step(s, models.mmpretrain_vit(s, name, depths).to(s.device))
-    halved = {**mine, 'weights': mine['weights'] - frozen // 2}
-    return [
-        Figure(
-            sum(state.values()) / sum(theirs.values()),
-            setting,
-            told=dict(ours=state, peer=theirs),
-            note=f'{sum(state.values()) / MEGA:.0f} of {sum(theirs.values()) / MEGA:.0f} MB{note}',
-        )
-        for setting, state, note in (
-            ('', mine, ''),
-            ('bf16 frozen', halved, '; computed: half of the frozen bytes of the row above'),
-        )
-    ]
+    settings = {'': {}, 'bf16 frozen': dict(weights='bfloat16')}
+    figures, theirs = [], None
+    for setting, switches in settings.items():
+        ours = set_ops(models.our_deit(s, name), s.our_ops(**switches))
+        if theirs is None:
+            depths = [len(m) for m in ours.layer_maps().values()]
+            theirs = _state_after_a_step(s, models.mmpretrain_vit(s, name, depths).to(s.device))
+        mine = _state_after_a_step(s, ours)
+        ratio = sum(mine.values()) / sum(theirs.values())
+        note = f'{sum(mine.values()) / MEGA:.0f} of {sum(theirs.values()) / MEGA:.0f} MB'
+        figures.append(Figure(ratio, setting, told=dict(ours=mine, peer=theirs), note=note))
+    return figures
 
 
 def _state_after_a_step(s: Settings, model: nn.Module) -> dict[str, int]:

@@ -105,7 +105,7 @@ def parse_ops(text: str) -> dict[str, Any]:
     Raises:
         ValueError: for what is no ``switch=choice``, naming the choices.
     """
-    values = {'True': True, 'False': False}
+    values = {'True': True, 'False': False, 'None': None}
     pairs = [item.strip().partition('=') for item in text.split(',') if item.strip()]
     ops = {name: values.get(value, value) for name, _, value in pairs}
     Ops.read(ops)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,11 +57,20 @@ def by_onednn(x: Tensor, weight: Tensor, library: str) -> bool:
     return chosen and torch.backends.mkldnn.enabled and onednn_works()
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, library: str = 'auto') -> Tensor:
-    """x W^T + b, (N, d_in) -> (N, d_out), without a gradient; any strides."""
+def product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    library: str = 'auto',
+    act: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """act(x W^T + b), (N, d_in) -> (N, d_out), without a gradient; any strides. oneDNN computes GELU on the way."""
     if by_onednn(x, weight, library):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
-    return F.linear(x, weight, bias)
+        post = ('gelu', [], 'none') if act is F.gelu else ('none', [], '')
+        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *post)
+        return y if act is None or act is F.gelu else act(y)
+    y = F.linear(x, weight, bias)
+    return y if act is None else act(y)
 
 
 def traced() -> bool:

@@ -45,7 +45,7 @@ def linear(
         return plain(x, weight, bias, low_rank)
     down, up, act = low_rank or (None, None, None)
     if not torch.is_grad_enabled():
-        return _forward(x, weight, bias, down, up, act, library)[0]
+        return _forward(x, weight, bias, down, up, act, library, keep=False)[0]
     recipe = getattr(x, 'recipe', None)
     return _Linear.apply(x, weight, bias, down, up, act, library, recipe)
 
@@ -64,14 +64,16 @@ def plain(
     return y + F.linear(z if act is None else act(z), up)
 
 
-def _forward(x, weight, bias, down, up, act, library) -> tuple[Tensor, Tensor | None]:
-    """The output, and A x, (N, r)."""
+def _forward(
+    x, weight, bias, down, up, act, library, keep: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The output, and A x, (N, r), if it is to be kept."""
     dtype, z = compute_dtype(x), None
     a = x.to(dtype).reshape(-1, x.shape[-1])
     y = product(a, in_dtype(weight, dtype), _cast(bias, dtype), library)
     if down is not None:
-        z = product(a, down.to(dtype), None, library)
-        torch.addmm(y, z if act is None else act(z), up.to(dtype).t(), out=y)
+        z = product(a, down.to(dtype), None, library, None if keep else act)
+        torch.addmm(y, act(z) if keep and act else z, up.to(dtype).t(), out=y)
     return y.view(*x.shape[:-1], len(weight)), z
 
 
