@@ -11,7 +11,7 @@ class Mutation:
 
     Attributes:
         decision: number of the decision of the design that it breaks, or a group: 'resume', 'configs', 'delta', 'interop', 'data', 'seeing',
-            'study'.
+            'study', 'ops', 'bench'.
         what: the break in a few words.
         file: path from the root of the checkout.
         old: source text that occurs exactly once in ``file``.
@@ -67,6 +67,9 @@ T_LOAD_RULE = 'tests/test_load_rule.py::'
 T_EXPORT = 'tests/test_export.py::'
 T_QUICKSTART = 'tests/test_quickstart.py::'
 T_DENSE = 'tests/test_dense_configs.py::'
+T_OPS = 'tests/test_ops.py::'
+T_BENCH = 'tests/test_benchmark.py::'
+T_STARTUP = 'tests/test_startup.py::'
 
 MUTATIONS = (
     # 1. One tensor, one key
@@ -874,5 +877,194 @@ MUTATIONS = (
         'elif path.read_text() != text:',
         'elif not path.read_text():',
         'tests/test_experiments.py::test_a_config_that_drifted_from_its_row_is_named',
+    ),
+    Mutation(
+        'ops',
+        'a frozen layer saves its input',
+        'scalenet_mm/ops/linear.py',
+        'needs_input = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]',
+        'needs_input = True',
+        T_OPS + 'test_a_frozen_linear_layer_saves_nothing_and_an_adjusted_one_its_input_once',
+    ),
+    Mutation(
+        'ops',
+        "the adapter's part of the input gradient is left out",
+        'scalenet_mm/ops/linear.py',
+        'torch.addmm(dx, dz, down.to(dtype), out=dx)',
+        'pass',
+        T_OPS + 'test_the_gradients_of_an_adjusted_linear_layer_are_right[GELU-False]',
+    ),
+    Mutation(
+        'ops',
+        'rows and columns of the shift masks are exchanged',
+        'scalenet_mm/ops/window.py',
+        '2 * last[0][:, None] + 1 * last[1]',
+        '1 * last[0][:, None] + 2 * last[1]',
+        T_OPS + 'test_the_shift_masks_are_the_hosts[shape0]',
+    ),
+    Mutation(
+        'ops',
+        'a kept bias outlives a change of its table',
+        'scalenet_mm/ops/window.py',
+        '(table._version, table.data_ptr(), table.device)',
+        '(table.data_ptr(), table.device)',
+        T_OPS
+        + 'test_a_frozen_tables_bias_is_made_once_for_all_its_instances_and_anew_when_it_changes',
+    ),
+    Mutation(
+        'ops',
+        'padding holds tokens',
+        'scalenet_mm/ops/window.py',
+        'return y if padding is None else y.masked_fill_(padding, 0)',
+        'return y',
+        T_OPS
+        + 'test_every_switch_gives_the_outputs_and_gradients_of_the_plain_path[swin padded-None-increments]',
+    ),
+    Mutation(
+        'ops',
+        'nothing runs where every sample drops the branch',
+        'scalenet_mm/ops/drop_path.py',
+        'kept = keep.nonzero().flatten() if keep.any() else torch.zeros(1, dtype=torch.long)',
+        'kept = keep.nonzero().flatten()',
+        T_OPS + 'test_sparse_drop_path_equals_the_dense_one_for_a_given_mask[keep2]',
+    ),
+    Mutation(
+        'ops',
+        'kept branches are not scaled',
+        'scalenet_mm/ops/drop_path.py',
+        'weight = 1 / (1 - rate)',
+        'weight = 1.0',
+        T_OPS + 'test_sparse_drop_path_equals_the_dense_one_for_a_given_mask[keep0]',
+    ),
+    Mutation(
+        'ops',
+        'a cast outlives a change of its weight',
+        'scalenet_mm/ops/gemm.py',
+        'if kept.get(dtype, (None,))[0] != state:',
+        'if dtype not in kept:',
+        T_OPS + 'test_under_autocast_a_frozen_weight_is_cast_once_and_a_trained_one_each_time',
+    ),
+    Mutation(
+        'ops',
+        'plain leaves fast classes behind',
+        'scalenet_mm/ops/__init__.py',
+        '            module.__class__ = host\n',
+        '            pass\n',
+        T_OPS + 'test_plain_gives_every_module_its_hosts_class_and_keys_and_outputs_stay',
+    ),
+    Mutation(
+        'ops',
+        'drop path is applied by the block and by the branch',
+        'scalenet_mm/ops/blocks.py',
+        '    def forward(self, x: Tensor) -> Tensor:\n        return x\n',
+        '    def forward(self, x: Tensor) -> Tensor:\n        return super().forward(x)\n',
+        T_OPS
+        + 'test_a_block_with_sparse_drop_path_leaves_a_sample_or_adds_its_scaled_branch[swin]',
+    ),
+    Mutation(
+        'ops',
+        'weights stored in bf16 are trained',
+        'scalenet_mm/roles.py',
+        '    if half and len(set(dtypes.values())) > 1:',
+        '    if half and not dtypes:',
+        T_OPS
+        + 'test_frozen_weights_stored_in_bf16_are_half_as_large_and_computed_with_as_such[deit]',
+    ),
+    Mutation(
+        'ops',
+        'the attention of windows is saved with recompute',
+        'scalenet_mm/ops/blocks.py',
+        'ops.recompute is True',
+        'False',
+        T_OPS + 'test_each_degree_of_recomputation_saves_less',
+    ),
+    Mutation(
+        'bench',
+        'a round does not go back',
+        'scalenet_mm/benchmark/timing.py',
+        'for name in (*runs, *reversed(runs)):',
+        'for name in (*runs, *runs):',
+        T_BENCH + 'test_a_round_goes_through_the_runs_and_back',
+    ),
+    Mutation(
+        'bench',
+        'what a step makes anew counts as a constant',
+        'scalenet_mm/benchmark/memory.py',
+        'if at not in before[1])',
+        'if at)',
+        T_BENCH + 'test_cached_constants_and_buffers_are_not_of_the_step_but_what_is_rebuilt_is',
+    ),
+    Mutation(
+        'bench',
+        'a speed is told without parity',
+        'scalenet_mm/benchmark/run.py',
+        '    if broken:\n',
+        '    if broken and False:\n',
+        T_BENCH + 'test_a_row_without_parity_tells_the_difference_and_no_speed',
+    ),
+    Mutation(
+        'bench',
+        'a difference that is no number passes',
+        'scalenet_mm/benchmark/parity.py',
+        'key=lambda name: _nan_last(differences[name])',
+        'key=differences.get',
+        T_BENCH + 'test_a_difference_that_is_not_a_number_is_no_parity',
+    ),
+    Mutation(
+        'bench',
+        "a delta's header counts",
+        'scalenet_mm/benchmark/counted.py',
+        'return (file - HEADER) / trainable',
+        'return file / trainable',
+        T_BENCH + 'test_a_delta_file_may_have_64_kilobytes_beside_its_tensors',
+    ),
+    Mutation(
+        'bench',
+        'the frozen stock detector trains everything',
+        'scalenet_mm/benchmark/detectors.py',
+        'p.requires_grad_(name in trained)',
+        'p.requires_grad_(True)',
+        T_STARTUP + 'test_the_frozen_stock_detector_trains_what_ours_does_but_the_adapters',
+    ),
+    Mutation(
+        'bench',
+        'importing the package imports onnx',
+        'scalenet_mm/__init__.py',
+        'from importlib.util import find_spec\n',
+        'from importlib.util import find_spec\n\nimport onnx\n',
+        T_STARTUP
+        + 'test_importing_the_package_adds_little_time_and_no_heavy_module_to_what_the_hosts_import',
+    ),
+    Mutation(
+        'ops',
+        'places beyond the window get attention',
+        'scalenet_mm/ops/triton_window.py',
+        "    s = tl.where((j < N)[None, :], s, float('-inf'))\n",
+        '',
+        'tests/test_triton_window.py::test_the_kernels_equal_the_reference_with_gradients[window 3, shifted, whole-pad]',
+    ),
+    Mutation(
+        'ops',
+        "the softmax's gradient lacks its row sum",
+        'scalenet_mm/ops/triton_window.py',
+        '(p * (dp - tl.sum(p * dp, 1)[:, None]) * scale)',
+        '(p * dp * scale)',
+        'tests/test_triton_window.py::test_the_kernels_equal_the_reference_with_gradients[window 3, shifted, whole-pad]',
+    ),
+    Mutation(
+        'ops',
+        'a bias that is trained is taken',
+        'scalenet_mm/ops/triton_window.py',
+        "for name, x in ('bias', bias), ('pad', pad):",
+        "for name, x in (('pad', pad),):",
+        "tests/test_triton_window.py::test_what_the_kernels_cannot_do_is_refused[bias-no gradient to bias, which requires one; use method 'matmul']",
+    ),
+    Mutation(
+        'ops',
+        'constants made in inference mode stay so',
+        'scalenet_mm/ops/window.py',
+        'with torch.inference_mode(False), torch.no_grad():',
+        'with torch.no_grad():',
+        T_OPS + 'test_what_inference_mode_kept_serves_training[False]',
     ),
 )

@@ -66,6 +66,12 @@ SLOW = {
     'seg, everything, the constructor alone': ('seg', False, ALL),
     'det, everything, checkpointing': ('det', True, {**ALL, **WITH_CP}),
     'seg, checkpointing, the constructor alone': ('seg', False, WITH_CP),
+    'det, most branches dropped': ('det', True, {'model.backbone.drop_path_rate': 0.95}),
+    'seg, everything, recomputing': (
+        'seg',
+        True,
+        {**ALL, 'model.backbone.ops': dict(recompute='attention')},
+    ),
 }
 
 

@@ -32,7 +32,9 @@ SWITCHES = {
         LIBRARIES,
         'library of the products; adapters accumulate; frozen weights save nothing',
     ),
-    'window': Switch('auto', METHODS, 'window attention by index with cached bias and mask'),
+    'window': Switch(
+        'auto', METHODS, "window attention by index with cached bias; 'triton': one kernel each way"
+    ),
     'mlp': Switch(
         'auto', ('auto', 'plain'), 'on the CPU, wide MLPs go through the cache in pieces of rows'
     ),

@@ -98,7 +98,8 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     state = (tensor._version, tensor.data_ptr(), tensor.device)
     kept = _casts.setdefault(tensor, {})
     if kept.get(dtype, (None,))[0] != state:
-        kept[dtype] = (state, source.to(dtype))
+        with torch.inference_mode(False):
+            kept[dtype] = (state, source.to(dtype))
     return kept[dtype][1]
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-METHODS = ('auto', 'sdpa', 'matmul', 'plain')
+METHODS = ('auto', 'sdpa', 'matmul', 'triton', 'plain')
 MAX_WINDOWS = 65_535  # of one call: the largest grid dimension of CUDA kernels
 MASKED = -100.0  # the host's
 
@@ -39,31 +39,65 @@ class Layout(NamedTuple):
     counts: tuple[int, ...]
 
 
-@functools.lru_cache(maxsize=64)
+def _constant(compute):
+    """Results that are kept can be saved by autograd, also if they are first asked for in inference mode."""
+
+    @functools.wraps(compute)
+    def plainly(*args):
+        with torch.inference_mode(False), torch.no_grad():
+            return compute(*args)
+
+    return plainly
+
+
+@functools.lru_cache(maxsize=16)  # four stages, with and without shift, training and evaluation
+@_constant
 def layout(
     batch: int, height: int, width: int, window: int, shift: int, device: torch.device
 ) -> Layout:
-    """The layout of maps of (height, width) tokens, padded at the right and at the bottom to whole windows."""
+    """The layout of maps of (height, width) tokens, padded at the right and at the bottom to whole windows.
+
+    Computed on the device from that of one image, since sparse drop path and the last batch change the batch size.
+    """
+    one = image_layout(height, width, window, shift, device)
+    image = torch.arange(batch, device=device)
+    rows = one.rows.view(-1, 1, window**2) + height * width * image[:, None]
+    at, place = one.places // window**2, one.places % window**2
+    padding = one.padding
+    if padding is not None:
+        padding = padding.view(-1, 1, window**2).expand(-1, batch, -1).reshape(-1, 1)
+    return Layout(
+        rows.flatten(),
+        padding,
+        ((at * batch + image[:, None]) * window**2 + place).flatten(),
+        one.sorts.repeat_interleave(batch),
+        tuple(batch * count for count in one.counts),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+@_constant
+def image_layout(height: int, width: int, window: int, shift: int, device: torch.device) -> Layout:
+    """The layout of one image."""
     high, wide = -(-height // window), -(-width // window)
     y, x = torch.arange(high * window)[:, None], torch.arange(wide * window)
     token = torch.where((y < height) & (x < width), y * width + x, -1).roll(
         (-shift, -shift), (0, 1)
     )
-    token = token.view(high, window, wide, window).transpose(1, 2).reshape(-1, 1, window**2)
+    token = token.view(high, window, wide, window).transpose(1, 2).reshape(-1, window**2)
     last = [torch.arange(n) == n - 1 for n in (high, wide)]
     sorts = (2 * last[0][:, None] + 1 * last[1]).flatten() * bool(shift)
     order = sorts.argsort(stable=True)
-    sorts, token = sorts[order].repeat_interleave(batch), token[order]
-    padding = (token < 0).expand(-1, batch, -1).reshape(-1, 1)
-    rows = (token.clamp(min=0) + height * width * torch.arange(batch)[:, None]).flatten()
-    places = torch.empty(batch * height * width, dtype=torch.long)
-    real = ~padding.flatten()
-    places[rows[real]] = real.nonzero().flatten()
+    token = token[order].flatten()
+    real = (token >= 0).nonzero().flatten()
+    places = torch.empty(height * width, dtype=torch.long)
+    places[token[real]] = real
+    padding = (token < 0)[:, None]
     return Layout(
-        rows.to(device),
+        token.clamp(min=0).to(device),
         padding.to(device) if padding.any() else None,
         places.to(device),
-        sorts.to(device),
+        sorts[order].to(device),
         tuple(sorts.bincount(minlength=4).tolist()),
     )
 
@@ -97,8 +131,7 @@ def biases(
     key, state = (shift, dtype), (table._version, table.data_ptr(), table.device)
     kept = _biases.setdefault(table, {})
     if kept.get(key, (None,))[0] != state:
-        with torch.no_grad():
-            kept[key] = (state, _biases_of(table.detach(), index, window, shift, dtype))
+        kept[key] = (state, _constant(_biases_of)(table.detach(), index, window, shift, dtype))
     return kept[key][1]
 
 
