@@ -482,6 +482,19 @@ def test_torchs_own_counter_sees_the_products_of_the_fast_path():
     assert found[0] == found[1] == found[2] > 0
 
 
+def test_what_reads_along_sees_the_dense_drop_path():
+    """Its shapes do not depend on what is drawn."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    found = []
+    for rate in (0.0, 0.9):
+        net = swin(drop_path_rate=rate).train()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.randn(2, 3, 64, 64))
+        found.append(counter.get_total_flops())
+    assert found[0] == found[1] > 0
+
+
 @pytest.mark.slow
 def test_compiled_blocks_are_one_graph_a_stage_and_changing_sizes_end_recompiling():
     import torch._dynamo as dynamo

@@ -70,7 +70,7 @@ class FastShiftWindowMSA(ShiftWindowMSA):
             return super().forward(query, hw_shape)
         batch, _, channels = query.shape
         dtype, table = compute_dtype(query), msa.relative_position_bias_table
-        dropout = msa.attn_drop.p if self.training else 0.0
+        dropout = msa.attn_drop.p if msa.attn_drop.training else 0.0
         method = self.method
         if method == 'auto':
             needs_grad = torch.is_grad_enabled() and table.requires_grad
@@ -157,7 +157,8 @@ class FastBlock:
         """Whether the block adds its branches by itself; the host's forward does it for another MLP than its usual."""
         ops = self.ops
         wanted = ops.mlp != 'plain' or ops.drop_path != 'dense' or ops.compile
-        return (wanted or ops.recompute == 'attention') and type(self.ffn) is FFN
+        usual = type(self.ffn) is FFN and self.ffn.add_identity
+        return (wanted or ops.recompute == 'attention') and usual
 
     def drops(self) -> list[nn.Module]:
         return [self.attention_drop(), self.ffn.dropout_layer]
@@ -200,7 +201,7 @@ class FastBlock:
         rate = getattr(drop, 'drop_prob', 0.0)
         if not rate or not drop.training:
             return x + branch(x)
-        if self.ops.drop_path == 'sparse':
+        if self.ops.drop_path == 'sparse' and not traced():
             return sparse_residual(x, branch, rate)
         return x + DropPath.forward(drop, branch(x))
 
@@ -224,7 +225,7 @@ class FastSwinBlock(FastBlock, SwinBlock):
         msa, (batch, _, channels) = self.attn.w_msa, x.shape
         windows = Permute.apply(x.flatten(0, 1), rows, padding, places, None)
         qkv = msa.qkv(windows).view(len(sorts), -1, 3, msa.num_heads, channels // msa.num_heads)
-        out = attend_any(qkv, bias, sorts, msa.scale).view(-1, channels)
+        out = attend_any(qkv, bias, sorts, msa.scale, msa.attn_drop).view(-1, channels)
         out = Permute.apply(out, places, None, rows, padding).view(batch, -1, channels)
         return msa.proj_drop(msa.proj(out))
 

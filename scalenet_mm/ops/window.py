@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 METHODS = ('auto', 'sdpa', 'matmul', 'triton', 'plain')
@@ -227,8 +227,10 @@ def _matmul(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float)
     return (F.dropout(scores, dropout) @ v).transpose(1, 2)
 
 
-def attend_any(qkv: Tensor, bias: Tensor, sorts: Tensor, scale: float) -> Tensor:
+def attend_any(
+    qkv: Tensor, bias: Tensor, sorts: Tensor, scale: float, dropout: nn.Module
+) -> Tensor:
     """``attend`` for a compiler: shapes depend on nothing but the number of windows, (windows,) ``sorts`` is data."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     scores = (q * scale) @ k.transpose(-2, -1) + bias[sorts]
-    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    return (dropout(scores.softmax(-1)).to(v.dtype) @ v).transpose(1, 2).flatten(2)
