@@ -17,7 +17,17 @@ import torch
 from torch import nn
 
 from scalenet_mm.adapters import AdaptedLinear
-from scalenet_mm.benchmark import counted, machine, models, pairs, report, run, timing, variants
+from scalenet_mm.benchmark import (
+    counted,
+    kernels,
+    machine,
+    models,
+    pairs,
+    report,
+    run,
+    timing,
+    variants,
+)
 from scalenet_mm.benchmark.cases import Case, Figure, versus
 from scalenet_mm.benchmark.goals import DEFAULT, GOALS
 from scalenet_mm.benchmark.memory import peak_of_fresh_process, saved_bytes, state_bytes
@@ -291,6 +301,17 @@ def test_state_of_the_scaled_network_is_that_of_its_shapes():
     wide = [p for layer in ours.layers for p in layer.parameters() if p.ndim == 2]
     stored = {id(p): p.numel() for p in wide if not p.requires_grad}
     assert halved['value'] == pytest.approx((mine - 2 * sum(stored.values())) / theirs, rel=1e-3)
+
+
+def test_kernels_are_timed_beside_the_first_form_and_only_if_they_agree():
+    adapter, *_, attention = kernels.cases(MICRO)
+    for case, first in ((adapter, 'plain sum'), (attention, 'matmul')):
+        rows = run.measure(case, MICRO, RATES)
+        assert [r['status'] for r in rows] == ['ok'] * len(rows) and len(rows) >= 2
+        assert rows[0]['setting'] == first and rows[0]['value'] == 1
+    apart = dict(right=lambda: torch.ones(3), wrong=lambda: torch.ones(3) + 2e-5)
+    with pytest.raises(ValueError, match='wrong differs from right by 2.0e-05, not timed'):
+        kernels._compared(MICRO, 'fp32', apart)
 
 
 def test_a_delta_file_may_have_64_kilobytes_beside_its_tensors():

@@ -18,7 +18,7 @@ import torch
 
 from ..checkpoint.writing import write_atomically
 from ..engine.progress import Progress
-from . import counted, others, pairs, variants
+from . import counted, kernels, others, pairs, variants
 from .cases import Case, Figure, Timed
 from .goals import GOALS
 from .machine import best_gemm, describe, rates
@@ -37,6 +37,7 @@ PAIRS: dict[str, Callable[[Settings], list[Case]]] = {
     'P9': variants.p9,
     'P10': variants.p10,
     'ablation': variants.ablation,
+    'kernels': kernels.cases,
     **{name: partial(others.cases, name) for name in ('startup', 'data', 'detectors')},
 }
 Row = dict[str, Any]
