@@ -511,5 +511,5 @@ def test_compiled_blocks_are_one_graph_a_stage_and_changing_sizes_end_recompilin
         graphs.append(counters['stats']['unique_graphs'])
     depth = sum(len(s.blocks) for s in net.stages)
     assert graphs[0] <= 2 * 4 < depth
-    assert graphs[-1] == graphs[-3] <= 4 * 4
+    assert graphs[-1] == graphs[-3] <= 6 * 4  # the first size, any size, any size with padding
     assert not any('recompile_limit' in str(k) for k in counters['frames'])

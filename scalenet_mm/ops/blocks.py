@@ -23,7 +23,6 @@ from .linear import FastLinear
 from .pieces import in_pieces
 from .window import (
     Layout,
-    Permute,
     attend,
     attend_any,
     biases,
@@ -222,11 +221,12 @@ class FastSwinBlock(FastBlock, SwinBlock):
         return at.rows, padding.to(x.device), at.places, at.sorts, bias.expand(4, -1, -1, -1)
 
     def attention(self, x: Tensor, rows, padding, places, sorts, bias) -> Tensor:
+        """By torch's own indexing: dynamo (torch 2.11) confuses two calls of ``window.Permute`` in the backward pass."""
         msa, (batch, _, channels) = self.attn.w_msa, x.shape
-        windows = Permute.apply(x.flatten(0, 1), rows, padding, places, None)
+        windows = x.flatten(0, 1).index_select(0, rows).masked_fill(padding, 0)
         qkv = msa.qkv(windows).view(len(sorts), -1, 3, msa.num_heads, channels // msa.num_heads)
         out = attend_any(qkv, bias, sorts, msa.scale, msa.attn_drop).view(-1, channels)
-        out = Permute.apply(out, places, None, rows, padding).view(batch, -1, channels)
+        out = out.index_select(0, places).view(batch, -1, channels)
         return msa.proj_drop(msa.proj(out))
 
 

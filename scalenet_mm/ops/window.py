@@ -150,14 +150,17 @@ class Permute(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, index, padding, back, back_padding):
-        if ctx is not None:
-            ctx.save_for_backward(back, back_padding, index, padding)
-        y = x.index_select(0, index)
-        return y if padding is None else y.masked_fill_(padding, 0)
+        ctx.save_for_backward(back, back_padding)
+        return _take(x, index, padding)
 
     @staticmethod
     def backward(ctx, grad):
-        return Permute.apply(grad, *ctx.saved_tensors), None, None, None, None
+        return _take(grad, *ctx.saved_tensors), None, None, None, None
+
+
+def _take(x: Tensor, index: Tensor, padding: Tensor | None) -> Tensor:
+    y = x.index_select(0, index)
+    return y if padding is None else y.masked_fill_(padding, 0)
 
 
 def to_windows(x: Tensor, at: Layout) -> Tensor:
@@ -172,7 +175,7 @@ def from_windows(x: Tensor, at: Layout, batch: int) -> Tensor:
 
 
 def _permute(x: Tensor, *ways) -> Tensor:
-    return Permute.apply(x, *ways) if torch.is_grad_enabled() else Permute.forward(None, x, *ways)
+    return Permute.apply(x, *ways) if torch.is_grad_enabled() else _take(x, *ways[:2])
 
 
 def attend(
