@@ -95,7 +95,7 @@ class Ops:
         return asdict(self)
 
 
-# Host class -> its fast class: a subclass with ``wanted(ops) -> bool`` and ``use(ops)``. Filled by linear.py and blocks.py.
+# Host class -> its fast class: a subclass with ``wanted(ops) -> bool`` and ``use_ops(ops)``. blocks.py adds mmpretrain's.
 FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear}
 
 

@@ -114,9 +114,7 @@ def shift_masks(window: int, shift: int) -> Tensor:
 _biases: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def biases(
-    table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype, keep: bool = True
-) -> Tensor:
+def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype) -> Tensor:
     """Position bias plus shift mask, (4, heads, N, N); (1, heads, N, N) without a shift.
 
     A frozen table's are kept with the table, and so for all instances that share it; a trained one's carry its gradient.
@@ -124,9 +122,8 @@ def biases(
     Args:
         table: ((2 window - 1)², heads).
         index: (N, N), row of the table for each pair of places.
-        keep: False computes them in any case.
     """
-    if (torch.is_grad_enabled() and table.requires_grad) or table.is_inference() or not keep:
+    if (torch.is_grad_enabled() and table.requires_grad) or table.is_inference():
         return _biases_of(table, index, window, shift, dtype)
     key, state = (shift, dtype), (table._version, table.data_ptr(), table.device)
     kept = _biases.setdefault(table, {})
