@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..adapters import AdaptedLinear
 from . import FAST, Ops
-from .compile import branch_weights, compiled
+from .compile import branch_weights, compiled, signature
 from .drop_path import sparse_residual
 from .gemm import compute_dtype, traced
 from .linear import FastLinear
@@ -136,6 +136,7 @@ class FastBlock:
     ops: Ops = Ops.read('plain')
     checkpointed = False
     stored = False
+    graph = None
 
     @staticmethod
     def wanted(ops: Ops) -> bool:
@@ -143,6 +144,7 @@ class FastBlock:
 
     def use_ops(self, ops: Ops) -> None:
         self.ops = ops
+        self.graph = signature(self) if ops.compile else None
         for drop in self.drops() if type(self.ffn) is FFN else ():
             if isinstance(drop, DropPath):
                 drop.__class__ = BlockDropPath if self.own_path() else DropPath

@@ -19,16 +19,15 @@ _compiled: dict[Hashable, Callable] = {}
 
 def signature(block: nn.Module) -> Hashable:
     """What two blocks have in common that run the same graph."""
-    tensors = tuple((n, t.shape, t.dtype, t.device) for n, t in block.state_dict().items())
-    return type(block), tensors, tuple(type(m) for m in block.modules())
+    return type(block), tuple((name, tensor.shape) for name, tensor in block.state_dict().items())
 
 
 def compiled(block: nn.Module) -> Callable:
-    """``type(block).body`` compiled, shared by all blocks with this ``signature``.
+    """``type(block).body`` compiled, shared by all blocks of one ``signature``, which ``block.graph`` holds.
 
     torch counts recompilations for each code object and gives up after eight: each signature gets a copy of the code.
     """
-    key = signature(block)
+    key = block.graph
     if key not in _compiled:
         body = type(block).body
         code = body.__code__.replace(co_name=f'body_{len(_compiled)}')
