@@ -6,18 +6,33 @@ the package registers the backbones and the engine, so that ``custom_imports = d
 
 from importlib.util import find_spec
 
+from .hosts import HostFacts, register_host
 from .layer_map import LayerMap
+from .live import rescale, scale
 from .roles import Role, TrainPolicy
 from .scaling import scale_layers, tie
 from .version import __version__
 
-__all__ = ['LayerMap', 'Role', 'TrainPolicy', '__version__', 'scale_layers', 'tie']
+__all__ = [
+    'HostFacts',
+    'LayerMap',
+    'Role',
+    'TrainPolicy',
+    '__version__',
+    'register_host',
+    'rescale',
+    'scale',
+    'scale_layers',
+    'tie',
+]
 
 if find_spec('mmengine') and find_spec('mmpretrain'):
-    from . import backbones, compat, distill, engine
+    from . import compat
+
+    compat.patch()  # before anything imports mmpretrain's models
+    from . import backbones, distill, engine
     from .api import build, load
     from .checkpoint.reading import register_schemes
 
-    compat.patch()
     register_schemes()
     __all__ += ['backbones', 'build', 'distill', 'engine', 'load']

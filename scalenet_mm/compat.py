@@ -24,10 +24,26 @@ def patch() -> None:
     """
     if find_spec('mmengine') is None:
         return
+    _skip_multimodal()
     _name_the_distributions()
     _resolve_own_configs()
     _group_tied_layers()
     _allow_own_checkpoints()
+
+
+def _skip_multimodal() -> None:
+    """mmpretrain's multimodal models are written for transformers 4: with 5 beside it, `import mmpretrain.models` fails.
+
+    Its own switch leaves them out; whoever asks for one of them is told what to install. Runs before mmpretrain's models
+    are imported, so `import scalenet_mm` has to come first where transformers 5 is installed.
+    """
+    try:
+        major = int(distribution('transformers').version.partition('.')[0])
+        from mmpretrain.utils import dependency
+    except (PackageNotFoundError, ImportError):
+        return
+    if major >= 5:
+        dependency.WITH_MULTIMODAL = False
 
 
 def _name_the_distributions() -> None:

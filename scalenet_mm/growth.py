@@ -19,8 +19,6 @@ from .hosts import host_facts
 from .layer_map import LayerMap, selected
 from .scaling import MappedLayers, mapped
 
-ZEROED = ('proj', 'fc2')  # the linears that write into the residual stream
-
 
 @dataclass(frozen=True)
 class Growth:
@@ -168,11 +166,7 @@ class GrownLayers(MappedLayers):
     def writes(self, instance: int) -> set[str]:
         """Entries of a block whose zeros make it the identity."""
         facts = host_facts(self[0])
-        paths = [getattr(facts, target) for target in ZEROED]
-        if None in paths:
-            raise ValueError(
-                f"growth='zero' needs the paths of {ZEROED}, which {facts.name} lacks; choose another growth."
-            )
+        paths = [p for target in facts.identity_at_zero() for p in facts.paths(target)]
         return {f'{path}.{p}' for path in paths for p in ('weight', 'bias')}
 
     @property

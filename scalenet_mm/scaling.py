@@ -286,17 +286,18 @@ def adjust_layers(
         return  # plain sharing asks nothing of the host
     facts = facts or host_facts(layers[0])
     live = layers.layer_map.live(period) if start == 'function' else range(len(layers))
+    gates = facts.identity_at_zero() if start == 'function' else ()
     for i, block in enumerate(layers):
         for name, value in facts.plain.items():
             setattr(block, name, value)
         adjusted = parsed is not None and (adjust_on == 'all' or layers.layer_map.is_reused(i))
-        targets = dict.fromkeys(parsed[1] if adjusted else (), parsed[0] if adjusted else None)
-        gated = () if i in live else ('proj', 'fc2')
-        for target in {**targets, **dict.fromkeys(gated)}:
-            holder, name = facts.linear(block, target)
-            linear = getattr(holder, name)
-            adapter = _like(linear, targets[target]) if target in targets else None
-            setattr(holder, name, AdaptedLinear.wrap(linear, adapter, gated=target in gated))
+        targets = parsed[1] if adjusted else ()
+        gated = () if i in live else gates
+        for target in dict.fromkeys((*targets, *gated)):
+            for holder, name in facts.linears(block, target):
+                linear = getattr(holder, name)
+                adapter = _like(linear, parsed[0]) if target in targets else None
+                setattr(holder, name, AdaptedLinear.wrap(linear, adapter, gated=target in gated))
 
 
 def _like(linear: nn.Linear, make: Callable[[int, int], Adjustment]) -> Adjustment:
@@ -347,10 +348,11 @@ def scale_layers(
 
 
 def _copy(block: nn.Module) -> nn.Module:
-    """A copy with norms of its own; the tensors it will share are not copied on the way."""
+    """A copy with norms of its own; the tensors and the config it will share are not copied on the way."""
     shared = (
         t
         for _, m in shared_modules(block)
         for t in (*m._parameters.values(), *_persistent(m).values())
     )
-    return copy.deepcopy(block, {id(t): t for t in shared if t is not None})
+    configs = (c for m in block.modules() if (c := vars(m).get('config')) is not None)
+    return copy.deepcopy(block, {id(t): t for t in (*shared, *configs) if t is not None})

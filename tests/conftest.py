@@ -5,6 +5,10 @@ import os
 
 import pytest
 import torch
+
+import scalenet_mm  # noqa: F401 - before mmpretrain: with transformers 5 it makes it importable
+
+# isort: split
 from mmengine.model import ModuleList
 from mmengine.registry import DefaultScope
 from mmpretrain.models.backbones.swin_transformer import SwinBlockSequence

@@ -195,14 +195,13 @@ def _adjustments_of(block: nn.Module) -> dict[str, str]:
     facts = host_facts(block)
     found = {}
     for target in LINEARS:
-        if getattr(facts, target) is None:
-            continue
-        holder, name = facts.linear(block, target)
-        linear = getattr(holder, name)
-        if isinstance(linear, AdaptedLinear):
-            parts = [p for p in (linear.gate, linear.adapter) if p is not None]
-            found[target] = ' + '.join(
-                'Gate' if isinstance(p, Gate) else f'{type(p).__name__}({p.extra_repr()})'
-                for p in parts
-            )
+        for path in facts.paths(target):
+            linear = block.get_submodule(path)
+            if isinstance(linear, AdaptedLinear):
+                parts = [p for p in (linear.gate, linear.adapter) if p is not None]
+                label = target if len(facts.paths(target)) == 1 else path.rpartition('.')[2]
+                found[label] = ' + '.join(
+                    'Gate' if isinstance(p, Gate) else f'{type(p).__name__}({p.extra_repr()})'
+                    for p in parts
+                )
     return found

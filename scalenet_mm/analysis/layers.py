@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from ..hosts import HOSTS, host_facts
+from ..hosts import holds_blocks
 
 
 def containers(
@@ -35,12 +35,12 @@ def containers(
         layer_map = getattr(module, 'layer_map', None)
         if layer_map is not None:
             found[name] = blocks, tuple(layer_map.sources)
-        elif any(fnmatchcase(name, pattern) for pattern in names) or _holds_blocks(module):
+        elif any(fnmatchcase(name, pattern) for pattern in names) or holds_blocks(module):
             found[name] = blocks, tuple(range(len(blocks)))
     if not found:
         raise ValueError(
             f'No layers were found in {type(model).__name__}: no container has a layer map, or holds blocks of '
-            f'{[f.name for f in HOSTS]}. Name the containers of its layers: --layers PATTERN (backbone.layer?).'
+            'a known host (hosts.py). Name the containers of its layers: --layers PATTERN (backbone.layer?).'
         )
     return found
 
@@ -87,15 +87,3 @@ def watched(blocks: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _holds_blocks(module: nn.Module) -> bool:
-    """Whether a list or sequence of modules holds nothing but blocks of a known host."""
-    if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
-        return False
-    try:
-        for block in module:
-            host_facts(block)
-    except ValueError:
-        return False
-    return True
