@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -401,6 +402,7 @@ def test_a_pair_that_fails_is_a_row_and_the_others_go_on(monkeypatch, capsys, tm
 KILLED = """
 import sys, time
 from pathlib import Path
+from dataclasses import replace
 from functools import partial
 from scalenet_mm.benchmark import run
 from scalenet_mm.benchmark.cases import Case, Figure
@@ -486,3 +488,24 @@ def test_pairs_name_their_batch_and_case():
     names = [c.name for pair in DEFAULT for c in run.PAIRS[pair](Settings())]
     assert 'Swin-T, batch 4' in names and 'Swin-S, batch 2' in names
     assert [c.dtype for c in pairs.p3(Settings(dtypes=('bf16',)))] == ['bf16', 'bf16']
+
+
+def test_a_network_that_cannot_be_compiled_costs_its_own_row_only():
+    case = run.PAIRS['P1'](MICRO)[0]
+    made = case.make()
+
+    def fails():
+        raise RuntimeError('no such instruction\nand a long log')
+
+    made.runs['peer compiled'] = fails
+    made.runs['ours compiled'] = made.runs['ours eager']
+    made.values = dict(made.values, compiled=lambda r: r['ours compiled'] / r['peer compiled'])
+    rows = run.measure(
+        Case('P1', case.name, 'fp32', lambda: made), replace(MICRO, compiled=True), RATES
+    )
+    by_setting = {row['setting']: row for row in rows}
+    assert by_setting['eager']['status'] == 'ok' and by_setting['eager']['value'] > 0
+    assert by_setting['compiled']['verdict'] == 'error'
+    assert by_setting['compiled']['note'] == (
+        'peer compiled does not run: RuntimeError: no such instruction'
+    )

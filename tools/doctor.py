@@ -287,17 +287,27 @@ def check_pkg_resources() -> Row:
 
 
 def check_imports() -> Row:
-    failed, remedies, works = [], [], []
+    failed, remedies, works, mended = [], [], [], []
     for module in ('mmengine.runner', 'mmpretrain.models', 'mmdet.models', 'mmseg.models'):
         package = module.split('.')[0]
         if not installed(MAINTAINED[package] + UPSTREAM[package]):
             continue
         done = probe(f'import {module}')
-        (works if done.ok else failed).append(package if done.ok else f'{package}: {done.cause}')
-        if not done.ok:
+        if done.ok:
+            works.append(package)
+        elif COMPAT.exists() and probe(f'{PATCH}import {module}').ok:
+            mended.append(package)
+        else:
+            failed.append(f'{package}: {done.cause}')
             remedies.append(remedy_for(done.error, f'{PIP} install what is missing, or {SETUP}'))
     if failed:
         return Row(FAIL, '; '.join(failed), '; '.join(dict.fromkeys(remedies)))
+    if mended:
+        hint = (
+            "nothing where scalenet_mm is imported first, as our tools do: it leaves out mmpretrain's multimodal models, which "
+            f'are written for transformers 4; or {PIP} install "transformers<5"'
+        )
+        return Row(WARN, f'{", ".join(mended)}: only after `import scalenet_mm`', hint)
     return Row(OK, ', '.join(works))
 
 

@@ -147,8 +147,9 @@ def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) 
     broken = [str(p) for p in found if not p.holds]
     if broken:
         return [dict(status='no parity', note='differs ' + '; '.join(broken), parity=parity)]
-    rounds = interleaved(made.runs, s.rounds, s.device, s.warmup, made.repeats, tick)
-    times = {name: median(r[name] for r in rounds) for name in made.runs}
+    runs, failed = _that_run(made.runs)
+    rounds = interleaved(runs, s.rounds, s.device, s.warmup, made.repeats, tick)
+    times = {name: median(r[name] for r in rounds) for name in runs}
     best = best_gemm(rates, case.dtype) * 1e9
     speed = {n: _of_side(made.operations, n) / t for n, t in times.items()}
     common = dict(
@@ -163,7 +164,7 @@ def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) 
         + f'; differences at most {max(p.used for p in found):.2f} of their bounds',
     )
     values = dict(made.values)
-    if {'peer eager', 'ours eager'} <= set(made.runs):
+    if {'peer eager', 'ours eager'} <= set(runs):
         fastest = {
             side: min((n for n in times if n.startswith(side)), key=times.get)
             for side in ('peer', 'ours')
@@ -174,7 +175,11 @@ def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) 
             values['best'] = lambda r: r[top] / r[bottom]
     rows = []
     for setting, value in values.items():
-        each = [value(r) for r in rounds]
+        try:
+            each = [value(r) for r in rounds]
+        except KeyError as missing:
+            rows.append(dict(setting=setting, status='error', note=failed[missing.args[0]]))
+            continue
         spread = Spread.of(each)
         rows.append(
             dict(
@@ -190,6 +195,20 @@ def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) 
     if 'peer eager' in made.runs and case.pair != 'ablation' and not s.compiled:
         rows.append(dict(setting='compiled', status='not run', note='add --compiled'))
     return rows
+
+
+def _that_run(runs: dict[str, Callable[[], object]]) -> tuple[dict[str, Callable], dict[str, str]]:
+    """The runs that run, and why each compiled one does not; an eager one has to."""
+    failed = {}
+    for name, run in runs.items():
+        if name.endswith('compiled'):
+            try:
+                run()
+            except Exception as error:
+                traceback.print_exc(limit=1)
+                first = str(error).strip().partition('\n')[0]
+                failed[name] = f'{name} does not run: {type(error).__name__}: {first}'
+    return {name: run for name, run in runs.items() if name not in failed}, failed
 
 
 def _of_side(operations: dict[str, int], run: str) -> int:

@@ -21,7 +21,7 @@ CHECKS = (
     ),
     (
         'the OpenMMLab packages import',
-        'import cv2; from importlib import import_module, util; '
+        'import cv2, scalenet_mm; from importlib import import_module, util; '
         '[import_module(f"{m}.models") for m in ("mmpretrain", "mmdet", "mmseg") if util.find_spec(m)]',
     ),
     ('scalenet_mm imports', 'import scalenet_mm'),
