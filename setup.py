@@ -33,8 +33,8 @@ EXTRAS = {
     ],
     'delta': ['huggingface_hub'],  # hf:// addresses
     'study': ['scikit-learn', 'scipy', 'matplotlib'],  # tools/study.py, tools/analyze.py
-    'hosts': ['timm', 'transformers>=5'],  # networks for scale(), ScaleNetTimm, ScaleNetHF
-    'lm': ['transformers>=5', 'accelerate', 'datasets', 'lm_eval'],  # tools/lm_train.py, lm_eval.py
+    'hosts': ['timm', 'transformers>=4.57'],  # networks for scale(), ScaleNetTimm, ScaleNetHF
+    'lm': ['transformers>=4.57', 'accelerate', 'datasets', 'lm_eval'],  # tools/lm_train.py, lm_eval.py
     'export': ['onnx', 'onnxscript', 'onnxruntime'],
     'tests': ['pytest', 'pytest-xdist', 'timm', 'scikit-learn', 'fvcore', 'matplotlib', 'tensorboard'],
 }

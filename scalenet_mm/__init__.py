@@ -27,12 +27,16 @@ __all__ = [
 ]
 
 if find_spec('mmengine') and find_spec('mmpretrain'):
+    import sys
+    from contextlib import redirect_stdout
+
     from . import compat
 
     compat.patch()  # before anything imports mmpretrain's models
-    from . import backbones, distill, engine
-    from .api import build, load
-    from .checkpoint.reading import register_schemes
+    with redirect_stdout(sys.stderr):  # what they print then is no part of a tool's output
+        from . import backbones, distill, engine
+        from .api import build, load
+        from .checkpoint.reading import register_schemes
 
     register_schemes()
     __all__ += ['backbones', 'build', 'distill', 'engine', 'load']

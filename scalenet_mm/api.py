@@ -11,9 +11,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from .backbones import ScaleNetDeiT, ScaleNetSwin
-from .checkpoint.dialects import classifier_of, rewrite
 from .checkpoint.reading import read_checkpoint, unwrap
 from .checkpoint.strict import require
+from .checkpoint.whole import for_model
 from .compat import read_config, with_preprocessor
 
 BACKBONES = {'deit': ScaleNetDeiT, 'swin': ScaleNetSwin}
@@ -97,7 +97,7 @@ def load(
     if hasattr(net, 'load_pretrained'):
         net.load_pretrained(checkpoint)
         return net
-    state_dict = rewrite(unwrap(read_checkpoint(checkpoint)), classifier_of(net))
+    state_dict = for_model(unwrap(read_checkpoint(checkpoint)), net)
     heads = {k: v.shape for k, v in net.state_dict().items() if not k.startswith('backbone.')}
     got = {k: v for k, v in state_dict.items() if not k.startswith('backbone.')}
     require(

@@ -6,7 +6,7 @@ its linear layers, so a host is any row of ``MIXERS`` with any row of ``MLPS``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -91,6 +91,14 @@ def _apart(attention: str, out: str, names: str = '{}_proj') -> dict[str, Paths]
 
 
 MIXERS = (
+    HostFacts(
+        'mmpretrain Swin v2',
+        qkv='attn.w_msa.qkv',
+        proj='attn.w_msa.proj',
+        writes=None,
+        marks=('attn.w_msa.logit_scale',),
+        bypassed={'qkv': 'attn.w_msa.q_bias'},
+    ),
     HostFacts('mmpretrain Swin', qkv='attn.w_msa.qkv', proj='attn.w_msa.proj', writes=('proj',)),
     # Swin v2: a norm stands between the branch and the residual stream. Its qkv is read together with q_bias.
     HostFacts(
@@ -157,6 +165,14 @@ MLPS = (
     ),
 )
 
+# Blocks with a norm behind each branch where others of the same structure have it before: only the class tells.
+POST_NORM = (
+    'ResPostBlock',
+    'ResPostRelPosBlock',
+    'EvaBlockPostNorm',
+    'SwinTransformerV2CrBlock',
+)
+
 REGISTERED: list[HostFacts] = []
 
 
@@ -189,16 +205,26 @@ def host_facts(block: nn.Module) -> HostFacts:
             return facts
     mlp = next((m for m in MLPS if m.fits(block)), None)
     if mlp is None:
-        raise ValueError(
-            f'No known host has blocks like {type(block).__module__}.{type(block).__qualname__}: none of the paths of its '
-            'MLP leads to two linear layers. Its linear layers are '
-            f"{list(_names(block))}; name them: scalenet_mm.register_host(HostFacts('my host', qkv=..., proj=..., fc1=..., "
-            'fc2=...)).'
-        )
+        raise unknown(block, 'No known host has such blocks')
     mixer = next(m for m in MIXERS if m.fits(block))
-    writes = None if mixer.writes is None else (*mixer.writes, *mlp.writes)
+    behind = mixer.writes is None or type(block).__name__ in POST_NORM
+    writes = None if behind else (*mixer.writes, *mlp.writes)
     name = f'{type(block).__module__}.{type(block).__qualname__}'
     return replace(mixer, name=name, fc1=mlp.fc1, fc2=mlp.fc2, plain=mlp.plain, writes=writes)
+
+
+def unknown(block: nn.Module, rule: str) -> ValueError:
+    """The error for a block that no row fits: its linear layers, and how to make them known."""
+    linears = [name for name, m in block.named_modules() if isinstance(m, nn.Linear)]
+    told = (
+        f'its linear layers are {linears}. Name those of its MLP: scalenet_mm.register_host(HostFacts('
+        "'my host', qkv=..., proj=..., fc1=..., fc2=...)); docs/hosts.md tells how."
+        if linears
+        else 'it holds no nn.Linear, and only those can carry adapters (convolutions and quantised layers cannot).'
+    )
+    return ValueError(
+        f'{rule}: {type(block).__module__}.{type(block).__qualname__} is none, {told}'
+    )
 
 
 def holds_blocks(module: nn.Module) -> bool:
@@ -216,7 +242,3 @@ def _attribute(block: nn.Module, path: str) -> object:
     for name in path.split('.'):
         block = getattr(block, name, None)
     return block
-
-
-def _names(block: nn.Module) -> Iterator[str]:
-    return (name for name, m in block.named_modules() if isinstance(m, nn.Linear))

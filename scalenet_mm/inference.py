@@ -25,10 +25,10 @@ from torch import nn
 
 from .analysis.side_by_side import Panel
 from .checkpoint.delta import apply_delta
-from .checkpoint.dialects import classifier_of, rewrite
 from .checkpoint.export import build_model, load_base
 from .checkpoint.reading import read_checkpoint, unwrap
 from .checkpoint.strict import CheckpointError
+from .checkpoint.whole import for_model
 from .compat import read_config
 from .engine.load_rule import check_supplied
 
@@ -213,7 +213,7 @@ def read_image(path: str | Path) -> np.ndarray:
 def _load(model: nn.Module, state_dict: dict, where: str | Path) -> None:
     """By the rule of ``tools/test.py``: every tensor must be supplied, and scaled backbones are strict by themselves."""
     if not any(key.startswith('backbone.') for key in state_dict):
-        state_dict = rewrite(state_dict, classifier_of(model))
+        state_dict = for_model(state_dict, model)
     try:
         check_supplied(model, state_dict, training=False)
         load_state_dict(model, state_dict, logger='silent')

@@ -284,17 +284,16 @@ def adjust_layers(
     parsed = parse_adjust(adjust)
     if parsed is None and start == 'paper':
         return  # plain sharing asks nothing of the host
-    facts = facts or host_facts(layers[0])
     live = layers.layer_map.live(period) if start == 'function' else range(len(layers))
-    gates = facts.identity_at_zero() if start == 'function' else ()
     for i, block in enumerate(layers):
-        for name, value in facts.plain.items():
+        known = facts or host_facts(block)
+        for name, value in known.plain.items():
             setattr(block, name, value)
         adjusted = parsed is not None and (adjust_on == 'all' or layers.layer_map.is_reused(i))
         targets = parsed[1] if adjusted else ()
-        gated = () if i in live else gates
+        gated = () if i in live else known.identity_at_zero()
         for target in dict.fromkeys((*targets, *gated)):
-            for holder, name in facts.linears(block, target):
+            for holder, name in known.linears(block, target):
                 linear = getattr(holder, name)
                 adapter = _like(linear, parsed[0]) if target in targets else None
                 setattr(holder, name, AdaptedLinear.wrap(linear, adapter, gated=target in gated))
@@ -340,9 +339,11 @@ def scale_layers(
         layers[source] if layer_map.owner(i) == i else _copy(layers[source])
         for i, source in enumerate(layer_map.sources)
     ]
-    kind = type(layers) if isinstance(layers, nn.Module) else nn.ModuleList
-    container = kind(*blocks) if issubclass(kind, nn.Sequential) else kind(blocks)
-    tie(container.train(layers.training if isinstance(layers, nn.Module) else True), layer_map)
+    host = layers if isinstance(layers, nn.Module) else nn.ModuleList()
+    container = type(host).__new__(type(host))
+    container.__dict__ = {k: copy.copy(v) for k, v in vars(host).items()}  # hooks and flags stay
+    container._modules = {str(i): block for i, block in enumerate(blocks)}
+    tie(container, layer_map)
     adjust_layers(container, adjust, adjust_on, start, period, facts)
     return container
 

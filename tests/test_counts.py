@@ -436,7 +436,7 @@ def test_paper_tables_prints_rows_as_json_and_the_committed_ones_are_these():
 def test_every_row_that_differs_from_print_says_why_and_no_other_does():
     for row in json.loads(RESULTS.read_text()):
         printed = row['params_paper'], row['flops_paper']
-        digits = 1 if row['table'] in ('VIII', 'IX') else 2
+        digits = paper.DECIMALS.get(row['table'], 2)
         params_differ = (
             printed[0] is not None
             and f'{row["params"] / 1e6:.{digits}f}' != f'{printed[0]:.{digits}f}'
@@ -452,6 +452,7 @@ def test_every_row_that_differs_from_print_says_why_and_no_other_does():
 
 @pytest.mark.slow
 def test_the_committed_tables_are_what_the_tool_writes(tmp_path):
+    pytest.importorskip('transformers')  # Table X
     result = run('paper_tables.py', '--out', tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'paper_tables.json').read_text() == RESULTS.read_text()
@@ -467,6 +468,7 @@ def test_the_committed_tables_are_what_the_tool_writes(tmp_path):
         'VII',
         'VIII',
         'IX',
+        'X',
     }
 
 

@@ -127,6 +127,17 @@ def test_a_network_without_storage_has_the_structure_of_the_real_one():
         assert count_flops(meta) == count_flops(real)
 
 
+def test_a_host_that_turns_autocast_off_is_counted():
+    class Precise(torch.nn.Linear):
+        def forward(self, x):
+            with torch.autocast(device_type=x.device.type, enabled=False):
+                return super().forward(x)
+
+    autocast = torch.autocast
+    assert count_flops(Precise(8, 5), (4, 8)) == 3 * 4 * 8 * 5
+    assert torch.autocast is autocast
+
+
 def test_live_models_of_other_origin_are_counted_attention_included():
     d, n, ratio, patch = 32, 17, 2, 8
     block = 4 * d * d * n + 2 * n * n * d + 2 * ratio * d * d * n

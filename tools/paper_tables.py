@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,15 +28,16 @@ UNITS = (
     'and ours minus printed. FLOPs: G multiply-adds of one 224 x 224 image in matrix products and convolutions, '
     "adapters and LoRA left out as in the paper; '+adjust.' counts them too. '-': not printed. Tables VIII and IX: "
     '#Params of the whole detector (80 classes) and segmentor (150, with its auxiliary head), FLOPs of the backbone '
-    'alone, at 800 x 1344 and 512 x 512; the paper prints none. Fig. 6 is left out: drop path costs nothing.'
+    'alone, at 800 x 1344 and 512 x 512; the paper prints none. Table X: FLOPs of one token, attention to other tokens left '
+    'out; the paper prints none. Fig. 6 is left out: drop path costs nothing.'
 )
 JSON_UNITS = (
     'JSON: a list of rows with key, table, model, variant, config (below configs/), params (whole number), params_paper (M, '
     'as printed), params_diff (M, ours minus printed), flops, flops_paper, flops_diff, flops_with_adjustments (G '
     'multiply-adds), input_size (H, W of the image the FLOPs are of), result (as printed), remark; null where nothing is '
-    'printed.'
+    'printed, and for config and input_size in Table X.'
 )
-COUNTED = tuple(table for table in TABLES if not table.startswith('Fig'))
+COUNTED = (*(table for table in TABLES if not table.startswith('Fig')), 'X')
 ROMAN = dict(
     zip(map(str, range(1, 11)), ('I', 'II', 'III', 'IV', 'V', 'VI', 'VII', 'VIII', 'IX', 'X'))
 )
@@ -87,6 +89,18 @@ def size_rule(rows: list[dict]) -> str:
     )
 
 
+def metrics_10(rows: list[dict]) -> str:
+    """What Table X prints beside the counts."""
+    printed = {
+        row['variant'].partition(' ')[0]: ', '.join(
+            f'{k} {v:.2f}' for k, v in row['result'].items()
+        )
+        for row in rows
+    }
+    told = '; '.join(f'{variant} {result}' for variant, result in printed.items())
+    return f'Zero-shot %, printed: {told}. Here: not run; docs/llama.md has the commands.'
+
+
 def marks(row: dict, remarks: dict[str, int]) -> str:
     return ','.join(str(remarks[part]) for part in row['remark'].split('; ') if part)
 
@@ -97,6 +111,7 @@ def as_text(rows: list[dict]) -> str:
         body = [(*cells(row), marks(row, remarks)) for row in chosen]
         notes = [f'  {number}: {remark}' for remark, number in remarks.items()]
         notes += [f'  {size_rule(chosen)}'] * (table == 'I')
+        notes += [f'  {metrics_10(chosen)}'] * (table == 'X')
         parts.append('\n'.join([f'Table {table}', format_table((*HEAD, 'remark'), body), *notes]))
     return '\n\n'.join([*parts, UNITS])
 
@@ -114,7 +129,7 @@ def as_markdown(rows: list[dict], command: str) -> str:
     ]
     lines.append(
         'Every row is a config below `configs/` (JSON: `config`), written from the same rows by '
-        '`python tools/make_configs.py`; nothing is trained here.'
+        '`python tools/make_configs.py` (Table X has none: `tools/lm_train.py`); nothing is trained here.'
     )
     for table, chosen, remarks in by_table(rows):
         lines += ['', f'## Table {table}', '']
@@ -125,6 +140,7 @@ def as_markdown(rows: list[dict], command: str) -> str:
             f'{number}. {remark}' for remark, number in remarks.items()
         ]
         lines += ['', size_rule(chosen)] * (table == 'I')
+        lines += ['', metrics_10(chosen)] * (table == 'X')
     return '\n'.join(lines) + '\n'
 
 
@@ -160,6 +176,13 @@ def main() -> int:
                 end='\n' * (len(rows) == len(chosen)),
                 file=sys.stderr,
             )
+    if 'X' in args.table:
+        if find_spec('transformers'):
+            from scalenet_mm.lm.counts import table_10
+
+            rows += table_10()
+        else:
+            print('Table X left out; it needs: pip install scalenet_mm[lm]', file=sys.stderr)
     listed = json.dumps(rows, indent=1)
     if args.out:
         tables = '' if tuple(args.table) == COUNTED else f'--table {" ".join(args.table)} '

@@ -90,10 +90,10 @@ def inspect(
         layers = dict(scaled_layers(net))
         if not layers:
             raise ValueError(
-                f"{model} has no layers that scalenet_mm made; its backbone must be of type='ScaleNetDeiT' or "
-                "'ScaleNetSwin' (scale=dict(times=1, adjust=None) keeps it unscaled)."
+                f"{model} has no layers that scalenet_mm made; its backbone must be of type='ScaleNetDeiT' or 'ScaleNetSwin', "
+                "or of type='ScaleNetTimm' or 'ScaleNetHF' (scale=dict(times=1, adjust=None) keeps it unscaled)."
             )
-        unscaled = build(model, UNSCALED).to('meta')
+        unscaled = build(model, UNSCALED, **_source_outputs(net)).to('meta')
     part, _ = takes_images(net)
     size = input_size or _image_size(net)
     policy = train_policy(model)
@@ -111,6 +111,16 @@ def inspect(
         'unshared deep network': unshared(net, cost),
     }
     return Report(str(model), size, part, policy, layers, counts, networks)
+
+
+def _source_outputs(model: nn.Module) -> dict[str, list[int]]:
+    """``out_indices`` of the unscaled network, where the model's count scaled layers and not stages."""
+    backbone = getattr(model, 'backbone', model)
+    containers, given = scaled_layers(backbone), getattr(backbone, 'out_indices', None)
+    if len(containers) != 1 or given is None:
+        return {}
+    sources = containers[0][1].layer_map.sources
+    return dict(out_indices=sorted({sources[i] for i in given}))
 
 
 def takes_images(model: nn.Module) -> tuple[str, nn.Module]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -48,6 +48,25 @@ def on_meta(model: nn.Module) -> nn.Module:
     return model
 
 
+@contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
+    """torch's counter, for models on the meta device, on which torch refuses any autocast.
+
+    Some hosts turn it off for their rotary embeddings on whatever device they are (transformers 4); no count depends on it.
+    """
+    autocast = torch.autocast
+
+    def none_on_meta(device_type: str, *args, **kwargs):
+        return nullcontext() if device_type == 'meta' else autocast(device_type, *args, **kwargs)
+
+    torch.autocast = none_on_meta
+    try:
+        with FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.autocast = autocast
+
+
 @torch.no_grad()
 def count_flops(
     model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE, channels: int | None = None
@@ -65,7 +84,7 @@ def count_flops(
         convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
         channels = next(convolutions, 3)
     images = torch.zeros(1, channels, *input_size, device='meta')
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         on_meta(model)(images)
     return counter.get_total_flops() // 2  # torch counts a multiply-add as two
 

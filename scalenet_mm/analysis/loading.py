@@ -14,9 +14,9 @@ from mmengine.runner.checkpoint import find_latest_checkpoint, load_state_dict
 from torch import nn
 
 from ..checkpoint.delta import SUFFIX, apply_delta
-from ..checkpoint.dialects import classifier_of, rewrite
 from ..checkpoint.export import build_model, load_base
 from ..checkpoint.reading import read_checkpoint, unwrap
+from ..checkpoint.whole import for_model
 from ..compat import read_config
 from ..engine.load_rule import check_supplied
 from ..engine.resume import seed_everything
@@ -121,7 +121,7 @@ def load(cfg: Config, checkpoint: str, seed: int = 0) -> nn.Module:
     else:
         state = unwrap(read_checkpoint(base))
         if not any(key.startswith('backbone.') for key in state):
-            state = rewrite(state, classifier_of(model))
+            state = for_model(state, model)
         check_supplied(model, state, training=False)
         load_state_dict(model, state, logger='silent')
     return model

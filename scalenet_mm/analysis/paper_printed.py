@@ -139,4 +139,20 @@ TABLE_9 = {
     'Swin-T': (_ade(59.9, 44.41), _ade(63.1, 44.69, UNDERIVABLE)),
     'Swin-S': (_ade(81.3, 47.72), _ade(84.4, 48.13, UNDERIVABLE)),
 }
-DECIMALS = {'VIII': 1, 'IX': 1}  # of printed #Params; elsewhere 2
+COLUMNS_10 = ('BoolQ', 'PIQA', 'HellaSwag', 'WinoGrande', 'ARC-e', 'ARC-c', 'OBQA')
+
+
+def _llama(params: float, *scores: float, remark: str = '') -> Printed:
+    return Printed(params, None, dict(zip(COLUMNS_10, scores)), remark)
+
+
+# Llama-3.2-1B, zero-shot; the rank is not named.
+TABLE_10 = {
+    'base': _llama(1236, 63.98, 74.59, 63.66, 60.69, 60.48, 36.26, 37.20),
+    'ScaleNet': _llama(
+        1265,
+        *(66.12, 75.73, 64.98, 61.17, 60.82, 37.63, 36.80),
+        remark=f'{UNDERIVABLE}: the rank is not named, 1265 lies between r = 16 and r = 32',
+    ),
+}
+DECIMALS = {'VIII': 1, 'IX': 1, 'X': 0}  # of printed #Params; elsewhere 2

@@ -1,5 +1,14 @@
 from .deit import ScaleNetDeiT
+from .libraries import ScaleNetHF, ScaleNetTimm
+from .live import LiveBackbone
 from .simple_fpn import SimpleFeaturePyramid
 from .swin import ScaleNetSwin
 
-__all__ = ['ScaleNetDeiT', 'ScaleNetSwin', 'SimpleFeaturePyramid']
+__all__ = [
+    'LiveBackbone',
+    'ScaleNetDeiT',
+    'ScaleNetHF',
+    'ScaleNetSwin',
+    'ScaleNetTimm',
+    'SimpleFeaturePyramid',
+]

@@ -110,8 +110,8 @@ class ScaledBackbone:
         for _, layers in self._containers():
             for block in layers:
                 block.checkpointed = with_cp
-        self._register_state_dict_hook(_store_layer_maps)
-        self.register_load_state_dict_pre_hook(_require_exact_keys)
+        self._register_state_dict_hook(store_layer_maps)
+        self.register_load_state_dict_pre_hook(require_exact_keys)
 
     def layer_maps(self) -> dict[str, LayerMap]:
         """The layer map of every container of blocks, by the container's name."""
@@ -215,12 +215,12 @@ class ScaledBackbone:
         """Completes a file's entries: what the architecture decides, and sizes the host's own hooks do not resize."""
 
 
-def _store_layer_maps(backbone: ScaledBackbone, state_dict, prefix, local_metadata) -> None:
+def store_layer_maps(backbone: ScaledBackbone, state_dict, prefix, local_metadata) -> None:
     local_metadata['adjust'] = backbone._adjust_kind()
     local_metadata['layer_maps'] = {n: list(m.sources) for n, m in backbone.layer_maps().items()}
 
 
-def _require_exact_keys(backbone: ScaledBackbone, state_dict, prefix, *args) -> None:
+def require_exact_keys(backbone: ScaledBackbone, state_dict, prefix, *args) -> None:
     """The last load pre-hook: refuses a file that does not fit before anything is changed (decision 4)."""
     expected = backbone.state_dict()
     got = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}

@@ -22,10 +22,10 @@ from ..roles import roles
 from ..version import __version__
 from .config_text import parse_config
 from .delta import SHORT, Delta, apply_delta, check, read_delta, structure
-from .dialects import classifier_of, rewrite
 from .fingerprint import digests, fingerprint
 from .reading import read_checkpoint, unwrap
 from .strict import CheckpointError, require
+from .whole import for_model
 from .writing import write_atomically
 
 
@@ -222,7 +222,7 @@ def load_base(model: nn.Module, base: str | Path) -> None:
     """
     from mmengine.runner.checkpoint import load_state_dict
 
-    state = rewrite(unwrap(read_checkpoint(base)), classifier_of(model))
+    state = for_model(unwrap(read_checkpoint(base)), model)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.fill_(float('nan'))

@@ -1,5 +1,6 @@
 from .atomic import AtomicBackend, ScaleNetCheckpointHook, make_atomic
 from .delta_hook import ApplyDeltaHook, DeltaHook
+from .elastic_hook import RandomDepthHook
 from .gradient_hook import GradientNormHook
 from .hooks import AnyDialectHook
 from .optim import ScaleNetOptimWrapperConstructor
@@ -14,6 +15,7 @@ __all__ = [
     'DeltaHook',
     'GradientNormHook',
     'ProgressHook',
+    'RandomDepthHook',
     'ReseedHook',
     'ScaleNetCheckpointHook',
     'ScaleNetDistributedDataParallel',

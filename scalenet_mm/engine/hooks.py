@@ -7,8 +7,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
 from ..checkpoint.delta import read_delta
-from ..checkpoint.dialects import classifier_of, rewrite
 from ..checkpoint.reading import unwrap
+from ..checkpoint.whole import for_model
 from .delta_hook import ApplyDeltaHook, bare
 from .load_rule import check_supplied, warn_of_random
 
@@ -30,7 +30,7 @@ class AnyDialectHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         model = bare(runner.model)
         if not runner._resume:
-            checkpoint['state_dict'] = rewrite(unwrap(checkpoint), classifier_of(model))
+            checkpoint['state_dict'] = for_model(unwrap(checkpoint), model)
         # the optimizer wrapper is built, and the model frozen, before Runner.train() loads
         training = isinstance(runner.optim_wrapper, OptimWrapper) and not runner._resume
         deltas = [read_delta(h.delta) for h in runner.hooks if isinstance(h, ApplyDeltaHook)]

@@ -33,7 +33,7 @@ def check_supplied(
     hosts = tuple(
         f'{name}.' if name else ''
         for name, module in model.named_modules()
-        if getattr(module, 'scaled_host', False)
+        if getattr(module, 'scaled_host', False) and hasattr(module, 'load_pretrained')
     )
 
     def counted(key: str) -> bool:

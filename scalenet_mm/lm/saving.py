@@ -1,0 +1,159 @@
+"""Scaled language models as folders and as increments.
+
+A folder is what ``save_pretrained`` writes: each shared tensor once, and a config that says the scaled depth and, under
+``scalenet``, how it was scaled. The increments alone are a delta file (``checkpoint.delta``) on the pretrained model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..live import rescale, scale
+from ..roles import TrainPolicy
+
+INCREMENTS = 'increments.delta.safetensors'
+
+
+def from_pretrained(
+    folder: str | Path, model_class: Any = None, dtype: Any = 'auto', **kwargs: Any
+) -> nn.Module:
+    """The model that ``save_pretrained`` wrote, scaled or not, in eval mode.
+
+    >>> model = from_pretrained('work_dirs/llama_x2', dtype=torch.bfloat16)  # doctest: +SKIP
+
+    Args:
+        folder: of a scaled model; a plain model's folder or Hub name goes to its class's own ``from_pretrained``.
+        model_class: ``AutoModelForCausalLM`` by default, or a model's own class.
+        dtype: of all weights, ``torch.bfloat16`` or ``'bfloat16'``; ``'auto'`` is the one in the config.
+        kwargs: what the class takes beside the config, such as ``attn_implementation='sdpa'``.
+
+    Raises:
+        FileNotFoundError: if the folder of a scaled model has no weights.
+        RuntimeError: if weights and config do not fit, with all missing and unexpected names.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_class = model_class or AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(folder)
+    spec = getattr(config, 'scalenet', None)
+    if spec is None:
+        return model_class.from_pretrained(folder, dtype=dtype, **kwargs).eval()
+    files = sorted(Path(folder).glob('model*.safetensors'))
+    if not files:
+        raise FileNotFoundError(
+            f'{folder} has a config but no model*.safetensors; save the model there with save_pretrained.'
+        )
+    dtype = (config.dtype or torch.float32) if dtype == 'auto' else dtype
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    model = _built(model_class, config, dtype, spec, kwargs)
+    _load(model, files, dtype)
+    return model.eval()
+
+
+def load_parts(name: str | Path) -> tuple[Any, Callable[[Any], nn.Module]]:
+    """The tokenizer, and what loads the weights for a dtype; config and tokenizer are read first, as they are small.
+
+    Raises:
+        ValueError: if one of them is not there.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    for part, kind in (('config', AutoConfig), ('tokenizer', AutoTokenizer)):
+        try:
+            read = kind.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f'{name} gives no {part}: name a folder that save_pretrained wrote, or a model of the Hub that this machine '
+                f'may fetch (hf auth login, for gated ones such as Llama). {error}'
+            ) from error
+    return read, lambda dtype: from_pretrained(name, dtype=dtype)
+
+
+def _built(
+    model_class: Any, config: Any, dtype: torch.dtype, spec: dict, kwargs: dict
+) -> nn.Module:
+    """The network at the scaled depth, tied and adjusted, its weights still without storage."""
+    from ..analysis.flops import meta_parameters
+
+    make = getattr(model_class, '_from_config', None) or model_class.from_config
+    with meta_parameters():
+        model = make(config, dtype=dtype, **kwargs)
+        return rescale(model, spec)
+
+
+def _load(model: nn.Module, files: list[Path], dtype: torch.dtype) -> None:
+    from safetensors.torch import load_file
+
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        for name, tensor in load_file(file).items():
+            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    by_tensor = {
+        id(t): name for name, t in model.state_dict(keep_vars=True).items() if name in state
+    }
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name not in state and id(tensor) in by_tensor:  # an output layer tied to the embedding
+            state[name] = state[by_tensor[id(tensor)]]
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+
+
+def save_increments(
+    model: nn.Module, base: str, path: str | Path, policy: TrainPolicy = TrainPolicy()
+) -> Any:
+    """Writes what the policy trains, alone: adapters and norms of a scaled model whose other weights are its source's.
+
+    Args:
+        base: the source model's Hub name or folder, kept as a name.
+        path: of the ``.delta.safetensors``.
+
+    Returns:
+        The ``Delta``.
+    """
+    from ..checkpoint.export import make_delta
+
+    delta = make_delta(
+        model.state_dict(), policy.trainable(model), model, str(base), model.config.to_json_string()
+    )
+    delta.save(path)
+    return delta
+
+
+def load_increments(
+    path: str | Path, base: str | Path | None = None, model_class: Any = None, **kwargs: Any
+) -> nn.Module:
+    """Source model + increments: the scaled model, in eval mode.
+
+    Args:
+        path: what ``checkpoint.delta.read_delta`` takes.
+        base: the source model's folder or Hub name; by default the one in the file.
+        kwargs: of the class's ``from_pretrained``. The dtype is the one that the increments were trained on.
+
+    Raises:
+        CheckpointError: if the file is damaged, or this is not the model that it was trained on.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from ..checkpoint.delta import apply_delta, read_delta
+
+    delta = read_delta(path)
+    config = json.loads(delta.config)
+    spec = config['scalenet']
+    model = (model_class or AutoModelForCausalLM).from_pretrained(
+        base or delta.base, dtype=config['dtype'], **kwargs
+    )
+    scale(
+        model,
+        sources=dict(enumerate(spec['layer_maps'].values())),
+        adjust=spec['adjust'],
+        adjust_on=spec['adjust_on'],
+        start=spec['start'],
+    )
+    apply_delta(model, delta)
+    return model.eval()

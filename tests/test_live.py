@@ -1,0 +1,393 @@
+"""``scalenet_mm.scale`` on networks that hold more than one list of blocks, that share configs, or that it must refuse."""
+
+import copy
+import doctest
+
+import pytest
+import torch
+from conftest import perturb
+from host_zoo import LANGUAGE, MIXER, ZOO, Mixer, Mixers, huggingface, timm_model, timm_vit
+from torch import nn
+
+from scalenet_mm import HostFacts, Role, hosts, live, register_host, rescale, scale, scale_layers
+from scalenet_mm.checkpoint.live import delta_of, scale_by_delta
+from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.hosts import REGISTERED
+from scalenet_mm.layer_map import LayerMap
+from scalenet_mm.roles import roles
+
+
+def made(name: str, **options) -> nn.Module:
+    zoo = ZOO[name]
+    model = perturb(zoo.make(zoo.depths), std=0.1)
+    model.eval()
+    return model
+
+
+def clip() -> nn.Module:
+    import transformers as T
+
+    one = dict(hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=3)
+    text = dict(one, vocab_size=64, max_position_embeddings=16, bos_token_id=1, eos_token_id=2)
+    config = T.CLIPConfig(
+        text_config=text, vision_config=dict(one, image_size=32, patch_size=8), projection_dim=8
+    )
+    return perturb(T.CLIPModel(config), std=0.1).eval()
+
+
+def llava() -> nn.Module:
+    import transformers as T
+
+    vision = T.CLIPVisionConfig(
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        image_size=32,
+        patch_size=8,
+    )
+    text = T.LlamaConfig(num_hidden_layers=3, **LANGUAGE)
+    return T.LlavaForConditionalGeneration(
+        T.LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
+    ).eval()
+
+
+def same(model: nn.Module, before: nn.Module) -> None:
+    assert str(model) == str(before)
+    mine, theirs = model.state_dict(), before.state_dict()
+    assert list(mine) == list(theirs) and all(torch.equal(mine[k], theirs[k]) for k in mine)
+    for (name, a), b in zip(model.named_modules(), before.modules()):
+        plain = (bool, int, float, str, tuple, list, type(None))
+        said = [{k: v for k, v in vars(m).items() if isinstance(v, plain)} for m in (a, b)]
+        assert type(a) is type(b) and said[0] == said[1], name
+        if hasattr(getattr(a, 'config', None), 'to_dict'):
+            assert a.config.to_dict() == b.config.to_dict()
+
+
+def test_two_towers_need_stages_and_only_the_named_one_is_touched():
+    source = clip()
+    vision, text = 'vision_model.encoder.layers', 'text_model.encoder.layers'
+    with pytest.raises(ValueError, match=rf"stages=\['{text}'\]"):
+        scale(source)
+    model = scale(copy.deepcopy(source), stages=[vision])
+    assert len(model.get_submodule(vision)) == 6 and len(model.get_submodule(text)) == 3
+    assert model.config.vision_config.num_hidden_layers == 6
+    assert model.config.text_config.num_hidden_layers == 3
+    same(model.text_model, source.text_model)
+    found = roles(model)
+    norms = [n for n, r in found.items() if r is Role.NORM]
+    assert 'vision_model.post_layernorm.weight' in norms
+    assert norms and all(n.startswith('vision_model.') for n in norms)
+    again = copy.deepcopy(source)
+    perturb(model.vision_model.encoder, std=0.05)
+    scale_by_delta(again, delta_of(model, source))
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        a, b = (m.get_image_features(image) for m in (model, again))
+    assert torch.equal(getattr(a, 'pooler_output', a), getattr(b, 'pooler_output', b))
+    both = scale(copy.deepcopy(source), stages='all')
+    assert len(both.get_submodule(vision)) == len(both.get_submodule(text)) == 6
+
+
+def test_layers_of_two_kinds_need_stages():
+    cait = timm_model(
+        'cait_xxs24_224', img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2
+    )
+    with pytest.raises(ValueError, match='blocks_token_only'):
+        scale(cait)
+    assert len(scale(cait, stages=['blocks']).blocks) == 4
+    assert len(cait.blocks_token_only) == 2
+
+
+def test_the_config_of_a_part_is_deepened_inside_the_config_of_the_whole():
+    import transformers as T
+
+    model = llava()
+    name = 'model.language_model.layers'
+    scale(model, stages=[name], order='stack')
+    assert model.config.text_config.num_hidden_layers == 6
+    assert model.config.vision_config.num_hidden_layers == 2
+    assert model.model.language_model.config is model.config.text_config
+    config = T.LlavaConfig.from_dict(model.config.to_dict())
+    again = rescale(T.LlavaForConditionalGeneration(config), config.scalenet).eval()
+    again.load_state_dict(model.state_dict())
+    tokens = torch.tensor([[7, 8, 9]])
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+def test_a_model_that_shares_its_config_is_not_changed():
+    import transformers as T
+
+    config = T.LlamaConfig(num_hidden_layers=3, **LANGUAGE)
+    source, model = T.LlamaForCausalLM(config).eval(), T.LlamaForCausalLM(config).eval()
+    said = copy.deepcopy(config.to_dict())
+    before = copy.deepcopy(source)
+    scale(model)
+    assert model.config.num_hidden_layers == model.model.config.num_hidden_layers == 6
+    assert model.config is model.model.config is model.model.layers[5].self_attn.config
+    assert config.to_dict() == said and source.config is config
+    same(source, before)
+
+
+def test_norms_outside_a_scaled_part_are_not_trained():
+    whole = nn.ModuleDict(
+        dict(backbone=made('timm ViT'), neck=nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5)))
+    )
+    scale(whole['backbone'])
+    found = roles(whole)
+    assert found['neck.1.weight'] is Role.OUTER
+    assert found['backbone.norm.weight'] is Role.NORM
+
+
+def test_hidden_states_are_those_of_the_scaled_depth_after_the_source_has_run():
+    source, x = made('Hugging Face Llama'), ZOO['Hugging Face Llama'].input()
+    assert len(source(x, output_hidden_states=True).hidden_states) == 4
+    model = scale(source, adjust=None)
+    with torch.no_grad():
+        states = model(x, output_hidden_states=True, output_attentions=True)
+    assert len(states.hidden_states) == 7
+    for i in range(6):
+        assert model.model.layers[i].self_attn.layer_idx == i
+
+
+SWIN = ZOO['timm Swin'].make
+REFUSED = {  # what -> (makes a model, arguments, what the error says)
+    'scaled already': (lambda: scale(made('timm ViT')), {}, 'scaled already'),
+    'layers': (lambda: made('timm ViT'), dict(layers=[7]), '7'),
+    'times': (lambda: made('timm ViT'), dict(times=1.3), 'times'),
+    'times of stages': (
+        lambda: made('timm Swin'),
+        dict(times=[1, 2, 3]),
+        'one factor for each of the 2',
+    ),
+    'stages': (lambda: made('timm Swin'), dict(stages=[5]), r'stages must be .*got \[5\]'),
+    'stages by name': (lambda: made('timm Swin'), dict(stages=['blocks']), 'stages must be'),
+    'sources': (lambda: made('timm ViT'), dict(sources=[0, 1]), 'every one of them'),
+    'a stage of one layer that shifts no window': (
+        lambda: SWIN((2, 1)),
+        {},
+        'two layers or more',
+    ),
+    'order': (lambda: made('timm ViT'), dict(order='shuffle'), 'order must be one of'),
+    'rank': (lambda: made('timm ViT'), dict(adjust=dict(rank=0)), 'rank'),
+    'adjust_on': (lambda: made('timm ViT'), dict(adjust_on='some'), 'adjust_on must be one of'),
+    'start': (lambda: made('timm ViT'), dict(start='zero'), 'start must be one of'),
+    'a linear the host has not': (
+        lambda: made('timm ConvNeXt'),
+        dict(adjust=dict(type='LoRA')),
+        r"no adjustable linear 'qkv'; choose from \['fc1', 'fc2'\]",
+    ),
+    'a linear read past its forward': (
+        lambda: made('timm BEiT'),
+        dict(adjust=dict(type='LoRA')),
+        "no adjustable linear 'qkv'",
+    ),
+    'a map without the pretrained order': (
+        lambda: made('timm ViT'),
+        dict(sources=[2, 1, 0], start='function'),
+        'own order',
+    ),
+    'norms behind the branches': (
+        lambda: timm_vit('vit_relpos_small_patch16_rpn_224', img_size=32)((3,)),
+        dict(start='function'),
+        'not known to be the identity',
+    ),
+    'norms behind the branches, mmpretrain': (
+        lambda: mm_swin_v2(),
+        dict(start='function'),
+        'not known to be the identity',
+    ),
+    'a linear read past its forward, mmpretrain': (
+        lambda: mm_swin_v2(),
+        dict(adjust=dict(type='LoRA')),
+        "no adjustable linear 'qkv'",
+    ),
+    'convolutions for an MLP': (
+        lambda: timm_model('convnext_atto', depths=(1, 1, 2, 2), dims=(8, 8, 8, 8), conv_mlp=True),
+        {},
+        'holds no nn.Linear, and only those',
+    ),
+    'no blocks': (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), {}, 'No list of blocks'),
+    'blocks of nobody': (
+        lambda: Mixers((3,)),
+        {},
+        r"linear layers are \['tokens', 'wide.0', 'wide.2'\].*register_host",
+    ),
+    'outputs by layer': (lambda: features_only(), {}, 'out_indices'),
+    'stage names of Hugging Face': (
+        lambda: huggingface(
+            'Dinov2Backbone',
+            'Dinov2Config',
+            hidden_size=32,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )((3,)),
+        {},
+        'ScaleNetHF',
+    ),
+}
+
+
+def mm_swin_v2() -> nn.Module:
+    from mmpretrain.models.backbones import SwinTransformerV2
+
+    arch = dict(embed_dims=16, depths=[2, 2], num_heads=[1, 2], extra_norm_every_n_blocks=0)
+    return SwinTransformerV2(arch, img_size=32, patch_size=2, window_size=[4, 4], out_indices=(1,))
+
+
+def features_only() -> nn.Module:
+    import timm
+
+    return timm.create_model(
+        'vit_tiny_patch16_224',
+        img_size=32,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        features_only=True,
+        out_indices=(1, 2),
+    )
+
+
+@pytest.mark.parametrize('what', REFUSED)
+def test_refused_before_anything_is_changed(what):
+    make, options, says = REFUSED[what]
+    model = make()
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=says):
+        scale(model, **options)
+    same(model, before)
+
+
+def test_quantised_linears_are_refused_before_anything_is_changed():
+    model = made('timm ViT')
+    torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, inplace=True)
+    kinds = [type(m) for m in model.modules()]
+    with pytest.raises(ValueError, match='no nn.Linear, and only those'):
+        scale(model)
+    assert [type(m) for m in model.modules()] == kinds
+
+    class Quantised(nn.Linear):  # as those of bitsandbytes
+        pass
+
+    model = made('timm ViT')
+    model.blocks[2].mlp.fc2.__class__ = Quantised
+    before = copy.deepcopy(model)
+    with pytest.raises(TypeError, match='plain linear layer'):
+        scale(model)
+    same(model, before)
+    assert len(scale(model, adjust=None).blocks) == 6  # sharing asks nothing of them
+
+
+def test_mmpretrains_vit_is_refused_with_a_pointer_to_the_registered_backbone():
+    from mmpretrain.models.backbones import VisionTransformer
+
+    arch = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
+    model = VisionTransformer(arch, img_size=32, patch_size=8)
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match='ScaleNetDeiT'):
+        scale(model)
+    same(model, before)
+    model.eval()
+    x = torch.randn(1, 3, 32, 32)
+    y = model(x)[0]
+    torch.testing.assert_close(scale(model, times=1)(x)[0], y, rtol=0, atol=1e-5)
+
+
+def test_rescale_wants_the_depth_of_its_spec_and_a_network_that_is_not_scaled():
+    model = scale(made('timm ViT'))
+    other = made('timm ViT')
+    before = copy.deepcopy(other)
+    with pytest.raises(ValueError, match="{'blocks': 6}.*{'blocks': 3}"):
+        rescale(other, model.scale_spec)
+    same(other, before)
+    with pytest.raises(ValueError, match='scaled already'):
+        rescale(model, model.scale_spec)
+
+
+def test_a_delta_on_another_source_is_refused_before_anything_is_changed():
+    source = made('timm ViT')
+    delta = delta_of(scale(copy.deepcopy(source)), source)
+    other = perturb(copy.deepcopy(source), seed=5)
+    before = copy.deepcopy(other)
+    with pytest.raises(CheckpointError, match='another base'):
+        scale_by_delta(other, delta)
+    same(other, before)
+    with pytest.raises(CheckpointError, match='not made by'):
+        delta_of(source, source)
+
+
+def test_a_delta_holds_a_trained_head_too():
+    source = made('timm ViT')
+    model = scale(copy.deepcopy(source))
+    perturb(model.head)
+    delta = delta_of(model, source)
+    assert {'head.weight', 'head.bias'} <= set(delta.tensors)
+    assert not any('norm' in name or 'attn' in name for name in delta.tensors)
+    again = copy.deepcopy(source)
+    scale_by_delta(again, delta)
+    assert torch.equal(again.head.weight, model.head.weight)
+
+
+def test_a_host_is_registered_in_five_lines():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x):
+            return x + self.down(self.up(self.norm(x)).relu())
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = nn.Sequential(*(Block() for _ in range(2)))
+
+        def forward(self, x):
+            return self.trunk(x)
+
+    net, x = perturb(Net()), torch.randn(4, 8)
+    y = net(x)
+    with pytest.raises(ValueError, match='register_host'):
+        scale(net)
+    facts = register_host(HostFacts('mine', fc1='up', fc2='down', writes=('fc2',)))
+    try:
+        torch.testing.assert_close(scale(copy.deepcopy(net), start='function')(x), y)
+    finally:
+        REGISTERED.remove(facts)
+    given = scale(copy.deepcopy(net), facts=facts, start='function')
+    torch.testing.assert_close(given(x), y)
+    with pytest.raises(ValueError, match='MLP'):
+        register_host(HostFacts('half', qkv='attn.qkv'))
+
+
+def test_blocks_of_different_mixers_in_one_list_are_each_read_by_their_own_structure():
+    blocks = nn.ModuleList(
+        [*made('timm ViT').blocks[:1], *made('Hugging Face Llama').model.layers[:1]]
+    )
+    tied = scale_layers(blocks, LayerMap.build(2, 2, 'interpolate'), dict(type='LoRA', rank=2))
+    names = {n for n, _ in tied.named_modules() if n.endswith('.adapter')}
+    assert {'1.attn.qkv.adapter', '3.self_attn.q_proj.adapter', '3.mlp.gate_proj.adapter'} <= names
+
+
+def test_a_list_subclass_and_its_hooks_stay():
+    class Trunk(nn.Sequential):
+        def __init__(self, width, depth):
+            super().__init__(*(Mixer() for _ in range(depth)))
+            self.width = width
+
+    trunk, seen = Trunk(32, 2), []
+    trunk.register_forward_hook(lambda *args: seen.append(1))
+    tied = scale_layers(
+        trunk, LayerMap.build(2, 2), dict(type='ParallelAdapter', rank=2), facts=MIXER
+    )
+    tied(torch.randn(1, 16, 32))
+    assert isinstance(tied, Trunk) and tied.width == 32 and len(tied) == 4 and seen == [1]
+
+
+def test_the_examples_in_the_docstrings_run():
+    for module in (live, hosts):
+        result = doctest.testmod(module)
+        assert result.attempted and not result.failed

@@ -1,0 +1,690 @@
+"""timm's and Hugging Face's networks as scaled backbones: outputs, loading, frameworks, a whole run."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import perturb
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+import scalenet_mm
+from scalenet_mm.analysis.counts import inspect
+from scalenet_mm.backbones import ScaleNetHF, ScaleNetTimm
+from scalenet_mm.checkpoint.delta import SUFFIX, apply_delta
+from scalenet_mm.checkpoint.export import assemble, build_model
+from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.checkpoint.whole import for_model
+from scalenet_mm.data import make_demo_data
+from scalenet_mm.roles import TrainPolicy
+
+ROOT = Path(__file__).parents[1]
+HOSTS = ROOT / 'configs' / 'hosts'
+UNSCALED = dict(times=1, adjust=None)
+DINO = 'vit_small_patch14_dinov2'
+TINY_VIT = dict(embed_dim=32, depth=3, num_heads=2)
+# name -> (timm's arguments, those by which timm itself takes other sizes, an image of another size than its own)
+TIMM = {
+    DINO: (dict(TINY_VIT, img_size=28), dict(dynamic_img_size=True), (56, 42)),
+    'vit_small_patch14_reg4_dinov2': (
+        dict(TINY_VIT, img_size=28),
+        dict(dynamic_img_size=True),
+        (42, 56),
+    ),
+    'swin_tiny_patch4_window7_224': (
+        dict(embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2), img_size=64, window_size=4),
+        dict(strict_img_size=False),
+        (96, 64),
+    ),
+    'convnext_tiny': (dict(depths=(1, 1, 2, 2), dims=(8, 16, 32, 32)), {}, (96, 64)),
+}
+DINO_HF = dict(
+    model_type='dinov2',
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    mlp_ratio=2,
+    image_size=28,
+    patch_size=14,
+)
+SWIN_HF = dict(
+    model_type='swin',
+    embed_dim=16,
+    depths=[2, 1, 2, 2],
+    num_heads=[1, 1, 2, 2],
+    image_size=64,
+    window_size=2,
+)
+
+
+def timm_host(name: str, **changes) -> nn.Module:
+    arguments, any_size, _ = TIMM[name]
+    host = timm.create_model(name, num_classes=0, **{**arguments, **any_size, **changes})
+    return perturb(host, std=0.05).eval()
+
+
+def backbone(name: str, **kwargs) -> ScaleNetTimm:
+    return ScaleNetTimm(name, **{'ops': 'plain', **TIMM[name][0], **kwargs})
+
+
+def filled(net: nn.Module, source: nn.Module) -> nn.Module:
+    net.load_state_dict(source.state_dict())
+    net.eval()
+    return net
+
+
+def same(ours, theirs) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+# --- outputs
+
+
+@pytest.mark.parametrize('name', TIMM)
+@torch.no_grad()
+def test_times_1_gives_timms_own_intermediates_bit_for_bit(name):
+    host, image = timm_host(name), torch.randn(2, 3, *TIMM[name][2])
+    net = filled(backbone(name, scale=UNSCALED, out_indices=(0, 2)), host)
+    theirs = host.forward_intermediates(image, [0, 2], norm=True, intermediates_only=True)
+    assert same(net(image), theirs)
+    raw = filled(backbone(name, scale=UNSCALED, out_indices=(0, 2), out_norm=False), host)
+    assert same(raw(image), host.forward_intermediates(image, [0, 2], intermediates_only=True))
+
+
+@pytest.mark.parametrize('name', TIMM)
+@torch.no_grad()
+def test_times_2_gives_the_intermediates_of_timms_deep_network_of_copied_layers(name):
+    """A ViT interpolates, and counts its scaled layers; a hierarchical host stacks its last stage, and counts stages."""
+    host, image = timm_host(name), torch.randn(2, 3, *TIMM[name][2])
+    vit = name.startswith('vit')
+    deep = timm_host(
+        name, **(dict(depth=6) if vit else dict(depths=(*TIMM[name][0]['depths'][:3], 4)))
+    )
+    source = host.state_dict()
+
+    def origin(key: str) -> str:
+        parts = key.split('.')
+        if vit and parts[0] == 'blocks':
+            parts[1] = str(int(parts[1]) // 2)
+        elif not vit and parts[1:3] == ['3', 'blocks']:
+            parts[3] = str(int(parts[3]) % 2)
+        return '.'.join(parts)
+
+    deep.load_state_dict({k: source[origin(k)] for k in deep.state_dict()})
+    indices = [1, 4, 5] if vit else [0, 1, 2, 3]
+    net = filled(backbone(name, scale=dict(times=2), out_indices=indices), host)
+    assert [len(m) for m in net.layer_maps().values()][-1] == (6 if vit else 4)
+    theirs = deep.forward_intermediates(image, indices, norm=True, intermediates_only=True)
+    assert same(net(image), theirs)
+
+
+@torch.no_grad()
+def test_the_outputs_are_those_of_the_live_network_that_scale_makes():
+    live = perturb(scalenet_mm.scale(timm_host(DINO), times=2), seed=1, std=0.05)
+    net, image = filled(backbone(DINO), live), torch.randn(2, 3, 42, 56)
+    theirs = live.forward_intermediates(image, [5], norm=True, intermediates_only=True)
+    assert same(net(image), theirs)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(50, 33), (14, 71), (28, 28)])
+@torch.no_grad()
+def test_images_of_any_size_are_padded_to_whole_patches(height, width):
+    host, image = timm_host(DINO, dynamic_img_pad=True), torch.randn(1, 3, height, width)
+    (ours,) = filled(backbone(DINO, scale=UNSCALED), host)(image)
+    assert ours.shape == (1, 32, -(-height // 14), -(-width // 14))
+    # timm pads as well where it is told to
+    tokens = host.forward_features(image)[:, 1:]
+    assert torch.equal(ours.flatten(2).transpose(1, 2), tokens)
+
+
+@torch.no_grad()
+def test_each_output_type_is_what_its_name_says():
+    name, image = 'vit_small_patch14_reg4_dinov2', torch.randn(2, 3, 42, 56)
+    host = timm_host(name)
+    tokens = host.forward_features(image)  # class, 4 registers, 3 x 4 patches
+    made = {
+        kind: filled(backbone(name, scale=UNSCALED, out_type=kind), host)(image)[0]
+        for kind in ('featmap', 'cls_token', 'avg_featmap', 'raw')
+    }
+    assert torch.equal(made['raw'], tokens) and tokens.shape[1] == 1 + 4 + 12
+    assert torch.equal(made['cls_token'], tokens[:, 0])
+    torch.testing.assert_close(made['avg_featmap'], tokens[:, 5:].mean(1))
+    assert torch.equal(made['featmap'].flatten(2).transpose(1, 2), tokens[:, 5:])
+
+
+@torch.no_grad()
+def test_the_mean_passes_the_norm_of_a_host_that_has_it_there():
+    host, image = timm_host('convnext_tiny'), torch.randn(2, 3, 64, 96)
+    (ours,) = filled(backbone('convnext_tiny', scale=UNSCALED, out_type='avg_featmap'), host)(image)
+    torch.testing.assert_close(
+        ours, host.forward_head(host.forward_features(image), pre_logits=True)
+    )
+
+
+@torch.no_grad()
+def test_hugging_faces_outputs_are_its_own_hidden_states_at_either_depth():
+    for changes, scale in (({}, UNSCALED), (dict(num_hidden_layers=6), dict(times=2))):
+        torch.manual_seed(0)
+        source = AutoModel.from_config(AutoConfig.for_model(**DINO_HF)).eval()
+        deep = AutoModel.from_config(AutoConfig.for_model(**{**DINO_HF, **changes})).eval()
+        copied = {
+            k: source.state_dict()[k.replace(f'layer.{i}.', f'layer.{i // 2 if changes else i}.')]
+            for k in deep.state_dict()
+            for i in [int(k.split('.')[2]) if k.startswith('encoder') else 0]
+        }
+        deep.load_state_dict(copied)
+        image, last = torch.randn(2, 3, 42, 56), deep.config.num_hidden_layers - 1
+        net = filled(
+            ScaleNetHF(DINO_HF, scale=scale, out_indices=(1, last), out_type='raw', ops='plain'),
+            source,
+        )
+        told = deep(image, output_hidden_states=True)
+        assert same(net(image), [deep.layernorm(told.hidden_states[2]), told.last_hidden_state])
+
+
+@torch.no_grad()
+def test_hugging_faces_swin_gives_its_stages_before_they_are_merged():
+    source = AutoModel.from_config(AutoConfig.for_model(**SWIN_HF)).eval()
+    net = filled(ScaleNetHF(SWIN_HF, out_indices=(0, 1, 2, 3), scale=UNSCALED, ops='plain'), source)
+    image = torch.randn(1, 3, 96, 72)  # stages of 24 x 18, 12 x 9, 6 x 5 and 3 x 3
+    maps = net(image)
+    assert [m.shape[1:] for m in maps] == [(16, 24, 18), (32, 12, 9), (64, 6, 5), (128, 3, 3)]
+    told = source(image, output_hidden_states=True)
+    for stage, merged in zip(range(3), told.hidden_states[1:]):
+        tokens = maps[stage].flatten(2).transpose(1, 2)
+        size = tuple(maps[stage].shape[2:])
+        assert torch.equal(source.encoder.layers[stage].downsample(tokens, size), merged)
+    assert torch.equal(maps[3].flatten(2).transpose(1, 2), told.last_hidden_state)
+
+
+@torch.no_grad()
+def test_copies_and_pickles_give_the_same_outputs_and_catch_their_own_layers():
+    net, image = (
+        perturb(backbone(DINO, out_indices=(2, 5)), std=0.05).eval(),
+        torch.randn(1, 3, 28, 28),
+    )
+    ours = net(image)
+    net.net.forward_features(image)  # the host by itself
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        with torch.no_grad():
+            other.net.norm.weight.zero_(), other.net.norm.bias.fill_(3.0)
+        assert same(net(image), ours) and all((y == 3).all() for y in other(image))
+
+
+def test_recomputed_layers_give_the_same_gradients():
+    image, found = torch.randn(2, 3, 28, 28), []
+    for name in (DINO, 'swin_tiny_patch4_window7_224'):
+        for with_cp in (False, True):
+            torch.manual_seed(0)
+            net = perturb(backbone(name, with_cp=with_cp, out_indices=(0, -1)), std=0.05).train()
+            sum(y.square().mean() for y in net(image)).backward()
+            found.append({k: p.grad for k, p in net.named_parameters() if p.grad is not None})
+    for plain, recomputed in (found[:2], found[2:]):
+        assert len(plain) > 30 and plain.keys() == recomputed.keys()
+        assert all(torch.equal(plain[k], recomputed[k]) for k in plain)
+
+
+# --- what is trained
+
+
+@pytest.mark.parametrize('name', TIMM)
+@pytest.mark.parametrize('out_type', ['featmap', 'avg_featmap'])
+@pytest.mark.parametrize('out_norm', [True, False])
+def test_every_trained_parameter_gets_a_gradient(name, out_type, out_norm):
+    """DDP waits for each of them: find_unused_parameters is False."""
+    net = backbone(name, out_type=out_type, out_norm=out_norm, scale=dict(stages='all'))
+    trained = TrainPolicy().apply(net)
+    net.train()
+    net(torch.randn(2, 3, *TIMM[name][2]))[0].square().mean().backward()
+    given = {k for k, p in net.named_parameters() if p.grad is not None}
+    assert given == set(trained) and any('adapter' in k for k in trained)
+
+
+def test_a_whole_hugging_face_network_is_trained_without_a_parameter_to_spare():
+    net = ScaleNetHF(DINO_HF)  # whose mask token and pooling no output passes
+    trained = TrainPolicy('all').apply(net)
+    net.train()(torch.randn(2, 3, 28, 28))[0].square().mean().backward()
+    assert {k for k, p in net.named_parameters() if p.grad is not None} == set(trained)
+
+
+def test_initialisation_leaves_what_the_library_drew():
+    net = backbone(DINO)
+    before = copy.deepcopy(net.state_dict())
+    net.init_weights()
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_the_drop_path_schedule_is_drawn_out_over_the_scaled_layers():
+    net = backbone(DINO, drop_path_rate=0.5, scale=dict(times=2))
+    rates = [getattr(b.drop_path1, 'drop_prob', 0.0) for b in net.net.blocks]
+    torch.testing.assert_close(rates, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+# --- loading
+
+
+def dinov2_file(host: nn.Module) -> dict[str, torch.Tensor]:
+    """The official layout: one position for class token and patches, a mask token; registers apart."""
+    state = {k: v.clone() for k, v in host.state_dict().items()}
+    if 'reg_token' in state:
+        state['register_tokens'] = state.pop('reg_token')
+        first = torch.full_like(state['cls_token'], 0.25)
+        state['cls_token'] = state['cls_token'] - first
+        state['pos_embed'] = torch.cat([first, state['pos_embed']], 1)
+    return {**state, 'mask_token': torch.zeros(1, 32)}
+
+
+@pytest.mark.parametrize('kind', ['timm', 'safetensors', 'official', 'TIMMBackbone', 'in a model'])
+def test_an_unscaled_file_loads_by_itself(kind, tmp_path):
+    name = 'vit_small_patch14_reg4_dinov2'
+    host, path = timm_host(name), str(tmp_path / 'f.pth')
+    state = host.state_dict()
+    if kind == 'safetensors':
+        path = str(tmp_path / 'f.safetensors')
+        save_file(state, path)
+    elif kind == 'official':
+        torch.save(dinov2_file(host), path)
+    elif kind == 'TIMMBackbone':
+        torch.save({'state_dict': {f'backbone.timm_model.{k}': v for k, v in state.items()}}, path)
+    elif kind == 'in a model':
+        torch.save({'model': {f'encoder.{k}': v for k, v in state.items()}}, path)
+    else:
+        heads = {'head.weight': torch.zeros(5, 32), 'head.bias': torch.zeros(5)}
+        torch.save({'state_dict': {**state, **heads}}, path)
+    init_cfg = dict(type='Pretrained', checkpoint=path)
+    if kind == 'in a model':
+        init_cfg['prefix'] = 'encoder'
+    net = backbone(name, init_cfg=init_cfg)
+    net.init_weights()
+    ours = net.net.state_dict()
+    for i in range(6):
+        assert torch.equal(net.net.blocks[i].attn.qkv.weight, host.blocks[i // 2].attn.qkv.weight)
+        assert torch.equal(ours[f'blocks.{i}.norm1.weight'], host.blocks[i // 2].norm1.weight)
+    for key in ('cls_token', 'reg_token', 'pos_embed', 'norm.bias', 'patch_embed.proj.weight'):
+        torch.testing.assert_close(ours[key], state[key])
+
+
+def test_positions_are_resampled_as_timm_does_it(tmp_path):
+    torch.save(timm_host(DINO).state_dict(), tmp_path / 'f.pth')
+    wanted = timm.create_model(
+        DINO,
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'f.pth'), num_classes=0),
+        num_classes=0,
+        **{**TIMM[DINO][0], 'img_size': 56},
+    )
+    net = backbone(
+        DINO, img_size=56, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'f.pth'))
+    )
+    net.init_weights()
+    assert net.net.pos_embed.shape == (1, 17, 32)
+    assert torch.equal(net.net.pos_embed, wanted.pos_embed)
+    scaled = backbone(DINO, img_size=28)  # and those of a scaled file of another size
+    torch.save(scaled.state_dict(), tmp_path / 'scaled.pth')
+    net.load_pretrained(str(tmp_path / 'scaled.pth'))
+    assert net.net.pos_embed.shape == (1, 17, 32)
+    assert torch.equal(
+        net.net.blocks[0].mlp.fc1.adapter.down, scaled.net.blocks[0].mlp.fc1.adapter.down
+    )
+
+
+def test_pretrained_names_the_librarys_own_address(tmp_path):
+    net = backbone(DINO, pretrained=True)
+    assert net.init_cfg == dict(
+        type='Pretrained', checkpoint=f'hf://timm/{DINO}.lvd142m/model.safetensors'
+    )
+    source = perturb(AutoModel.from_config(AutoConfig.for_model(**DINO_HF)), std=0.1)
+    source.save_pretrained(tmp_path)
+    net = ScaleNetHF(str(tmp_path), pretrained=True)
+    net.init_weights()
+    ours, theirs = net.net.encoder.layer[5], source.encoder.layer[2]
+    assert all(map(torch.equal, ours.attention.parameters(), theirs.attention.parameters()))
+    assert torch.equal(ours.norm2.weight, theirs.norm2.weight)
+    with pytest.raises(ValueError, match='leave one of them out'):
+        ScaleNetHF(str(tmp_path), pretrained=True, init_cfg=dict(type='Pretrained', checkpoint='f'))
+    with pytest.raises(ValueError, match='a config was given'):
+        ScaleNetHF(DINO_HF, pretrained=True)
+
+
+def test_hugging_faces_files_of_earlier_releases_load(tmp_path):
+    """Query, key and value had other names in transformers 4, and a classifier lies around the network."""
+    source = perturb(AutoModel.from_config(AutoConfig.for_model(**DINO_HF)), std=0.1)
+    old = {}
+    for key, value in source.state_dict().items():
+        for new, before in (('q', 'query'), ('k', 'key'), ('v', 'value')):
+            key = key.replace(f'attention.{new}_proj', f'attention.attention.{before}')
+        old['dinov2.' + key.replace('attention.o_proj', 'attention.output.dense')] = value
+    torch.save({**old, 'classifier.weight': torch.zeros(5, 64)}, tmp_path / 'f.bin')
+    net = ScaleNetHF(DINO_HF, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'f.bin')))
+    net.init_weights()
+    for part, theirs in source.encoder.layer[1].named_parameters():
+        assert torch.equal(net.net.encoder.layer[3].get_parameter(part), theirs), part
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_a_scaled_file_loads_only_into_its_own_layer_map(own, tmp_path):
+    """Of this backbone, or of a live network that ``scale`` made."""
+    scaled = perturb(backbone(DINO) if own else scalenet_mm.scale(timm_host(DINO)), std=0.05)
+    torch.save({'state_dict': scaled.state_dict()}, tmp_path / 'f.pth')
+    net = backbone(DINO)
+    net.load_pretrained(str(tmp_path / 'f.pth'))
+    theirs = scaled.net if own else scaled
+    assert {k for k, _ in net.net.named_parameters()} == {k for k, _ in theirs.named_parameters()}
+    assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in net.net.state_dict().items())
+    other = backbone(DINO, scale=dict(order='stack'))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(CheckpointError, match='another layer map'):
+        other.load_pretrained(str(tmp_path / 'f.pth'))
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (lambda s: s.pop('blocks.1.mlp.fc1.weight'), 'missing in the file'),
+        (lambda s: s.update({'blocks.0.extra': torch.zeros(1)}), 'unexpected in the file'),
+        (lambda s: s.update({'cls_token': torch.zeros(1, 1, 16)}), 'of another shape'),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_before_anything_changes(change, told, tmp_path):
+    state = timm_host(DINO).state_dict()
+    change(state)
+    torch.save(dict(state), tmp_path / 'f.pth')
+    net = backbone(DINO)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(CheckpointError, match=told):
+        net.load_pretrained(str(tmp_path / 'f.pth'))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+# --- errors
+
+
+def test_errors_name_the_rule_the_value_and_the_way_out():
+    def error(kind=ScaleNetTimm, name=DINO, **kwargs) -> str:
+        with pytest.raises(ValueError) as e:
+            kind(name, **{**(TINY_VIT if name == DINO else {}), **kwargs})
+        return str(e.value)
+
+    assert DINO in error(name='vit_small_patch14_dinov')
+    assert 'dinov2' in error(ScaleNetHF, dict(model_type='dino_v2'))
+    assert 'neither a model on the Hugging Face Hub nor a folder' in error(ScaleNetHF, './nowhere')
+    assert "has no ['widht']" in error(ScaleNetHF, DINO_HF, widht=3)
+    assert '0..5, or negative from the end, got [6]' in error(out_indices=(6,))
+    assert 'ascending' in error(out_indices=(3, 1))
+    assert 'of the 4 stages' in error(name='convnext_tiny', out_indices=(4,))
+    assert 'frozen_stages=1 would freeze' in error(frozen_stages=1)
+    assert "scale has no key ['growth']" in error(scale=dict(growth='stack'))
+    assert "'avg_featmap', 'raw'), got 'map'" in error(out_type='map')
+    assert 'needs a class token' in error(name='convnext_tiny', out_type='cls_token')
+    assert 'No list of blocks of a known host' in error(
+        name='resnet18'
+    )  # which scalenet_mm.scale cannot scale
+    assert 'timm cannot build' in error(embed_dims=3)
+
+
+@pytest.mark.parametrize(('kind', 'name'), [(ScaleNetTimm, DINO), (ScaleNetHF, DINO_HF)])
+def test_a_missing_library_is_named_with_its_command(kind, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, kind.library, None)
+    with pytest.raises(ImportError, match=f'needs .* pip install {kind.library}'):
+        kind(name)
+
+
+def test_importing_the_package_needs_neither_library():
+    code = (
+        'import sys; sys.modules.update({"timm": None, "transformers": None}); '
+        'from mmpretrain.utils import dependency; dependency.WITH_MULTIMODAL = False; '  # else it imports transformers 4
+        'import scalenet_mm; '
+        'from mmengine.registry import MODELS; assert MODELS.get("ScaleNetTimm") and MODELS.get("ScaleNetHF")'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# --- in the frameworks
+
+
+def test_mmdets_faster_rcnn_trains_on_the_stages_of_a_convnext(tmp_path):
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    (tmp_path / 'c.py').write_text("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'")
+    model_cfg = Config.fromfile(tmp_path / 'c.py').model
+    host = dict(depths=(1, 1, 1, 1), dims=(8, 16, 32, 32))
+    model_cfg.backbone = dict(
+        type='ScaleNetTimm', model_name='convnext_tiny', out_indices=(0, 1, 2, 3), **host
+    )
+    model_cfg.neck.update(in_channels=[8, 16, 32, 32], out_channels=16)
+    model_cfg.rpn_head.update(in_channels=16, feat_channels=16)
+    model_cfg.roi_head.bbox_roi_extractor.out_channels = 16
+    model_cfg.roi_head.bbox_head.update(in_channels=16, fc_out_channels=16)
+    init_default_scope('mmdet')
+    model = MODELS.build(model_cfg)
+    trained = TrainPolicy(also=('neck', 'rpn_head', 'roi_head')).apply(model)
+    sample = DetDataSample(
+        metainfo=dict(img_shape=(90, 130), ori_shape=(90, 130), pad_shape=(96, 160))
+    )
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[5.0, 5.0, 60.0, 70.0]]), labels=torch.tensor([1])
+    )
+    losses = model(torch.randn(1, 3, 96, 160), [sample], mode='loss')
+    sum(v if torch.is_tensor(v) else sum(v) for k, v in losses.items() if 'loss' in k).backward()
+    given = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert {n for n in trained if n.startswith('backbone')} <= given <= set(trained)
+
+
+def tiny(cfg: Config, checkpoint: Path, size: int = 28) -> Config:
+    cfg.model.backbone.update(TINY_VIT, img_size=size)
+    cfg.model.backbone.init_cfg.checkpoint = str(checkpoint)
+    for part in ('train', 'val', 'test'):
+        cfg[f'{part}_dataloader'].update(num_workers=0, persistent_workers=False, batch_size=2)
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory) -> Path:
+    """Generated images in ImageNet's folders; the classes are declared, a few images are there."""
+    root = tmp_path_factory.mktemp('imagenet')
+    rng = np.random.default_rng(0)
+    (root / 'meta').mkdir()
+    for split, per_class in (('train', 2), ('val', 1)):
+        lines = []
+        for label, name in enumerate(('n01440764', 'n01443537')):
+            (root / split / name).mkdir(parents=True)
+            for i in range(per_class):
+                pixels = rng.integers(0, 256, (300, 260, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f'{i}.JPEG')
+                lines.append(f'{name}/{i}.JPEG {label}')
+        (root / 'meta' / f'{split}.txt').write_text('\n'.join(lines))
+    return root
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """A tiny DINOv2 file in its official layout."""
+    host = perturb(timm.create_model(DINO, num_classes=0, img_size=518, **TINY_VIT), std=0.05)
+    torch.save(dinov2_file(host), tmp_path / 'dinov2.pth')
+    return tmp_path / 'dinov2.pth'
+
+
+def test_the_classifier_trains_validates_resumes_and_leaves_deltas_that_apply(
+    images, source, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('SCALENET_IMAGENET_ROOT', str(images))
+
+    def config(epochs: int, **changes) -> Config:
+        cfg = tiny(Config.fromfile(HOSTS / 'scalenet_dinov2_s_100e.py'), source, size=224)
+        cfg.model.head.in_channels = 32
+        cfg.train_cfg.max_epochs, cfg.param_scheduler = epochs, None
+        cfg.custom_hooks.append(dict(type='DeltaHook'))
+        cfg.merge_from_dict(dict(work_dir=str(tmp_path / 'run'), **changes))
+        return cfg
+
+    runner = Runner.from_cfg(config(1))
+    runner.train()
+    assert runner.iter == 2 and 'val/accuracy/top1' in runner.message_hub.log_scalars
+    first = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert any(v.any() for k, v in first.items() if k.endswith('adapter.up'))
+    resumed = Runner.from_cfg(
+        config(2, resume=True, load_from=str(tmp_path / 'run' / 'epoch_1.pth'))
+    )
+    resumed.train()
+    assert resumed.iter == 4
+    last = torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)['state_dict']
+    trained = set(TrainPolicy.from_cfg(config(2).policy).trainable(resumed.model))
+    assert {k for k in last if not torch.equal(first[k], last[k])} == trained
+    delta = tmp_path / 'run' / f'epoch_2{SUFFIX}'
+    model = build_model(config(2))
+    model.backbone.load_pretrained(str(source))
+    apply_delta(model, delta)
+    assert all(torch.equal(v, last[k]) for k, v in model.state_dict().items())
+    whole = assemble(delta, source, config(2))  # by the road of tools/delta.py
+    assert all(torch.equal(v, last[k]) for k, v in whole.state_dict().items())
+    tested = Runner.from_cfg(config(2, load_from=str(tmp_path / 'run' / 'epoch_2.pth')))
+    assert 'accuracy/top1' in tested.test()
+    assert all(torch.equal(v, last[k]) for k, v in tested.model.state_dict().items())
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory) -> Path:
+    made = make_demo_data(tmp_path_factory.mktemp('data'), ['ade'], train=4, val=2)
+    for file in [*made['ade'].rglob('*.jpg'), *made['ade'].rglob('*.png')]:
+        Image.open(file).crop((0, 0, 128, 90)).save(file)
+    return made['ade']
+
+
+def test_the_segmentor_trains_and_validates_on_images_of_other_sizes(
+    scenes, source, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('SCALENET_ADE_ROOT', str(scenes))
+    cfg = tiny(Config.fromfile(HOSTS / 'upernet_scalenet_dinov2_s_40k.py'), source, size=56)
+    cfg.model.backbone.out_indices = (1, 3, 4, 5)
+    cfg.model.data_preprocessor.size = (56, 56)
+    cfg.model.neck.embed_dim = cfg.model.auxiliary_head.in_channels = 32
+    cfg.model.decode_head.update(in_channels=[32] * 4, channels=16)
+    cfg.model.auxiliary_head.channels = 16
+    pipeline = cfg.train_dataloader.dataset.dataset.pipeline
+    pipeline[2].scale, pipeline[3].crop_size = (160, 96), (56, 56)
+    cfg.val_dataloader.dataset.pipeline[1].scale = (160, 96)
+    cfg.train_cfg.update(max_iters=2, val_interval=2)
+    cfg.default_hooks.checkpoint.interval = 2
+    cfg.work_dir, cfg.param_scheduler = str(tmp_path / 'run'), None
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 2 and runner.model.backbone.out_indices == (1, 3, 4, 5)
+    saved = torch.load(tmp_path / 'run' / 'iter_2.pth', weights_only=False)['state_dict']
+    assert any(v.any() for k, v in saved.items() if k.endswith('adapter.up'))
+    assert for_model(saved, runner.model).keys() == saved.keys()
+    assert torch.load(source)['patch_embed.proj.bias'].equal(
+        saved['backbone.net.patch_embed.proj.bias']
+    )
+
+
+# --- the configs at their size
+
+
+def test_the_configs_have_the_counts_of_a_vit_small_and_its_increments():
+    d, layers, classes = 384, 12, 1000
+    adapters = 2 * layers * 2 * 16 * (d + 4 * d)  # fc1 and fc2 of every instance, rank 16
+    norms = 2 * layers * 4 * d + 2 * d
+    net = scalenet_mm.build(str(HOSTS / 'scalenet_dinov2_s_100e.py'), init_cfg=None)
+    policy = TrainPolicy.from_cfg(Config.fromfile(HOSTS / 'scalenet_dinov2_s_100e.py').policy)
+    policy.apply(net)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    assert trained == adapters + norms + (d + 1) * classes
+    plain = timm.create_model(DINO, img_size=224, num_classes=0)
+    unscaled = sum(p.numel() for p in plain.parameters())
+    added = adapters + layers * 4 * d
+    assert sum(p.numel() for p in net.parameters()) == unscaled + added + (d + 1) * classes
+
+
+def test_the_segmentor_reads_the_last_use_of_every_third_layer():
+    cfg = Config.fromfile(HOSTS / 'upernet_scalenet_dinov2_s_40k.py')
+    sources = [i // 2 for i in range(24)]
+    assert [sources[i] for i in cfg.model.backbone.out_indices] == [2, 5, 8, 11]
+    assert all(i % 2 for i in cfg.model.backbone.out_indices)
+    assert cfg.crop_size == cfg.model.data_preprocessor.size == (518, 518) and 518 % 14 == 0
+
+
+def test_an_inspected_segmentor_counts_the_unscaled_backbone_at_its_own_depth():
+    """``out_indices`` beyond the source's depth are of the scaled layers."""
+    d, layers, tokens = 384, 12, 37 * 37 + 1
+    a_layer = 12 * tokens * d**2 + 2 * tokens**2 * d
+    patches = 37 * 37 * 3 * 14 * 14 * d
+    report = inspect(HOSTS / 'upernet_scalenet_dinov2_s_40k.py')
+    flops = {name: cost.flops for name, cost in report.networks.items()}
+    assert flops['unscaled network'] == layers * a_layer + patches
+    assert flops['this network'] == 2 * layers * a_layer + patches
+
+
+@pytest.mark.parametrize('name', [p.name for p in sorted(HOSTS.glob('*.py'))])
+def test_leaf_configs_are_short_and_begin_with_their_command(name):
+    lines = (HOSTS / name).read_text().splitlines()
+    assert len(lines) <= 55 and lines[0] == f'# python tools/train.py configs/hosts/{name}'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['scalenet_dinov2_s_100e', 'upernet_scalenet_dinov2_s_40k'])
+def test_a_config_trains_two_iterations_at_full_size_by_its_command(
+    task, images, scenes, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('SCALENET_IMAGENET_ROOT', str(images))
+    monkeypatch.setenv('SCALENET_ADE_ROOT', str(scenes))
+    host = timm.create_model(DINO, num_classes=0)
+    state = {**host.state_dict(), 'mask_token': torch.zeros(1, 384)}
+    torch.save(state, tmp_path / 'dinov2.pth')
+    options = [f'model.backbone.init_cfg.checkpoint={tmp_path / "dinov2.pth"}']
+    for part in ('train', 'val', 'test'):
+        options += [
+            f'{part}_dataloader.num_workers=0',
+            f'{part}_dataloader.persistent_workers=False',
+            f'{part}_dataloader.batch_size=2',
+        ]
+    if task.startswith('scalenet'):
+        options += [
+            'train_cfg.max_epochs=1',
+            'param_scheduler.0.end=1',
+            'param_scheduler.1.begin=0',
+        ]
+    else:
+        options += [
+            'train_cfg.max_iters=2',
+            'train_cfg.val_interval=2',
+            'val_dataloader.batch_size=1',
+        ]
+        options += ['default_hooks.checkpoint.interval=2', 'default_hooks.logger.interval=1']
+    command = [
+        sys.executable,
+        'tools/train.py',
+        f'configs/hosts/{task}.py',
+        '--work-dir',
+        tmp_path / 'run',
+    ]
+    done = subprocess.run(
+        [*map(str, command), '--cfg-options', *options],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        cwd=ROOT,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-3000:]
+    assert 'What is trained:' in output and ('accuracy/top1' in output or 'mIoU' in output)
+    (file,) = (tmp_path / 'run').glob(
+        'epoch_1.pth' if task.startswith('scalenet') else 'iter_2.pth'
+    )
+    saved = torch.load(file, weights_only=False)['state_dict']
+    assert torch.equal(
+        saved['backbone.net.blocks.22.mlp.fc1.weight'], state['blocks.11.mlp.fc1.weight']
+    )
