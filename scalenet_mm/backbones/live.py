@@ -6,6 +6,7 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -277,8 +278,8 @@ class LiveBackbone(ScaledBackbone, BaseModule):
 
 def _norm(net: nn.Module, paths: Sequence[str]) -> nn.Module | None:
     """The normalisation layer at the first of these paths that leads to one."""
-    modules = dict(net.named_modules())
-    return next((modules[p] for p in paths if p in modules and is_norm(modules[p])), None)
+    modules = (reduce(lambda m, name: getattr(m, name, None), p.split('.'), net) for p in paths)
+    return next((m for m in modules if m is not None and is_norm(m)), None)
 
 
 def _normed(net: nn.Module, paths: Sequence[str], y: Tensor) -> Tensor:
