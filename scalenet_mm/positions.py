@@ -166,7 +166,7 @@ def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
             stem, last = config.stage_names[0], config.out_indices == [depth]
             config.stage_names = [stem, *(f'stage{i + 1}' for i in range(len(layer_map)))]
             if last:
-                config.out_indices = [depth]
+                config.out_indices = [len(layer_map)]
 
 
 def _around(model: nn.Module, name: str) -> dict[str, nn.Module]:

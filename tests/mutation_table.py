@@ -100,9 +100,9 @@ MUTATIONS = (
     Mutation(
         '1',
         'the optimizer gets a shared tensor once an instance',
-        OPTIM,
-        'if id(p) in seen:',
-        'if False:',
+        COMPAT,
+        "params[:] = [g for g in params if first[id(g['params'][0])] is g]",
+        'pass',
         T_ENGINE + 'test_the_optimizer_holds_the_trainable_set_once',
     ),
     Mutation(

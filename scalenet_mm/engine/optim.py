@@ -108,15 +108,11 @@ def format_table(head: Iterable[str], rows: Iterable[Iterable]) -> str:
 def _merge(
     params: list[dict], gates: set[int], lr: float | None, decay: float | None
 ) -> list[dict]:
-    """One group for each distinct setting; a tensor that several instances share counts at its first place."""
+    """One group for each distinct setting."""
     defaults = {k: v for k, v in (('lr', lr), ('weight_decay', decay)) if v is not None}
     merged: dict[str, dict] = {}
-    seen: set[int] = set()
     for group in params:
         (p,) = group['params']
-        if id(p) in seen:
-            continue
-        seen.add(id(p))
         setting = {**defaults, **{k: v for k, v in group.items() if k != 'params'}}
         if id(p) in gates:
             setting['weight_decay'] = 0.0
