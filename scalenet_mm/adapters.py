@@ -161,13 +161,18 @@ class AdaptedLinear(nn.Linear):
         """Stands in for ``linear``: same Parameter objects, hooks and flags.
 
         Raises:
-            TypeError: if ``linear`` computes something else than W x + b.
+            TypeError: if ``linear`` computes something else than W x + b, or does not call its class's forward.
         """
         kind = type(linear)
         if (kind.__module__, kind.__name__) not in PLAIN_LINEARS:
             raise TypeError(
                 f'Only a plain linear layer can carry an adjustment, got {kind.__module__}.{kind.__qualname__}; '
                 'choose other targets in adjust=dict(targets=...) or adjust before replacing the linear layers.'
+            )
+        if 'forward' in vars(linear) or getattr(linear, '_compiled_call_impl', None):
+            raise TypeError(
+                'The forward of a linear layer was replaced (by hooks of accelerate, or compile()), and would pass its '
+                'adjustment by: scale first, then dispatch or compile.'
             )
         self = cls.__new__(cls)
         self.__dict__ = {k: copy.copy(v) for k, v in linear.__dict__.items()}

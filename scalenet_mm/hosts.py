@@ -119,6 +119,14 @@ MIXERS = (
     ),
     HostFacts('timm EVA-02', **_apart('attn', 'attn.proj')),
     HostFacts('Hugging Face ViT', **_apart('attention', 'attention.o_proj')),
+    *(
+        HostFacts(
+            'Hugging Face post-norm decoder',
+            **_apart('self_attn', 'self_attn.o_proj') | {'writes': None},
+            marks=(mark,),
+        )
+        for mark in ('post_feedforward_layernorm', 'post_mlp_layernorm')
+    ),
     HostFacts('Hugging Face decoder', **_apart('self_attn', 'self_attn.o_proj')),
     HostFacts(
         'Hugging Face Swin v2',
@@ -207,10 +215,20 @@ def host_facts(block: nn.Module) -> HostFacts:
     if mlp is None:
         raise unknown(block, 'No known host has such blocks')
     mixer = next(m for m in MIXERS if m.fits(block))
-    behind = mixer.writes is None or type(block).__name__ in POST_NORM
-    writes = None if behind else (*mixer.writes, *mlp.writes)
     name = f'{type(block).__module__}.{type(block).__qualname__}'
-    return replace(mixer, name=name, fc1=mlp.fc1, fc2=mlp.fc2, plain=mlp.plain, writes=writes)
+    facts = replace(mixer, name=name, fc1=mlp.fc1, fc2=mlp.fc2, plain=mlp.plain, writes=None)
+    behind = mixer.writes is None or type(block).__name__ in POST_NORM
+    if behind or _has_more_branches(block, facts):
+        return facts
+    return replace(facts, writes=(*mixer.writes, *mlp.writes))
+
+
+def _has_more_branches(block: nn.Module, facts: HostFacts) -> bool:
+    """Whether matrices or kernels lie beside the token mixer and the MLP: a convolution between them, say."""
+    paths = (*facts.marks, *(p for t in LINEARS for p in facts.paths(t)))
+    known = {path.partition('.')[0] for path in paths}
+    others = (child for name, child in block.named_children() if name not in known)
+    return any(p.ndim > 1 for child in others for p in child.parameters())
 
 
 def unknown(block: nn.Module, rule: str) -> ValueError:
@@ -229,13 +247,19 @@ def unknown(block: nn.Module, rule: str) -> ValueError:
 
 def holds_blocks(module: nn.Module) -> bool:
     """Whether ``module`` is a list or sequence of blocks that ``host_facts`` knows, and of nothing else."""
-    known = (*REGISTERED, *MLPS)
     containers = (nn.ModuleList, nn.Sequential)
-    return (
-        isinstance(module, containers)
-        and len(module) > 0
-        and all(any(facts.fits(block) for facts in known) for block in module)
-    )
+    return isinstance(module, containers) and len(module) > 0 and all(map(_is_block, module))
+
+
+def _is_block(module: nn.Module) -> bool:
+    if any(facts.fits(module) for facts in REGISTERED):
+        return True
+    mlp = next((m for m in MLPS if m.fits(module)), None)
+    if mlp is None:
+        return False
+    linears = (module.get_submodule(p) for t in ('fc1', 'fc2') for p in mlp.paths(t))
+    own = {id(linear.weight) for linear in linears}
+    return any(p.ndim > 1 and id(p) not in own for p in module.parameters())  # an MLP alone is none
 
 
 def _attribute(block: nn.Module, path: str) -> object:

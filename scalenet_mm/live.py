@@ -69,6 +69,10 @@ def scale(
     Raises:
         ValueError: before anything is changed, if the network or the arguments do not fit.
     """
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ValueError(
+            'This network is wrapped in DistributedDataParallel, which would not know the new parameters: scale first, then wrap.'
+        )
     everything = blocks_of(model, facts)
     found, chosen = _stages(stages, everything)
     names = list(found)
@@ -85,6 +89,7 @@ def scale(
     for name, blocks in found.items():
         if len(maps[name]) != len(blocks):
             refuse_by_layer(model, name, [n for n in everything if n != name])
+            _require_one_width(name, blocks, facts)
             if len(blocks) == 1 and 2 in periods.values():
                 raise ValueError(
                     f'Layers of this {type(model).__name__} shift every second window, and {name!r} has one layer, which does '
@@ -227,6 +232,20 @@ def _stages(
     return found, [i for i, name in enumerate(found) if name in given]
 
 
+def _require_one_width(name: str, blocks: nn.Module, facts: HostFacts | None) -> None:
+    """A block whose input or output is wider than another's stands at its own place only."""
+    widths = {}
+    for i, block in enumerate(blocks):
+        known = facts or host_facts(block)
+        fc1, fc2 = (block.get_submodule(known.paths(t)[0]) for t in ('fc1', 'fc2'))
+        widths.setdefault((fc1.in_features, fc2.out_features), i)
+    if len(widths) > 1:
+        raise ValueError(
+            f'The layers of {name!r} change their width (MLPs from and to {list(widths)}, first in layers {list(widths.values())}), '
+            'so copies of them would not fit one another; only lists of one width can be scaled.'
+        )
+
+
 def _require(
     blocks: nn.Module,
     layer_map: LayerMap,
@@ -240,6 +259,10 @@ def _require(
     for value, choices, what in ((adjust_on, ADJUST_ON, 'adjust_on'), (start, STARTS, 'start')):
         if value not in choices:
             raise ValueError(f'{what} must be one of {choices}, got {value!r}.')
+    if 'forward' in vars(blocks):
+        raise ValueError(
+            'The forward of a list of blocks was replaced (by hooks of accelerate): scale first, then dispatch.'
+        )
     parsed = parse_adjust(adjust)
     if start == 'function':
         layer_map.live(period)

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .layer_map import LayerMap
 
@@ -18,11 +18,15 @@ ALTERNATING = ('shift_size', 'target_shift_size', 'attn_mask')
 INDEX = 'layer_idx'
 DEPTHS = ('depth', 'num_layers')  # of the module that holds the blocks
 
-# What a host keeps for each of its layers outside of them: no rule could extend it.
+# What a host keeps for each of its layers, where: no rule could extend it.
+AROUND, CONFIG, INSIDE = 'modules around the layers', 'their configs', 'the layers'
 BY_LAYER = {
-    'out_indices': 'the layers whose outputs it returns',
-    'stage_names': 'names of the layers whose outputs it returns',
-    'rope_mixed': 'learnt frequencies of its rotary embedding',
+    (AROUND, 'out_indices'): 'the layers whose outputs it returns',
+    (AROUND, 'stage_names'): 'names of the layers whose outputs it returns',
+    (AROUND, 'rope_mixed'): 'learnt frequencies of its rotary embedding',
+    (AROUND, 'mid_position_embeddings'): 'position embeddings',
+    (CONFIG, 'window_block_indices'): 'the layers that attend in windows',
+    (INSIDE, 'lambda_init'): 'constants that follow from the place of a layer',
 }
 
 
@@ -35,17 +39,29 @@ def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
     Raises:
         ValueError: naming it and another road.
     """
-    for prefix, module in _around(model, name).items():
-        if any(other.startswith(prefix) for other in others):
-            continue
-        for attribute, what in BY_LAYER.items():
-            if getattr(module, attribute, None):
+    around = [
+        module
+        for prefix, module in _around(model, name).items()
+        if not any(other.startswith(prefix) for other in others)
+    ]
+    places = {
+        AROUND: around,
+        CONFIG: [m.config for m in around if _is_config(getattr(m, 'config', None))],
+        INSIDE: list(model.get_submodule(name).modules()),
+    }
+    for (place, attribute), what in BY_LAYER.items():
+        for holder in places[place]:
+            if _is_kept(getattr(holder, attribute, None)):
                 raise ValueError(
-                    f'{type(module).__name__} keeps {what} ({attribute}) for the layers of {name!r} at their present number, which a '
+                    f'{type(holder).__name__} keeps {what} ({attribute}) for the layers of {name!r} at their present number, which a '
                     'live network cannot change. Build it by config as a registered backbone '
                     "(type='ScaleNetDeiT', 'ScaleNetTimm', 'ScaleNetHF'), or build the host at the scaled depth and call "
                     'scalenet_mm.rescale on it.'
                 )
+
+
+def _is_kept(value: Any) -> bool:
+    return value is not None and (isinstance(value, Tensor) or bool(value))
 
 
 def period(layers: nn.Module) -> int:

@@ -227,7 +227,91 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
         {},
         'ScaleNetHF',
     ),
+    'a convolution between the branches': (
+        lambda: timm_model('tiny_vit_5m_224'),
+        dict(start='function', stages='all'),
+        'not known to be the identity',
+    ),
+    'norms behind the branches of a decoder': (
+        lambda: decoder('Olmo2'),
+        dict(start='function'),
+        'not known to be the identity',
+    ),
+    'MLPs beside one another': (
+        lambda: timm_vit('vit_small_patch16_18x2_224', img_size=32)((3,)),
+        {},
+        'No list of blocks of a known host',
+    ),
+    'layers of several widths': (
+        lambda: timm_model('hiera_tiny_224', embed_dim=16, num_heads=1, stages=(1, 2, 2, 1)),
+        {},
+        'change their width',
+    ),
+    'position embeddings by layer': (
+        lambda: huggingface(
+            'YolosModel',
+            'YolosConfig',
+            hidden_size=32,
+            num_attention_heads=2,
+            image_size=[32, 32],
+            patch_size=8,
+        )((3,)),
+        {},
+        'mid_position_embeddings',
+    ),
+    'windows by the index of a layer': (
+        lambda: huggingface(
+            'VitDetModel',
+            'VitDetConfig',
+            hidden_size=32,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            window_block_indices=[0, 2],
+            window_size=2,
+        )((3,)),
+        {},
+        'window_block_indices',
+    ),
+    'constants by the index of a layer': (
+        lambda: decoder('DiffLlama'),
+        {},
+        'lambda_init',
+    ),
+    'a compiled linear layer': (lambda: compiled_linear(), {}, 'scale first'),
+    'a list of blocks with hooks of accelerate': (
+        lambda: dispatched(),
+        {},
+        'scale first, then dispatch',
+    ),
 }
+
+
+def decoder(name: str) -> nn.Module:
+    return huggingface(f'{name}ForCausalLM', f'{name}Config', **LANGUAGE)((3,))
+
+
+def compiled_linear() -> nn.Module:
+    model = made('timm ViT')
+    model.blocks[1].mlp.fc1.compile(backend='eager')
+    return model
+
+
+def dispatched() -> nn.Module:
+    from accelerate import dispatch_model
+
+    return dispatch_model(made('timm ViT'), {'': 'cpu'}, force_hooks=True)
+
+
+def test_a_wrapped_network_is_refused(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(made('timm ViT'))
+        with pytest.raises(ValueError, match='scale first, then wrap'):
+            scale(wrapped)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def mm_swin_v2() -> nn.Module:
@@ -256,7 +340,7 @@ def test_refused_before_anything_is_changed(what):
     make, options, says = REFUSED[what]
     model = make()
     before = copy.deepcopy(model)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         scale(model, **options)
     same(model, before)
 
