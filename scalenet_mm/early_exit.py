@@ -105,7 +105,16 @@ class EarlyExit:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Exits:
-        """Inputs (B, ...) -> ``Exits``; the network's depth is afterwards what it was."""
+        """Inputs (B, ...) -> ``Exits``; the network's depth is afterwards what it was.
+
+        Raises:
+            ValueError: if the network is in train mode, or its blocks do not put the samples first.
+        """
+        if self.model.training:
+            raise ValueError(
+                f'This {type(self.model).__name__} is in train mode, where drop-out and drop path change the logits from pass to '
+                'pass; early exit needs model.eval() first.'
+            )
         before = active_instances(self.model)
         left = torch.arange(len(x), device=x.device)
         states: dict[Prefix, Tensor] = {}

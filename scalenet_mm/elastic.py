@@ -169,7 +169,7 @@ def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) 
     containers = tied_containers(model)
     for name, layers in containers.items():
         for i, block in enumerate(layers):
-            if 'forward' in vars(block) and not _is_skipped(block):
+            if 'forward' in vars(block) and not (_is_own(block) or _is_skipped(block)):
                 raise ValueError(
                     f'The forward of {name}.{i} was replaced on the instance (by hooks of accelerate, for one), so it cannot '
                     'be skipped; take those off first: accelerate.hooks.remove_hook_from_module(model, recurse=True).'
@@ -186,6 +186,13 @@ def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) 
                 block.forward = partial(_skip, block, shared)
         if 0 in active[name] and len(active[name]) < len(layers):
             layers[0].register_forward_hook(shared.learn)
+
+
+def _is_own(block: nn.Module) -> bool:
+    """Whether the ``forward`` on the instance is the class's own, as transformers 4 leaves it behind recorded outputs."""
+    forward = vars(block)['forward']
+    own = getattr(forward, '__func__', None) is type(block).forward
+    return own and forward.__self__ is block
 
 
 def _is_skipped(block: nn.Module) -> bool:

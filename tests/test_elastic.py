@@ -317,6 +317,21 @@ def test_a_forward_of_somebody_else_is_not_overwritten(vit):
     assert vit.blocks[4].forward is mine and 'forward' not in vars(vit.blocks[1])
 
 
+def test_recorded_outputs_leave_nothing_that_stands_in_the_way():
+    """transformers 4 leaves the class's own forward on the instance; accelerate's hooks replace it."""
+    model, tokens = scale(llama(), times=2).eval(), inputs(None)
+    for how in (lambda: model(tokens, output_hidden_states=True), lambda: None):
+        how()
+        assert len(set_depth(model, 4)['model.layers']) == 4
+        set_depth(model)
+        for block in model.model.layers:
+            block.forward = block.forward
+    strange = model.model.layers[1]
+    strange.forward = model.model.layers[0].forward  # of another block
+    with pytest.raises(ValueError, match=r'layers.1 was replaced'):
+        set_depth(model, 4)
+
+
 @pytest.mark.parametrize('how', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_keep_depth_and_ties_and_are_independent(vit, how):
     x = inputs(IMAGES)
@@ -559,6 +574,16 @@ def test_depths_of_a_cascade_must_increase_within_the_range(vit):
             EarlyExit(vit, 0.5, depths=wrong)
     with pytest.raises(ValueError, match='got 9'):
         passes(vit, [3, 9])
+
+
+def test_exits_in_train_mode_are_refused():
+    model = classifier('stack')
+    exits, x = EarlyExit(model, 2), torch.randn(2, 3, 32, 32)
+    model.train()
+    with pytest.raises(ValueError, match=r'train mode.*model.eval\(\) first'):
+        exits(x)
+    model.eval()
+    assert exits(x).depth.tolist() == [6, 6]
 
 
 def test_blocks_that_put_the_samples_elsewhere_are_refused():

@@ -24,6 +24,7 @@ from scalenet_mm.analysis.counts import inspect
 from scalenet_mm.backbones import ScaleNetHF, ScaleNetTimm
 from scalenet_mm.checkpoint.delta import SUFFIX, apply_delta
 from scalenet_mm.checkpoint.export import assemble, build_model
+from scalenet_mm.checkpoint.live import delta_of
 from scalenet_mm.checkpoint.strict import CheckpointError
 from scalenet_mm.checkpoint.whole import for_model
 from scalenet_mm.data import make_demo_data
@@ -170,6 +171,51 @@ def test_the_mean_passes_the_norm_of_a_host_that_has_it_there():
     torch.testing.assert_close(
         ours, host.forward_head(host.forward_features(image), pre_logits=True)
     )
+
+
+# Attention on maps with channels last, which no attribute says; the first maps have as many channels as rows and columns.
+MAPS = {
+    'tiny_vit_5m_224': dict(
+        embed_dims=(8, 8, 16, 32),
+        depths=(1, 1, 1, 2),
+        num_heads=(1, 1, 1, 2),
+        window_sizes=(4, 4, 4, 2),
+    ),
+    'swinv2_cr_tiny_224': dict(
+        embed_dim=16, depths=(1, 1, 1, 2), num_heads=(1, 1, 2, 2), img_size=64, window_size=2
+    ),
+    'convnext_tiny': dict(depths=(1, 1, 2, 2), dims=(16, 16, 32, 32)),
+}
+
+
+@pytest.mark.parametrize('name', MAPS)
+@torch.no_grad()
+def test_the_channels_of_a_map_are_found_where_its_layers_put_them(name):
+    host = perturb(timm.create_model(name, num_classes=0, **MAPS[name]), std=0.05).eval()
+    stages = [1, 2, 3] if name.startswith('tiny') else [0, 1, 2, 3]  # the first one is convolutions
+    net = ScaleNetTimm(
+        name,
+        scale=UNSCALED,
+        out_indices=range(len(stages)),
+        out_norm=False,
+        ops='plain',
+        **MAPS[name],
+    )
+    image = torch.randn(2, 3, 64, 64)
+    theirs = host.forward_intermediates(image, stages, intermediates_only=True)
+    assert theirs[0].shape[1] == theirs[0].shape[2] == theirs[0].shape[3]
+    assert same(filled(net, host)(image), theirs)
+
+
+def test_layers_that_put_out_no_map_of_the_image_are_refused():
+    image = torch.randn(2, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"'mobilevit_xxs' put out \(8, .*scalenet_mm.scale"):
+        ScaleNetTimm('mobilevit_xxs', scale=UNSCALED)(image)  # patches in the batch
+    nest = dict(model_name='nest_tiny', img_size=64, scale=UNSCALED)
+    with pytest.raises(ValueError, match=r"'nest_tiny' put out \(2, 1, 16, 384\).*'avg_featmap'"):
+        ScaleNetTimm(**nest)(image)
+    (mean,) = ScaleNetTimm(out_type='avg_featmap', **nest)(image)
+    assert mean.shape == (2, 384)
 
 
 @torch.no_grad()
@@ -408,6 +454,21 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_changes(change, tol
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+@pytest.mark.parametrize('adjust', [dict(type='ParallelAdapter', rank=4), None])
+def test_a_delta_is_refused_where_the_source_is_the_scaled_network_or_its_tensors(adjust):
+    source = timm_host(DINO)
+    before, tensors = copy.deepcopy(source), source.state_dict()  # the second is no copy
+    model = scalenet_mm.scale(source, times=2, adjust=adjust)
+    for wrong in (model, model.state_dict(), tensors):
+        with pytest.raises(CheckpointError, match=r'scale works in place.*copy.deepcopy'):
+            delta_of(model, wrong)
+    if adjust:  # copied too late
+        with pytest.raises(CheckpointError, match='is an adjustment in it'):
+            delta_of(model, copy.deepcopy(model.state_dict()))
+    adapters = {name for name, _ in model.named_parameters() if 'adapter' in name}
+    assert set(delta_of(model, before).tensors) == adapters
+
+
 # --- errors
 
 
@@ -423,6 +484,8 @@ def test_errors_name_the_rule_the_value_and_the_way_out():
     assert "has no ['widht']" in error(ScaleNetHF, DINO_HF, widht=3)
     assert '0..5, or negative from the end, got [6]' in error(out_indices=(6,))
     assert 'ascending' in error(out_indices=(3, 1))
+    assert '0..5, or negative from the end, got [None]' in error(out_indices=None)
+    assert "got ['last']" in error(out_indices='last')
     assert 'of the 4 stages' in error(name='convnext_tiny', out_indices=(4,))
     assert 'frozen_stages=1 would freeze' in error(frozen_stages=1)
     assert "scale has no key ['growth']" in error(scale=dict(growth='stack'))

@@ -585,6 +585,37 @@ def test_wrong_arguments_of_training_end_with_one_line_before_anything_is_writte
     assert not (folder / 'out').exists()
 
 
+def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_written(source_folder, capsys):
+    folder = source_folder.parent
+    for file in source_folder.glob('*token*'):
+        file.unlink()
+    args = ('--model', source_folder, '--data', folder / 'alpaca.json', '--out', folder / 'out')
+    assert tool('lm_train').main([*map(str, args)]) == 2
+    assert f'{source_folder} gives no tokenizer: name a folder' in capsys.readouterr().err
+    assert not (folder / 'out').exists()
+
+
+def test_a_run_is_not_resumed_with_another_scale_or_policy(source_folder, capsys):
+    folder = source_folder.parent
+    model = scalenet_mm.scale(from_pretrained(source_folder), times=2)
+    model.config.scalenet_train = 'increments'
+    model.config.save_pretrained(folder / 'out' / 'checkpoint-2')
+    usual = ('--model', source_folder, '--data', folder / 'alpaca.json', '--out', folder / 'out')
+    for args, theirs, ours in (
+        (('--rank', 4), "'rank': 16", "'rank': 4"),
+        (('--order', 'stack'), '[0, 0, 1, 1]', '[0, 1, 0, 1]'),
+        (('--times', 3), '[0, 0, 1, 1]', '[0, 0, 0, 1, 1, 1]'),
+        (('--adjust', 'lora'), 'ParallelAdapter', 'LoRA'),
+        (('--start', 'function'), "{'start': 'paper'}", "{'start': 'function'}"),
+        (('--train', 'all'), "{'train': 'increments'}", "{'train': 'all'}"),
+    ):
+        assert tool('lm_train').main([*map(str, (*usual, '--resume', *args))]) == 2
+        told = capsys.readouterr().err.partition('these arguments make')
+        assert 'checkpoint-2 is of a run with' in told[0]
+        assert theirs in told[0] and ours in told[2]
+    assert [p.name for p in (folder / 'out').rglob('*.*')] == ['config.json']
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('args', 'says'),

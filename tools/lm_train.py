@@ -79,7 +79,14 @@ def run(args: argparse.Namespace) -> int:
     from scalenet_mm.adapters import parse_adjust
     from scalenet_mm.lm.alpaca import encode, read_alpaca
     from scalenet_mm.lm.saving import INCREMENTS, load_parts, save_increments
-    from scalenet_mm.lm.training import Recipe, checkpoint_of, make_trainer, trainable_table
+    from scalenet_mm.lm.training import (
+        TRAINED,
+        Recipe,
+        checkpoint_of,
+        make_trainer,
+        require_same_run,
+        trainable_table,
+    )
 
     kind = dict(adapter='ParallelAdapter', lora='LoRA').get(args.adjust)
     adjust = dict(type=kind, rank=args.rank) if kind else None
@@ -108,6 +115,9 @@ def run(args: argparse.Namespace) -> int:
     model = load('bfloat16' if args.bf16 and args.train != 'all' else 'float32')
     if args.times != 1 or adjust:
         scale(model, times=args.times, order=args.order, adjust=adjust, start=args.start)
+    setattr(model.config, TRAINED, args.train)
+    if checkpoint:
+        require_same_run(checkpoint, model.config)
     policy = TrainPolicy(args.train)
     trainer = make_trainer(model, examples, args.out, recipe, policy, tokenizer)
     print(f'What is trained:\n{trainable_table(model)}')

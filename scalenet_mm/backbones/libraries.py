@@ -53,15 +53,11 @@ class ScaleNetTimm(LiveBackbone):
         except TypeError as e:
             raise ValueError(f'timm cannot build {name!r} with {host}: {e}') from e
 
-    def _layout(self) -> tuple[int, Any, bool]:
+    def _sizes(self) -> tuple[int, Any]:
         patch = getattr(getattr(self.net, 'patch_embed', None), 'patch_size', 1)
         size = getattr(getattr(self.net, 'patch_embed', None), 'img_size', None)
-        last = getattr(self.net, 'output_fmt', 'NCHW') == 'NHWC'
-        return (
-            patch if isinstance(patch, int) else max(patch),
-            size or self.net.pretrained_cfg['input_size'][1:],
-            last,
-        )
+        size = size or self.net.pretrained_cfg['input_size'][1:]
+        return patch if isinstance(patch, int) else max(patch), size
 
     def _run(self, x: Tensor) -> None:
         self.net.forward_features(x)
@@ -170,9 +166,9 @@ class ScaleNetHF(LiveBackbone):
         )
         return known.AutoModel.from_config(config, **self._options).float()
 
-    def _layout(self) -> tuple[int, Any, bool]:
+    def _sizes(self) -> tuple[int, Any]:
         config = self.net.config
-        return getattr(config, 'patch_size', 1), config.image_size, False
+        return getattr(config, 'patch_size', 1), config.image_size
 
     def _run(self, x: Tensor) -> None:
         self.net(pixel_values=x, **self.run_arguments)

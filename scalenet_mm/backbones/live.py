@@ -6,7 +6,7 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,7 @@ from ..checkpoint.strict import CheckpointError
 from ..live import scale as scale_live
 from ..ops import Ops, set_ops
 from ..scaling import MappedLayers, expand, is_norm
+from .layouts import Layout
 from .scaled import ADJUST, ScaledBackbone, require_exact_keys, store_layer_maps
 
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')  # as mmpretrain's ViT
@@ -107,11 +108,12 @@ class LiveBackbone(ScaledBackbone, BaseModule):
                 f"out_type='cls_token' needs a class token, and {name!r} has none; use 'featmap' or 'avg_featmap'."
             )
         self.net.is_init = True  # mmengine would have it draw its weights anew
-        self.patch_size, self.img_size, self.channels_last = self._layout()
+        self.patch_size, self.img_size = self._sizes()
         scale_live(self.net, **scale)
         self.out_indices = self._read_indices(out_indices)
         self._kept: list[Tensor] | None = None
         outputs = self._layers()
+        self._layouts = [Layout.of(outputs[i]) for i in self.out_indices]
         for i in self.out_indices:
             outputs[i].register_forward_hook(self._keep)
         set_ops(self, ops)
@@ -134,8 +136,8 @@ class LiveBackbone(ScaledBackbone, BaseModule):
     def _run(self, x: Tensor) -> None:
         raise NotImplementedError
 
-    def _layout(self) -> tuple[int, Any, bool]:
-        """Size of a patch (1 where nothing has to be padded), of an image, and whether maps are (B, H, W, C)."""
+    def _sizes(self) -> tuple[int, Any]:
+        """Size of a patch (1 where nothing has to be padded) and of an image."""
         raise NotImplementedError
 
     def _checkpoint_layers(self) -> None:
@@ -177,9 +179,10 @@ class LiveBackbone(ScaledBackbone, BaseModule):
 
     def _read_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         n = len(self._layers())
-        given = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-        found = [i + n if i < 0 else i for i in given]
-        if not found or found != sorted(set(found)) or found[0] < 0 or found[-1] >= n:
+        several = isinstance(out_indices, Sequence) and not isinstance(out_indices, str)
+        given = list(out_indices) if several else [out_indices]
+        found = [i % n for i in given if i in range(-n, n)]
+        if not found or len(found) < len(given) or found != sorted(set(found)):
             what = 'scaled layers' if len(self._containers()) == 1 else 'stages'
             raise ValueError(
                 f'out_indices must be ascending indices of the {n} {what}, 0..{n - 1}, or negative from the end, '
@@ -198,16 +201,15 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         self._kept = []
         try:
             self._run(x)
-            return tuple(self._output(y, *x.shape[-2:]) for y in self._kept)
+            return tuple(map(partial(self._output, x.shape), self._layouts, self._kept))
         finally:
             self._kept = None
 
-    def _output(self, y: Tensor, height: int, width: int) -> Tensor:
+    def _output(self, images: Sequence[int], layout: Layout, y: Tensor) -> Tensor:
         """A layer's (B, N, C), (B, H, W, C) or (B, C, H, W), by ``out_type``."""
-        if y.ndim == 4 and not self.channels_last:
-            y = y.permute(0, 2, 3, 1)
+        y = layout.channels_last(y, images, self.out_type == 'featmap', self.source['name'])
         y = _normed(self.net, TOKEN_NORMS, y)
-        grid = self._grid(y, height, width)
+        grid = self._grid(y, *images[-2:])
         if self.out_type == 'featmap':
             return grid.permute(0, 3, 1, 2).contiguous()
         if self.out_type == 'avg_featmap':

@@ -29,11 +29,11 @@ def delta_of(
     >>> delta_of(model, timm.create_model('deit3_small_patch16_224', pretrained=True)).save('a.delta.safetensors')  # doctest: +SKIP
 
     Args:
-        source: the network before it was scaled, or its state dict.
+        source: the network before it was scaled, or its state dict; a copy, as ``scale`` works in place.
         base: name or address of the source, for messages.
 
     Raises:
-        CheckpointError: if ``model`` was not made by ``scale`` or ``rescale``.
+        CheckpointError: if ``model`` was not made by ``scale`` or ``rescale``, or ``source`` is scaled or shares its tensors.
     """
     spec = getattr(model, 'scale_spec', None)
     if spec is None:
@@ -41,12 +41,22 @@ def delta_of(
             f'This {type(model).__name__} was not made by scalenet_mm.scale (it has no scale_spec); the delta of a trained '
             'checkpoint with a config is made by tools/delta.py export.'
         )
-    known = dict(source.state_dict() if isinstance(source, nn.Module) else source)
+    given = source.state_dict() if isinstance(source, nn.Module) else source
+    known = dict(given)
     for name, layers in model.named_modules():
         if isinstance(layers, TiedLayers):
             expand(known, f'{name}.', layers)
     own = {name for name, role in roles(model).items() if role is Role.ADJUSTMENT}
-    theirs, state = digests(known), model.state_dict()
+    state = model.state_dict()
+    scaled = sorted(own & given.keys())
+    same = [n for n, t in state.items() if n in given and t.data_ptr() == given[n].data_ptr() != 0]
+    if scaled or same:
+        raise CheckpointError(
+            f'The source is no network as it was before: {(scaled or same)[0]} is '
+            f'{"an adjustment in it" if scaled else "the very tensor of the model"}. scale works in place, so it needs a copy '
+            'made before: source = copy.deepcopy(model), or copy.deepcopy(model.state_dict()), then scale(model).'
+        )
+    theirs = digests(known)
     mine = digests(state)
     changed = [name for name in mine if name in own or mine[name] != theirs.get(name)]
     return make_delta(state, changed, model, str(base), f'scale_spec = {spec!r}\n', found=mine)

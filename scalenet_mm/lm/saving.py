@@ -67,7 +67,9 @@ def load_parts(name: str | Path) -> tuple[Any, Callable[[Any], nn.Module]]:
     for part, kind in (('config', AutoConfig), ('tokenizer', AutoTokenizer)):
         try:
             read = kind.from_pretrained(name)
-        except (OSError, ValueError) as error:
+            if kind is AutoTokenizer and (not read or len(read) <= len(read.all_special_ids)):
+                raise ValueError('What is there gives no vocabulary.')
+        except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(
                 f'{name} gives no {part}: name a folder that save_pretrained wrote, or a model of the Hub that this machine '
                 f'may fetch (hf auth login, for gated ones such as Llama). {error}'

@@ -5,6 +5,7 @@ The paper says of Table X: all layers x2, Alpaca, 3 epochs. Everything else in `
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ..roles import TrainPolicy, count, total
 from .alpaca import pad
 
 EVERY = 10.0  # seconds between two lines of progress
+TRAINED = 'scalenet_train'  # of the model's config: which roles are trained
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,25 @@ def checkpoint_of(out: str | Path, resume: bool | str | None) -> str | None:
             f'--resume: there is no checkpoint {found or f"in {out}"}; leave --resume out to start the run.'
         )
     return found
+
+
+def require_same_run(checkpoint: str | Path, config: Any) -> None:
+    """Refuses to continue a checkpoint whose model was scaled, or is trained, otherwise than this one.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    theirs = json.loads((Path(checkpoint) / 'config.json').read_text())
+    ours = json.loads(config.to_json_string())
+    theirs.setdefault(TRAINED, ours.get(TRAINED))
+    theirs, ours = ((c.get('scalenet') or {}) | {'train': c.get(TRAINED)} for c in (theirs, ours))
+    differ = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
+    if differ:
+        theirs, ours = ({k: c.get(k) for k in differ} for c in (theirs, ours))
+        raise ValueError(
+            f'{checkpoint} is of a run with {theirs}, and these arguments make {ours}; continue it with the arguments it was '
+            'started with, or name another --out without --resume.'
+        )
 
 
 @torch.no_grad()
