@@ -161,8 +161,8 @@ def test_a_malformed_hf_address_shows_the_form():
 
 def test_without_huggingface_hub_the_remedy_is_named(tmp_path):
     script = (
-        "import sys; sys.modules['huggingface_hub'] = None\n"
-        'from scalenet_mm.checkpoint import read_checkpoint\n'
+        'import sys; from scalenet_mm.checkpoint import read_checkpoint\n'
+        "sys.modules['huggingface_hub'] = None\n"  # transformers, where installed, needs it as well
         "read_checkpoint('hf://owner/repo/model.safetensors')"
     )
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
