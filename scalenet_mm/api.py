@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +109,25 @@ def load(
     return net
 
 
+@contextmanager
+def quiet(level: str = 'ERROR') -> Iterator[None]:
+    """mmengine's logger says nothing below ``level`` meanwhile."""
+    logger = MMLogger.get_current_instance()
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _initialised(net: nn.Module) -> nn.Module:
     """Runs ``init_weights``, which also loads what an ``init_cfg`` names; the log of every tensor's origin is left out."""
     if any(p.is_meta for p in net.parameters()):
         net.eval()
         return net
-    level = MMLogger.get_current_instance().level
-    MMLogger.get_current_instance().setLevel('WARNING')
-    try:
+    with quiet('WARNING'):
         net.init_weights()
-    finally:
-        MMLogger.get_current_instance().setLevel(level)
     net.eval()
     return net
 

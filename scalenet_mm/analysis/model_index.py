@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 
-from ..api import build
+from ..api import build, quiet
 from ..data.public import public_data
 from ..engine.config import load_config
 from ..roles import TrainPolicy, count, total
@@ -68,18 +66,6 @@ def image_size(cfg: Config) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what building says on stdout: scopes that change, label formats."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('ERROR')
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 class Counter:
     """Counts the network of a config; one that several configs describe is built once."""
 
@@ -95,7 +81,7 @@ class Counter:
         kept = {k: v for k, v in backbone.items() if k not in free}
         key = repr((dict(cfg.model, backbone=kept), ours, policy, size))
         if key not in self._known:
-            with meta_parameters(), _quiet():
+            with meta_parameters(), quiet():
                 net = build(cfg._cfg_dict)
             (TrainPolicy.from_cfg(policy) if ours else TrainPolicy('all')).apply(net)
             counts, (_, part) = total(count(net).values()), takes_images(net)

@@ -9,8 +9,9 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 
 from ..checkpoint.strict import CheckpointError
+from ..live import ADJUST
 from ..ops import Ops
-from .scaled import ADJUST, ScaledBackbone
+from .scaled import ScaledBackbone
 
 
 @MODELS.register_module()

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
 from ..checkpoint.strict import CheckpointError
+from ..live import ADJUST
 from ..live import scale as scale_live
 from ..ops import Ops, set_ops
 from ..scaling import MappedLayers, expand, is_norm
 from .layouts import Layout
-from .scaled import ADJUST, ScaledBackbone, require_exact_keys, store_layer_maps
+from .scaled import ScaledBackbone, require_exact_keys, store_layer_maps
 
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')  # as mmpretrain's ViT
 TOKEN_NORMS = ('norm', 'layernorm')  # over all tokens, behind the last layer

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor, nn
 
-from ..adapters import ADAPTER_RANK, Adjustment
+from ..adapters import Adjustment
 from ..checkpoint.dialects import split, to_host
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
 from ..checkpoint.strict import CheckpointError, require
@@ -20,7 +20,6 @@ from ..ops import blocks as _fast_blocks  # noqa: F401 - registers them
 from ..ops import set_ops
 from ..scaling import MappedLayers, adjust_layers, check_stored_map, expand, tie
 
-ADJUST = dict(type='ParallelAdapter', rank=ADAPTER_RANK)
 UNSCALED = dict(times=1, adjust=None)  # the `scale` of the host itself
 
 

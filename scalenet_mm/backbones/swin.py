@@ -11,9 +11,10 @@ from torch.overrides import TorchFunctionMode
 from ..checkpoint.resize import resize_bias_table
 from ..checkpoint.strict import CheckpointError
 from ..layer_map import stage_maps
+from ..live import ADJUST
 from ..ops import Ops
 from .dense_args import from_dense
-from .scaled import ADJUST, ScaledBackbone
+from .scaled import ScaledBackbone
 
 
 @MODELS.register_module()

@@ -20,9 +20,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
+from ..api import quiet
 from ..compat import configs_dir, with_preprocessor
 from ..data import SceneStyle, render_scene
-from .startup import make_row, quiet, spread
+from .startup import make_row, spread
 
 # Family -> (leaf config, variable that names its data, width and height of a typical image of the data set)
 FAMILIES = {

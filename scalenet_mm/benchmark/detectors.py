@@ -15,9 +15,10 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import Tensor, nn
 
 from ..adapters import Adjustment
+from ..api import quiet
 from ..engine.resume import MAIN, seed_everything
 from .data import DEMO, FAMILIES, build_trainer, loader, make_images, read_leaf, shrink
-from .startup import make_row, quiet
+from .startup import make_row
 from .timing import Spread, interleaved
 
 STEP_GOAL = 1.0  # of ours over the stock detector fully fine-tuned: the cheapest step there is for its depth

@@ -7,17 +7,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
-from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 from mmpretrain.models.backbones import SwinTransformer, VisionTransformer
 from torch import nn
 
+from ..api import quiet
 from ..backbones import ScaleNetDeiT, ScaleNetSwin
 from .timing import Spread, interleaved
 
@@ -49,18 +48,6 @@ there, before = time.perf_counter(), set(sys.modules)
 import scalenet_mm
 print(json.dumps([there - start, time.perf_counter() - there, [m for m in sys.modules if m not in before]]))
 """
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """mmengine's logger says nothing below an error meanwhile."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('ERROR')
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def spread(seconds: Sequence[float]) -> str:
