@@ -10,15 +10,10 @@ model = dict(
         out_type='featmap',
         drop_path_rate=0.1,  # ViTDet's
         scale=dict(
-            times=2,
-            order='interpolate',
-            layers='all',
-            adjust=dict(type='ParallelAdapter', rank=16),
-            adjust_on='all',
+            times=2, order='interpolate', layers='all', adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all'
         ),
         init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth',
+            type='Pretrained', checkpoint='https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth'
         ),
     ),
     neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=768, out_channels=256),
@@ -27,6 +22,5 @@ model = dict(
 policy = dict(train='increments', also=['neck', 'rpn_head', 'roi_head'])
 model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
 optim_wrapper = dict(
-    constructor='ScaleNetOptimWrapperConstructor',
-    paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0),
+    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0)
 )

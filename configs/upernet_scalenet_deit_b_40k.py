@@ -12,23 +12,13 @@ model = dict(
         out_indices=(5, 11, 17, 23),  # of 24 scaled layers: the last use of layers 3, 6, 9, 12
         drop_path_rate=0.1,
         scale=dict(
-            times=2,
-            order='interpolate',
-            layers='all',
-            adjust=dict(type='ParallelAdapter', rank=16),
-            adjust_on='all',
+            times=2, order='interpolate', layers='all', adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all'
         ),
         init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth',
+            type='Pretrained', checkpoint='https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth'
         ),
     ),
-    neck=dict(
-        type='MultiLevelNeck',
-        in_channels=[768, 768, 768, 768],
-        out_channels=768,
-        scales=[4, 2, 1, 0.5],
-    ),
+    neck=dict(type='MultiLevelNeck', in_channels=[768, 768, 768, 768], out_channels=768, scales=[4, 2, 1, 0.5]),
     decode_head=dict(in_channels=[768, 768, 768, 768]),
     auxiliary_head=dict(in_channels=768, in_index=3),
 )
@@ -36,6 +26,5 @@ model = dict(
 policy = dict(train='increments', also=['neck', 'decode_head', 'auxiliary_head'])
 model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
 optim_wrapper = dict(
-    constructor='ScaleNetOptimWrapperConstructor',
-    paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0),
+    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0)
 )

@@ -1,7 +1,8 @@
 """ScaleNet for OpenMMLab: deeper pretrained vision transformers by shared layers (arXiv 2510.18431).
 
 The core (``layer_map``, ``adapters``, ``scaling``, ``roles``) needs torch only. Where OpenMMLab is installed, importing
-the package registers the backbones and the engine, so that ``custom_imports = dict(imports=['scalenet_mm'])`` is enough.
+the package registers the backbones and the engine, so that ``custom_imports = dict(imports=['scalenet_mm'])`` is
+enough.
 """
 
 from importlib.util import find_spec

@@ -36,18 +36,12 @@ class Adjustment(nn.Module):
         init_std: standard deviation of A; by default d_in ** -0.5, which keeps the variance of x.
     """
 
-    targets: tuple[
-        str, ...
-    ] = ()  # the linears of a block that get one, unless the config says otherwise
+    targets: tuple[str, ...] = ()  # the linears of a block that get one, unless the config says otherwise
 
-    def __init__(
-        self, in_features: int, out_features: int, rank: int, init_std: float | None = None
-    ):
+    def __init__(self, in_features: int, out_features: int, rank: int, init_std: float | None = None):
         super().__init__()
         if not isinstance(rank, Integral) or rank < 1:
-            raise ValueError(
-                f'rank must be a whole number >= 1, got {rank!r}; adjust=None leaves the adjustment out.'
-            )
+            raise ValueError(f'rank must be a whole number >= 1, got {rank!r}; adjust=None leaves the adjustment out.')
         self.rank = rank
         self.init_std = in_features**-0.5 if init_std is None else float(init_std)
         self.down = nn.Parameter(torch.empty(rank, in_features))  # A
@@ -104,13 +98,7 @@ class LoRA(Adjustment):
 
     targets = ('qkv', 'proj', 'fc1', 'fc2')  # Table VI's counts
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int = LORA_RANK,
-        init_std: float | None = None,
-    ):
+    def __init__(self, in_features: int, out_features: int, rank: int = LORA_RANK, init_std: float | None = None):
         super().__init__(in_features, out_features, rank, init_std)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,9 +143,7 @@ class AdaptedLinear(nn.Linear):
     library = 'auto'  # see ops.linear
 
     @classmethod
-    def wrap(
-        cls, linear: nn.Linear, adapter: Adjustment | None = None, gated: bool = False
-    ) -> AdaptedLinear:
+    def wrap(cls, linear: nn.Linear, adapter: Adjustment | None = None, gated: bool = False) -> AdaptedLinear:
         """Stands in for ``linear``: same Parameter objects, hooks and flags.
 
         Raises:
@@ -182,9 +168,7 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
-        low_rank = (
-            None if self.gate is not None or self.adapter is None else self.adapter.low_rank()
-        )
+        low_rank = None if self.gate is not None or self.adapter is None else self.adapter.low_rank()
         y = linear(x, self.weight, self.bias, low_rank, self.library)
         if self.gate is not None:
             y = self.gate(y)
@@ -195,9 +179,7 @@ class AdaptedLinear(nn.Linear):
         self.library = ops.linear
 
 
-def parse_adjust(
-    adjust: dict | None,
-) -> tuple[Callable[[int, int], Adjustment], tuple[str, ...]] | None:
+def parse_adjust(adjust: dict | None) -> tuple[Callable[[int, int], Adjustment], tuple[str, ...]] | None:
     """Reads ``adjust=dict(type='ParallelAdapter', rank=16, ...)``.
 
     Returns:
@@ -206,15 +188,11 @@ def parse_adjust(
     if adjust is None:
         return None
     if not isinstance(adjust, Mapping):
-        raise ValueError(
-            f"adjust must be dict(type='ParallelAdapter'|'LoRA', ...) or None, got {adjust!r}."
-        )
+        raise ValueError(f"adjust must be dict(type='ParallelAdapter'|'LoRA', ...) or None, got {adjust!r}.")
     options = dict(adjust)
     kind = options.pop('type', 'ParallelAdapter')
     if kind not in ADJUSTMENTS:
-        raise ValueError(
-            f'adjust.type must be one of {sorted(ADJUSTMENTS)} or adjust=None, got {kind!r}.'
-        )
+        raise ValueError(f'adjust.type must be one of {sorted(ADJUSTMENTS)} or adjust=None, got {kind!r}.')
     targets = options.pop('targets', ADJUSTMENTS[kind].targets)
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
 

@@ -23,10 +23,7 @@ SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
 
 
 def build(
-    model: str | Path | dict,
-    scale: dict | None = None,
-    num_classes: int | None = 1000,
-    **backbone: Any,
+    model: str | Path | dict, scale: dict | None = None, num_classes: int | None = 1000, **backbone: Any
 ) -> nn.Module:
     """Builds a scaled model with random weights, in eval mode.
 
@@ -36,8 +33,8 @@ def build(
     torch.Size([1, 10])
 
     Args:
-        model: ``'deit_t'``, ``'deit_s'``, ``'deit_b'``, ``'swin_t'``, ... (also ``'swin-tiny'``), or a config file or dict
-            (whose own number of classes stays unless another than 1000 is asked for).
+        model: ``'deit_t'``, ``'deit_s'``, ``'deit_b'``, ``'swin_t'``, ... (also ``'swin-tiny'``), or a config file or
+            dict (whose own number of classes stays unless another than 1000 is asked for).
         scale: see ``ScaleNetDeiT`` and ``ScaleNetSwin``; the paper's when left out.
         num_classes: of the classification head; None gives the bare backbone, which returns a tuple of features.
         backbone: the backbone's other arguments (``img_size``, ``out_indices``, ``drop_path_rate``, ``with_cp``, ...).
@@ -45,11 +42,7 @@ def build(
     Raises:
         ValueError: for an unknown name.
     """
-    if (
-        isinstance(model, dict)
-        or Path(model).suffix in ('.py', '.json', '.yaml', '.yml')
-        or '::' in str(model)
-    ):
+    if isinstance(model, dict) or Path(model).suffix in ('.py', '.json', '.yaml', '.yml') or '::' in str(model):
         return _initialised(_from_config(model, scale, num_classes, backbone))
     host, _, size = str(model).lower().replace('-', '_').partition('_')
     if host not in BACKBONES or not size:
@@ -62,9 +55,7 @@ def build(
     if num_classes is None:
         return _initialised(net)
     dims = int(net.num_features[-1]) if host == 'swin' else net.embed_dims
-    head = dict(
-        type='LinearClsHead' if host == 'swin' else 'VisionTransformerClsHead', in_channels=dims
-    )
+    head = dict(type='LinearClsHead' if host == 'swin' else 'VisionTransformerClsHead', in_channels=dims)
     cfg = dict(
         type='mmpretrain.ImageClassifier',
         backbone=net,
@@ -102,9 +93,7 @@ def load(
     state_dict = for_model(unwrap(read_checkpoint(checkpoint)), net)
     heads = {k: v.shape for k, v in net.state_dict().items() if not k.startswith('backbone.')}
     got = {k: v for k, v in state_dict.items() if not k.startswith('backbone.')}
-    require(
-        heads, got, what='the head (num_classes=None loads the backbone alone)', where=checkpoint
-    )
+    require(heads, got, what='the head (num_classes=None loads the backbone alone)', where=checkpoint)
     net.load_state_dict(state_dict)
     return net
 
@@ -122,7 +111,9 @@ def quiet(level: str = 'ERROR') -> Iterator[None]:
 
 
 def _initialised(net: nn.Module) -> nn.Module:
-    """Runs ``init_weights``, which also loads what an ``init_cfg`` names; the log of every tensor's origin is left out."""
+    """Runs ``init_weights``, which also loads what an ``init_cfg`` names; the log of every tensor's origin is left
+    out.
+    """
     if any(p.is_meta for p in net.parameters()):
         net.eval()
         return net
@@ -132,9 +123,7 @@ def _initialised(net: nn.Module) -> nn.Module:
     return net
 
 
-def _from_config(
-    model: str | Path | dict, scale: dict | None, num_classes: int | None, backbone: dict
-) -> nn.Module:
+def _from_config(model: str | Path | dict, scale: dict | None, num_classes: int | None, backbone: dict) -> nn.Module:
     cfg = Config(dict(model)) if isinstance(model, dict) else read_config(model)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     model_cfg = cfg.get('model', cfg)

@@ -32,10 +32,11 @@ def patch() -> None:
 
 
 def _skip_multimodal() -> None:
-    """mmpretrain's multimodal models are written for transformers 4: with 5 beside it, `import mmpretrain.models` fails.
+    """mmpretrain's multimodal models are written for transformers 4: with 5 beside it, `import mmpretrain.models`
+    fails.
 
-    Its own switch leaves them out; whoever asks for one of them is told what to install. Runs before mmpretrain's models
-    are imported, so `import scalenet_mm` has to come first where transformers 5 is installed.
+    Its own switch leaves them out; whoever asks for one of them is told what to install. Runs before mmpretrain's
+    models are imported, so `import scalenet_mm` has to come first where transformers 5 is installed.
     """
     try:
         major = int(distribution('transformers').version.partition('.')[0])
@@ -108,9 +109,7 @@ def read_config(config):
     path = Path(config)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
-        raise FileNotFoundError(
-            f'There is no config {config}. In that folder: {", ".join(near) or "nothing"}.'
-        )
+        raise FileNotFoundError(f'There is no config {config}. In that folder: {", ".join(near) or "nothing"}.')
     return Config.fromfile(path)
 
 
@@ -202,9 +201,7 @@ def _allow_own_checkpoints() -> None:
         (np.dtype, 'numpy.dtype'),
     ]
     for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # numpy 2, numpy 1
-        allowed += [
-            (getattr(core.multiarray, f), f'{module}.{f}') for f in ('_reconstruct', 'scalar')
-        ]
+        allowed += [(getattr(core.multiarray, f), f'{module}.{f}') for f in ('_reconstruct', 'scalar')]
     for code in '?bhilqBHILQefd':  # bool, the integers, the floats
         kind = type(np.dtype(code))
         allowed.append((kind, f'numpy.dtypes.{kind.__name__}'))

@@ -1,4 +1,6 @@
-"""Distillation from the source model, which the paper names as future work: losses beside those of a classifier's head."""
+"""Distillation from the source model, which the paper names as future work: losses beside those of a classifier's
+head.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,7 @@ class Distillation:
 
     def __post_init__(self):
         if not isinstance(self.checkpoint, str) or not self.checkpoint:
-            raise ValueError(
-                f"distill.checkpoint must name the teacher's file, got {self.checkpoint!r}."
-            )
+            raise ValueError(f"distill.checkpoint must name the teacher's file, got {self.checkpoint!r}.")
         for name in ('logits', 'temperature', 'layers'):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -54,13 +54,12 @@ class Distillation:
             raise ValueError('distill.temperature divides the logits and must be > 0, got 0.')
         if self.logits == self.layers == 0:
             raise ValueError(
-                'distill.logits and distill.layers are both 0, so nothing would be distilled; give one of them a weight, '
+                'distill.logits and distill.layers are both 0, so nothing would be distilled; give one of them a '
+                'weight, '
                 "or use type='ImageClassifier' without distill."
             )
         if not isinstance(self.model, (Mapping, type(None))):
-            raise ValueError(
-                f'distill.model must be the config of a classifier (a dict), got {self.model!r}.'
-            )
+            raise ValueError(f'distill.model must be the config of a classifier (a dict), got {self.model!r}.')
 
     @classmethod
     def from_cfg(cls, cfg: Mapping | None) -> Distillation:
@@ -78,7 +77,8 @@ class Distillation:
 
 
 class Teacher:
-    """A frozen classifier that is no module of the student's: in none of its parameters, entries, wrappers and optimizers.
+    """A frozen classifier that is no module of the student's: in none of its parameters, entries, wrappers and
+    optimizers.
 
     It is built and read at first use. Copies and pickles hold its config only, and read the file if they need it.
 
@@ -150,15 +150,14 @@ class DistilledClassifier(ImageClassifier):
         given = copy.deepcopy(dict(classifier, backbone=backbone))  # hosts write into their configs
         super().__init__(backbone, **classifier)
         self.distill = distill
-        self.teacher = Teacher(
-            distill.model or source_config(given, self.backbone), distill.checkpoint
-        )
+        self.teacher = Teacher(distill.model or source_config(given, self.backbone), distill.checkpoint)
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """The head's losses and those of the distillation.
 
         Args:
-            inputs: (B, 3, H, W), as the data preprocessor (mixup and cutmix included) made them; the teacher sees the same.
+            inputs: (B, 3, H, W), as the data preprocessor (mixup and cutmix included) made them; the teacher sees the
+                same.
 
         Raises:
             ValueError: if layers or classes of student and teacher do not match.
@@ -191,7 +190,8 @@ def source_config(classifier: Mapping[str, Any], backbone: nn.Module) -> dict[st
     if made or not isinstance(backbone, ScaledBackbone):
         why = f'{made} are modules, no configs' if made else f'a {type(backbone).__name__} has none'
         raise ValueError(
-            f'The teacher is by default the source model of the scaled backbone, but {why}; give the config of the teacher '
+            f'The teacher is by default the source model of the scaled backbone, but {why}; give the config of the '
+            'teacher '
             'in distill.model.'
         )
     scale = {**UNSCALED, **({'stages': 'all'} if 'stages' in backbone.scale_defaults else {})}
@@ -200,10 +200,11 @@ def source_config(classifier: Mapping[str, Any], backbone: nn.Module) -> dict[st
 
 
 def matching_instances(layer_map: LayerMap) -> tuple[int, ...]:
-    """The instance whose output is compared with source layer s, for every s: as deep, relatively, as s is in the source.
+    """The instance whose output is compared with source layer s, for every s: as deep, relatively, as s is in the
+    source.
 
-    With interpolated layers it is the last instance of s. In any other order it is the instance that would be if the same
-    instances were interpolated, so that deeper layers match deeper ones and the last one matches the last one.
+    With interpolated layers it is the last instance of s. In any other order it is the instance that would be if the
+    same instances were interpolated, so that deeper layers match deeper ones and the last one matches the last one.
 
     >>> matching_instances(LayerMap.build(3, 2, 'interpolate'))
     (1, 3, 5)
@@ -215,9 +216,7 @@ def matching_instances(layer_map: LayerMap) -> tuple[int, ...]:
     return tuple(sum(i <= s for i in layer_map.sources) - 1 for s in range(layer_map.depth))
 
 
-def matching_blocks(
-    student: nn.Module, teacher: nn.Module
-) -> tuple[list[nn.Module], list[nn.Module]]:
+def matching_blocks(student: nn.Module, teacher: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """The blocks of both whose outputs are compared, pair by pair, from the first to the last.
 
     Raises:
@@ -293,6 +292,7 @@ def _require_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
         raise ValueError(
             f'Distillation compares {what} of one shape, but the student has {tuple(student.shape)} and the teacher '
-            f'{tuple(teacher.shape)}. The teacher must have the classes (and for distill.layers the tokens and channels) '
+            f'{tuple(teacher.shape)}. The teacher must have the classes (and for distill.layers the tokens and '
+            'channels) '
             'of the student: name a checkpoint of the same task in distill.checkpoint, and its config in distill.model.'
         )

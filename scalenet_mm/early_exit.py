@@ -15,14 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .analysis.flops import flop_counter, on_meta
-from .elastic import (
-    Active,
-    active_instances,
-    depth_range,
-    instances_at,
-    replayed,
-    skip_others,
-)
+from .elastic import Active, active_instances, depth_range, instances_at, replayed, skip_others
 
 Prefix = tuple[tuple[str, int], ...]  # (container, instance), in the order of the network
 
@@ -64,23 +57,21 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def largest_probability(logits: Tensor) -> Tensor:
-    """(B, ..., classes) -> (B,): the largest probability of the softmax, on average over what is classified in a sample."""
-    return (
-        logits.softmax(-1).amax(-1).flatten(1).mean(1)
-        if logits.ndim > 2
-        else logits.softmax(-1).amax(-1)
-    )
+    """(B, ..., classes) -> (B,): the largest probability of the softmax, on average over what is classified in a
+    sample.
+    """
+    return logits.softmax(-1).amax(-1).flatten(1).mean(1) if logits.ndim > 2 else logits.softmax(-1).amax(-1)
 
 
 class EarlyExit:
     """A scaled classifier that goes on to the next depth only with the samples it is not sure of.
 
-    The part that two depths have in common from the first instance on is not computed again: in the stacked order that is
-    the whole shallower network, in the interpolated order little.
+    The part that two depths have in common from the first instance on is not computed again: in the stacked order that
+    is the whole shallower network, in the interpolated order little.
 
     Args:
-        model: in eval mode, with tied layers; what it returns must depend on the last layer alone (no multi-layer outputs),
-            and the first dimension of inputs and blocks' outputs must be the sample.
+        model: in eval mode, with tied layers; what it returns must depend on the last layer alone (no multi-layer
+            outputs), and the first dimension of inputs and blocks' outputs must be the sample.
         threshold: a sample stops at the first depth whose confidence reaches it; above 1, none does before the last.
         depths: of the passes, increasing; by default the smallest and the full one.
         predict: ``(model, inputs) -> logits (B, ..., classes)``.
@@ -112,7 +103,8 @@ class EarlyExit:
         """
         if self.model.training:
             raise ValueError(
-                f'This {type(self.model).__name__} is in train mode, where drop-out and drop path change the logits from pass to '
+                f'This {type(self.model).__name__} is in train mode, where drop-out and drop path change the logits '
+                'from pass to '
                 'pass; early exit needs model.eval() first.'
             )
         before = active_instances(self.model)
@@ -219,5 +211,6 @@ def _keep(found: dict[Prefix, Tensor], prefix: Prefix, block: nn.Module, args, o
 def _require_samples_first(state: Tensor, samples: int) -> None:
     if len(state) != samples:
         raise ValueError(
-            f'A block put out {tuple(state.shape)} for {samples} samples: early exit needs the samples first (batch_first).'
+            f'A block put out {tuple(state.shape)} for {samples} samples: early exit needs the samples first '
+            '(batch_first).'
         )

@@ -21,9 +21,7 @@ from .scaling import TiedLayers, shared_modules
 Active = dict[str, tuple[int, ...]]  # container of tied layers -> its instances that run
 
 
-def set_depth(
-    model: nn.Module, depth: int | Mapping[str, int] | None = None, zero_gradients: bool = False
-) -> Active:
+def set_depth(model: nn.Module, depth: int | Mapping[str, int] | None = None, zero_gradients: bool = False) -> Active:
     """Runs ``model`` at another depth from now on, until the next call.
 
     >>> from . import scale
@@ -36,8 +34,8 @@ def set_depth(
         depth: instances that run, of all containers together, from one for each source layer (where the order of the
             instances allows it, the pretrained network's function and the adjustments on it) up to all of them; or
             ``{container: instances}``, containers left out run whole; None is the full depth.
-        zero_gradients: in training, gives what a skipped instance has of its own (norms, adjustments) a gradient of zero
-            in place of none, as DistributedDataParallel needs it.
+        zero_gradients: in training, gives what a skipped instance has of its own (norms, adjustments) a gradient of
+            zero in place of none, as DistributedDataParallel needs it.
 
     Returns:
         The instances that run, by container.
@@ -82,9 +80,9 @@ def tied_containers(model: nn.Module) -> dict[str, TiedLayers]:
 def instances_at(model: nn.Module, depth: int | Mapping[str, int] | None = None) -> Active:
     """The instances that ``set_depth`` lets run, see there.
 
-    One of each source layer comes first (``LayerMap.live``). Where those are the first ones, as in the stacked order, the
-    others are added one after the other, so that a shallower network is the beginning of a deeper one; elsewhere they
-    are spread evenly over the network.
+    One of each source layer comes first (``LayerMap.live``). Where those are the first ones, as in the stacked order,
+    the others are added one after the other, so that a shallower network is the beginning of a deeper one; elsewhere
+    they are spread evenly over the network.
     """
     containers = tied_containers(model)
     first = {name: _least(layers) for name, layers in containers.items()}
@@ -94,15 +92,14 @@ def instances_at(model: nn.Module, depth: int | Mapping[str, int] | None = None)
         ranges = {n: (len(first[n]), len(c)) for n, c in containers.items()}
         wrong = {n: d for n, d in depth.items() if n not in ranges or not _within(d, *ranges[n])}
         if wrong:
-            raise ValueError(
-                f'depth names instances by container, within these ranges: {ranges}; got {wrong}.'
-            )
+            raise ValueError(f'depth names instances by container, within these ranges: {ranges}; got {wrong}.')
         more = {n: depth.get(n, top) - least for n, (least, top) in ranges.items()}
     else:
         depth = high if depth is None else depth
         if not _within(depth, low, high):
             raise ValueError(
-                f'depth must be a whole number from {low} (one instance of every source layer) to {high} (all instances '
+                f'depth must be a whole number from {low} (one instance of every source layer) to {high} (all '
+                'instances '
                 f'of {list(containers)}), got {depth!r}.'
             )
         more = Counter(_spread([n for n in others for _ in others[n]], depth - low))
@@ -143,8 +140,8 @@ class Skipping:
     """What the skipped blocks of one container share.
 
     Attributes:
-        outputs: how many values a block of this host returns where it returns a tuple; None where it returns a tensor. Learnt
-            from instance 0, which always runs, or ran before.
+        outputs: how many values a block of this host returns where it returns a tuple; None where it returns a tensor.
+            Learnt from instance 0, which always runs, or ran before.
         zero_gradients: see ``set_depth``.
     """
 
@@ -171,7 +168,8 @@ def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) 
         for i, block in enumerate(layers):
             if 'forward' in vars(block) and not (_is_own(block) or _is_skipped(block)):
                 raise ValueError(
-                    f'The forward of {name}.{i} was replaced on the instance (by hooks of accelerate, for one), so it cannot '
+                    f'The forward of {name}.{i} was replaced on the instance (by hooks of accelerate, for one), so it '
+                    'cannot '
                     'be skipped; take those off first: accelerate.hooks.remove_hook_from_module(model, recurse=True).'
                 )
     for name, layers in containers.items():
@@ -189,7 +187,9 @@ def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) 
 
 
 def _is_own(block: nn.Module) -> bool:
-    """Whether the ``forward`` on the instance is the class's own, as transformers 4 leaves it behind recorded outputs."""
+    """Whether the ``forward`` on the instance is the class's own, as transformers 4 leaves it behind recorded
+    outputs.
+    """
     forward = vars(block)['forward']
     own = getattr(forward, '__func__', None) is type(block).forward
     return own and forward.__self__ is block
@@ -231,9 +231,7 @@ def replayed(model: nn.Module, active: Active, done: Active, state: Tensor) -> I
     skip_others(model, {n: tuple(i for i in a if i not in done[n]) for n, a in active.items()})
     name = [n for n, instances in done.items() if instances][-1]
     layers = model.get_submodule(name)
-    layers[done[name][-1]].forward = partial(
-        _replay, layers[done[name][-1]], layers.skipping, state
-    )
+    layers[done[name][-1]].forward = partial(_replay, layers[done[name][-1]], layers.skipping, state)
     try:
         yield
     finally:
@@ -250,8 +248,9 @@ class RandomDepth:
     [6, 6, 6, 3, 5, 6]
     >>> _ = set_depth(encoder)  # after training
 
-    What a skipped instance has of its own gets a zero gradient, so that this works under DistributedDataParallel as it is
-    (``find_unused_parameters`` stays False), and every number of processes takes the same steps. The depth depends on the
+    What a skipped instance has of its own gets a zero gradient, so that this works under DistributedDataParallel as it
+    is (``find_unused_parameters`` stays False), and every number of processes takes the same steps. The depth depends
+    on the
     seed and the step alone: all processes draw the same one, and a resumed run goes on as the uninterrupted one.
 
     Args:

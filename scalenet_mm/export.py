@@ -26,9 +26,7 @@ from .roles import unique_bytes
 
 TOLERANCE = 1e-4  # of the largest value, where that is above 1
 NEEDED = ('onnx', 'onnxscript', 'onnxruntime')
-SCALARS = (
-    0.001  # share of the bytes that constants of the graph may take beside the model's tensors
-)
+SCALARS = 0.001  # share of the bytes that constants of the graph may take beside the model's tensors
 LARGEST = 8192  # pixels of a side, where the size is free
 
 
@@ -66,8 +64,8 @@ def export_backbone(
         backbone: ``ScaleNetSwin``, ``ScaleNetDeiT``, or mmpretrain's Swin or ViT.
         path: the file; written only if its outputs are those of torch.
         size: (H, W), by default the ``img_size`` of a ViT, 224 x 224 of a Swin.
-        dynamic: leave H and W free as well: any for Swin from 33 on (one more than the last stage's stride), multiples of the
-            patch size for a ViT.
+        dynamic: leave H and W free as well: any for Swin from 33 on (one more than the last stage's stride), multiples
+            of the patch size for a ViT.
         metadata: texts that go into the file.
 
     Raises:
@@ -121,7 +119,9 @@ def _default_size(backbone: nn.Module) -> tuple[int, int]:
 
 
 def _sides(backbone: nn.Module) -> tuple[int, int]:
-    """The unit of an image's sides, and the least where they are free: torch.export takes a side of one for a constant."""
+    """The unit of an image's sides, and the least where they are free: torch.export takes a side of one for a
+    constant.
+    """
     stride = backbone.patch_embed.projection.stride[0]
     if isinstance(backbone, VisionTransformer):
         return stride, 2 * stride
@@ -166,13 +166,12 @@ def _require_exportable(backbone: nn.Module, size: tuple[int, ...], dynamic: boo
             raise ValueError(f'The size {size} must be multiples of the patch size {patch}.')
         return
     if getattr(backbone, 'use_abs_pos_embed', False) and dynamic:
-        raise ValueError(
-            'A Swin with absolute position embeddings has one image size; leave dynamic out.'
-        )
+        raise ValueError('A Swin with absolute position embeddings has one image size; leave dynamic out.')
     windows = [m for m in backbone.modules() if isinstance(m, ShiftWindowMSA)]
     if dynamic and not all(w.pad_small_map for w in windows):
         raise ValueError(
-            'The image size of this Swin cannot be free: with pad_small_map=False (classification) it looks at the size '
+            'The image size of this Swin cannot be free: with pad_small_map=False (classification) it looks at the '
+            'size '
             'to decide whether windows are shifted, and a graph has one of the two. Give size=(H, W) (--size H W) '
             'without dynamic, or build it with pad_small_map=True, as for detection and segmentation.'
         )
@@ -186,25 +185,23 @@ def _check(file: Path, reference: nn.Module, shapes: list[tuple[int, ...]]) -> E
     nbytes, unique = sum(t.nbytes for t in stored), unique_bytes(reference)
     if nbytes > unique * (1 + SCALARS):
         raise RuntimeError(
-            f'The graph holds {nbytes:,} bytes and the backbone {unique:,}: a shared tensor is stored more than once, and '
+            f'The graph holds {nbytes:,} bytes and the backbone {unique:,}: a shared tensor is stored more than once, '
+            'and '
             'nothing was written. Please report the versions of torch and onnxscript.'
         )
     session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
     worst = 0.0
     for shape in shapes:
         image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        for ours, theirs in zip(
-            _tuple(reference(image)), session.run(None, {'image': image.numpy()}), strict=True
-        ):
+        for ours, theirs in zip(_tuple(reference(image)), session.run(None, {'image': image.numpy()}), strict=True):
             if tuple(ours.shape) != theirs.shape:
-                raise RuntimeError(
-                    f'At {shape} the graph gives {theirs.shape}, torch {tuple(ours.shape)}.'
-                )
+                raise RuntimeError(f'At {shape} the graph gives {theirs.shape}, torch {tuple(ours.shape)}.')
             difference = float(np.abs(ours.numpy() - theirs).max())
             worst = max(worst, difference)
             if not difference <= TOLERANCE * max(1.0, float(ours.abs().max())):
                 raise RuntimeError(
-                    f'onnxruntime differs from torch by {difference:.2e} at {shape}, more than {TOLERANCE:.0e}; nothing '
+                    f'onnxruntime differs from torch by {difference:.2e} at {shape}, more than {TOLERANCE:.0e}; '
+                    'nothing '
                     'was written. Please report the versions of torch, onnxscript and onnxruntime.'
                 )
     return Exported(len(stored), nbytes, unique, worst, shapes)
@@ -228,17 +225,12 @@ class _Windows(ShiftWindowMSA):
         padded = F.pad(query.view(b, h, w, c), (0, 0, 0, wide - w, 0, high - h))
         out = super().forward(padded.flatten(1, 2), (high, wide))
         out = out.view(b, high, wide, c)
-        for axis, side in (
-            (1, h),
-            (2, w),
-        ):  # torch.export would take a slice's size for a new unknown
+        for axis, side in ((1, h), (2, w)):  # torch.export would take a slice's size for a new unknown
             out = out.index_select(axis, torch.arange(side, device=out.device))
         return out.flatten(1, 2)
 
     @staticmethod
-    def get_attn_mask(
-        hw_shape: tuple, window_size: int, shift_size: int, device=None
-    ) -> Tensor | None:
+    def get_attn_mask(hw_shape: tuple, window_size: int, shift_size: int, device=None) -> Tensor | None:
         """As the host's, whose slices are empty at some sizes: -100 between what the cyclic shift brought together."""
         if not shift_size:
             return None

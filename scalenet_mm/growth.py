@@ -1,6 +1,7 @@
 """Growth by independent layers: the baselines of Table I and zero-initialised blocks. torch only.
 
-A grown network is the same deep host as a scaled one, filled from the pretrained layers and *not* tied. Each method is two
+A grown network is the same deep host as a scaled one, filled from the pretrained layers and *not* tied. Each method is
+two
 facts: where the new layers lie and what they hold at the start (``GROWTH``).
 """
 
@@ -26,7 +27,8 @@ class Growth:
 
     Attributes:
         type: a key of ``GROWTH``.
-        samples: pretrained layers that each new layer of ``'swa'`` averages; by default half of them. The paper does not say.
+        samples: pretrained layers that each new layer of ``'swa'`` averages; by default half of them. The paper does
+            not say.
         seed: of their choice.
     """
 
@@ -59,9 +61,7 @@ class Growth:
             )
         return cls(**given)
 
-    def layer_map(
-        self, depth: int, new_layers: int | None = None, times: float = 2, layers='all'
-    ) -> LayerMap:
+    def layer_map(self, depth: int, new_layers: int | None = None, times: float = 2, layers='all') -> LayerMap:
         """Where the new layers lie: ``new_layers`` of them, or as many as ``times`` asks for.
 
         >>> Growth('interpolate').layer_map(4, new_layers=2).sources
@@ -88,9 +88,7 @@ class Growth:
 Fill = Callable[['GrownLayers', int, Mapping[int, Tensor], str], Tensor | None]
 
 
-def _copied(
-    layers: GrownLayers, instance: int, by_source: Mapping[int, Tensor], name: str
-) -> Tensor:
+def _copied(layers: GrownLayers, instance: int, by_source: Mapping[int, Tensor], name: str) -> Tensor:
     return by_source[layers.layer_map.sources[instance]].clone()
 
 
@@ -98,9 +96,7 @@ def _as_initialised(layers, instance, by_source, name) -> Tensor | None:
     return layers[instance].state_dict().get(name)
 
 
-def _averaged(
-    layers: GrownLayers, instance: int, by_source: Mapping[int, Tensor], name: str
-) -> Tensor:
+def _averaged(layers: GrownLayers, instance: int, by_source: Mapping[int, Tensor], name: str) -> Tensor:
     own = _copied(layers, instance, by_source, name)
     if not own.is_floating_point():
         return own
@@ -110,15 +106,15 @@ def _averaged(
     return torch.stack(sampled).mean(0)
 
 
-def _zeroed(
-    layers: GrownLayers, instance: int, by_source: Mapping[int, Tensor], name: str
-) -> Tensor:
+def _zeroed(layers: GrownLayers, instance: int, by_source: Mapping[int, Tensor], name: str) -> Tensor:
     own = _copied(layers, instance, by_source, name)
     return torch.zeros_like(own) if name in layers.writes(instance) else own
 
 
 def _on_top(depth: int, times: float, layers) -> LayerMap:
-    """New layers on top of as many equal groups, each a copy of its group's last layer (LLaMA Pro, arXiv 2401.02415)."""
+    """New layers on top of as many equal groups, each a copy of its group's last layer (LLaMA Pro, arXiv
+    2401.02415).
+    """
     stacked = LayerMap.build(depth, times, 'stack', layers)
     chosen = selected(depth, layers)
     new = len(stacked) - depth
@@ -175,9 +171,7 @@ class GrownLayers(MappedLayers):
         return tuple(i for i in range(len(self)) if self.layer_map.owner(i) != i)
 
 
-def grow(
-    layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | Growth, period: int = 1
-) -> nn.Module:
+def grow(layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | Growth, period: int = 1) -> nn.Module:
     """Makes a container of ``len(layer_map)`` blocks one that a file of the unscaled network fills by ``growth``.
 
     Nothing is tied. Until a file is loaded all blocks are as their host initialises them.
@@ -202,9 +196,7 @@ def grow(
     return layers
 
 
-def grow_layers(
-    layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | Growth, period: int = 1
-) -> nn.Module:
+def grow_layers(layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | Growth, period: int = 1) -> nn.Module:
     """A grown container made from the layers of a live model of any origin, which it consumes.
 
     New layers of ``'random'`` keep the values of a copy that ran its own ``reset_parameters``.
@@ -225,16 +217,11 @@ def grow_layers(
     if isinstance(layers, MappedLayers):
         raise ValueError('These layers are tied or grown already; grow the source layers instead.')
     blocks = [
-        layers[s] if layer_map.owner(i) == i else copy.deepcopy(layers[s])
-        for i, s in enumerate(layer_map.sources)
+        layers[s] if layer_map.owner(i) == i else copy.deepcopy(layers[s]) for i, s in enumerate(layer_map.sources)
     ]
     kind = type(layers) if isinstance(layers, nn.Module) else nn.ModuleList
     container = kind(*blocks) if issubclass(kind, nn.Sequential) else kind(blocks)
-    source = {
-        f'{s}.{k}': v.clone()
-        for s, block in enumerate(layers)
-        for k, v in block.state_dict().items()
-    }
+    source = {f'{s}.{k}': v.clone() for s, block in enumerate(layers) for k, v in block.state_dict().items()}
     for i in (i for i in range(len(layer_map)) if layer_map.owner(i) != i):
         for module in blocks[i].modules():
             if hasattr(module, 'reset_parameters'):

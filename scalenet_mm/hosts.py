@@ -60,9 +60,7 @@ class HostFacts:
         """
         usable = [t for t in LINEARS if self.paths(t) and not self._bypasses(block, t)]
         if target not in usable:
-            raise ValueError(
-                f'{self.name} has no adjustable linear {target!r}; choose from {usable}.'
-            )
+            raise ValueError(f'{self.name} has no adjustable linear {target!r}; choose from {usable}.')
         parents = [path.rpartition('.') for path in self.paths(target)]
         return [(block.get_submodule(parent), name) for parent, _, name in parents]
 
@@ -74,8 +72,10 @@ class HostFacts:
         """
         if self.writes is None:
             raise ValueError(
-                f'{self.name} is not known to be the identity where its last linear layers are zero (a norm may stand behind '
-                "them), so nothing can start at the pretrained function: leave start='function' or growth='zero' out, or "
+                f'{self.name} is not known to be the identity where its last linear layers are zero (a norm may stand '
+                'behind '
+                "them), so nothing can start at the pretrained function: leave start='function' or growth='zero' out, "
+                'or '
                 'say how with facts=HostFacts(..., writes=...).'
             )
         return self.writes
@@ -85,9 +85,7 @@ class HostFacts:
 
 
 def _apart(attention: str, out: str, names: str = '{}_proj') -> dict[str, Paths]:
-    return dict(
-        qkv=tuple(f'{attention}.{names.format(x)}' for x in 'qkv'), proj=out, writes=('proj',)
-    )
+    return dict(qkv=tuple(f'{attention}.{names.format(x)}' for x in 'qkv'), proj=out, writes=('proj',))
 
 
 MIXERS = (
@@ -110,13 +108,7 @@ MIXERS = (
         bypassed={'qkv': 'attn.q_bias'},
     ),
     # timm ViT, DeiT, DINOv2, Swin; BEiT and EVA, which read qkv themselves where it has a bias; mmpretrain ViT
-    HostFacts(
-        'fused attention',
-        qkv='attn.qkv',
-        proj='attn.proj',
-        writes=('proj',),
-        bypassed={'qkv': 'attn.q_bias'},
-    ),
+    HostFacts('fused attention', qkv='attn.qkv', proj='attn.proj', writes=('proj',), bypassed={'qkv': 'attn.q_bias'}),
     HostFacts('timm EVA-02', **_apart('attn', 'attn.proj')),
     HostFacts('Hugging Face ViT', **_apart('attention', 'attention.o_proj')),
     *(
@@ -149,10 +141,7 @@ MIXERS = (
             ('self', ('proj',), ()),
         )
     ),
-    *(
-        HostFacts('convolution', writes=(), marks=(conv,))
-        for conv in ('conv_dw', 'dwconv', 'depthwise_conv')
-    ),
+    *(HostFacts('convolution', writes=(), marks=(conv,)) for conv in ('conv_dw', 'dwconv', 'depthwise_conv')),
     HostFacts('unknown mixer', writes=None),
 )
 
@@ -168,18 +157,11 @@ MLPS = (
     HostFacts('', fc1='pwconv1', fc2='pwconv2', writes=('fc2',)),  # ConvNeXt of Hugging Face ...
     HostFacts('', fc1='pointwise_conv1', fc2='pointwise_conv2', writes=('fc2',)),  # ... mmpretrain
     # torch.nn.TransformerEncoderLayer: its attention reads its weights itself, its fast path those of the MLP too.
-    HostFacts(
-        '', fc1='linear1', fc2='linear2', writes=('fc2',), plain={'activation_relu_or_gelu': 0}
-    ),
+    HostFacts('', fc1='linear1', fc2='linear2', writes=('fc2',), plain={'activation_relu_or_gelu': 0}),
 )
 
 # Blocks with a norm behind each branch where others of the same structure have it before: only the class tells.
-POST_NORM = (
-    'ResPostBlock',
-    'ResPostRelPosBlock',
-    'EvaBlockPostNorm',
-    'SwinTransformerV2CrBlock',
-)
+POST_NORM = ('ResPostBlock', 'ResPostRelPosBlock', 'EvaBlockPostNorm', 'SwinTransformerV2CrBlock')
 
 REGISTERED: list[HostFacts] = []
 
@@ -240,9 +222,7 @@ def unknown(block: nn.Module, rule: str) -> ValueError:
         if linears
         else 'it holds no nn.Linear, and only those can carry adapters (convolutions and quantised layers cannot).'
     )
-    return ValueError(
-        f'{rule}: {type(block).__module__}.{type(block).__qualname__} is none, {told}'
-    )
+    return ValueError(f'{rule}: {type(block).__module__}.{type(block).__qualname__} is none, {told}')
 
 
 def holds_blocks(module: nn.Module) -> bool:

@@ -46,11 +46,13 @@ def load_model(
 ) -> nn.Module:
     """Builds the model of a config in eval mode with the weights of a checkpoint.
 
-    mmdet's ``inference_detector``, mmseg's ``inference_model`` and mmpretrain's ``ImageClassificationInferencer`` take it.
+    mmdet's ``inference_detector``, mmseg's ``inference_model`` and mmpretrain's ``ImageClassificationInferencer`` take
+    it.
 
     Args:
         config: file of mmpretrain, mmdet or mmseg (``mmdet::...`` too), or the config.
-        checkpoint: file of any dialect, ``http(s)://`` or ``hf://owner/repo/file``; with ``delta``, the base it stands on.
+        checkpoint: file of any dialect, ``http(s)://`` or ``hf://owner/repo/file``; with ``delta``, the base it stands
+            on.
         delta: file of increments, see ``checkpoint.delta``.
         device: by default a GPU where there is one.
 
@@ -127,7 +129,8 @@ def as_panel(result: Any, score_thr: float = SCORE) -> Panel:
         scores, labels = result.pred_score.cpu().topk(min(TOP, len(result.pred_score)))
         return Panel(labels=labels.numpy(), scores=scores.numpy())
     raise ValueError(
-        f'The result holds {sorted(result.keys())}; read are pred_instances (boxes and masks), pred_sem_seg and pred_score.'
+        f'The result holds {sorted(result.keys())}; read are pred_instances (boxes and masks), pred_sem_seg and '
+        'pred_score.'
     )
 
 
@@ -154,10 +157,7 @@ def as_json(model: nn.Module, result: Any, score_thr: float = SCORE) -> list[dic
             }
             for k in np.unique(panel.semantic)
         ]
-    found = [
-        {'label': int(k), 'class': classes[k], 'score': float(s)}
-        for k, s in zip(panel.labels, panel.scores)
-    ]
+    found = [{'label': int(k), 'class': classes[k], 'score': float(s)} for k, s in zip(panel.labels, panel.scores)]
     for entry, box in zip(found, [] if panel.boxes is None else panel.boxes):
         entry['box'] = [round(float(v), 2) for v in box]
     for entry, mask in zip(found, [] if panel.masks is None else panel.masks):
@@ -198,20 +198,16 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'There is no image {path}.')
-    pixels = (
-        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-        if Path(path).stat().st_size
-        else None
-    )
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if Path(path).stat().st_size else None
     if pixels is None:
-        raise ValueError(
-            f'{path} cannot be read as an image; check that it is a whole JPEG, PNG or the like.'
-        )
+        raise ValueError(f'{path} cannot be read as an image; check that it is a whole JPEG, PNG or the like.')
     return pixels
 
 
 def _load(model: nn.Module, state_dict: dict, where: str | Path) -> None:
-    """By the rule of ``tools/test.py``: every tensor must be supplied, and scaled backbones are strict by themselves."""
+    """By the rule of ``tools/test.py``: every tensor must be supplied, and scaled backbones are strict by
+    themselves.
+    """
     if not any(key.startswith('backbone.') for key in state_dict):
         state_dict = for_model(state_dict, model)
     try:
@@ -232,7 +228,8 @@ def test_dataset(cfg: Config) -> dict:
         dataset = dataset['dataset']
     if 'pipeline' not in dataset:
         raise ValueError(
-            'The config has no test_dataloader.dataset.pipeline, which says how images are prepared; take the one it was '
+            'The config has no test_dataloader.dataset.pipeline, which says how images are prepared; take the one it '
+            'was '
             'trained with.'
         )
     return dataset
@@ -251,10 +248,6 @@ def _metainfo(stored: dict | None, dataset: dict, model: nn.Module) -> dict[str,
         **{k.lower(): v for k, v in (stored or {}).items()},
     }
     if 'classes' not in meta:
-        sizes = [
-            m.num_classes
-            for m in model.modules()
-            if isinstance(getattr(m, 'num_classes', None), int)
-        ]
+        sizes = [m.num_classes for m in model.modules() if isinstance(getattr(m, 'num_classes', None), int)]
         meta['classes'] = [str(i) for i in range(max(sizes, default=0))]
     return meta

@@ -182,8 +182,7 @@ def stage_maps(
     sources = {int(k): v for k, v in (sources or {}).items()}  # --cfg-options and JSON give strings
     selected(len(depths), sources or 'all', 'sources')
     return tuple(
-        build(depths[i], factors[i], order, layers if factors[i] != 1 else 'all', sources.get(i))
-        for i in everything
+        build(depths[i], factors[i], order, layers if factors[i] != 1 else 'all', sources.get(i)) for i in everything
     )
 
 
@@ -196,13 +195,7 @@ def selected(depth: int, layers: str | int | Iterable[int], name: str = 'layers'
     given = [layers] if isinstance(layers, Integral) else list(layers)
     chosen = sorted(given)
     whole = all(isinstance(i, Integral) for i in chosen)
-    if (
-        not whole
-        or not chosen
-        or len(set(chosen)) != len(chosen)
-        or chosen[0] < 0
-        or chosen[-1] >= depth
-    ):
+    if not whole or not chosen or len(set(chosen)) != len(chosen) or chosen[0] < 0 or chosen[-1] >= depth:
         raise ValueError(
             f'{name} must be distinct indices of 0..{depth - 1}, got {given}; '
             f"indices are 0-based (the paper's are 1-based), use 'all' for every one."

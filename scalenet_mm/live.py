@@ -14,16 +14,7 @@ from torch import nn
 from .adapters import ADAPTER_RANK, AdaptedLinear, parse_adjust
 from .hosts import HostFacts, holds_blocks, host_facts, unknown
 from .layer_map import LayerMap, stage_maps
-from .positions import (
-    alternation,
-    drop_path,
-    own_configs,
-    period,
-    place,
-    refuse_by_layer,
-    set_drop_path,
-    tell_depth,
-)
+from .positions import alternation, drop_path, own_configs, period, place, refuse_by_layer, set_drop_path, tell_depth
 from .scaling import ADJUST_ON, STARTS, MappedLayers, adjust_layers, scale_layers, tie
 
 ADJUST = dict(type='ParallelAdapter', rank=ADAPTER_RANK)
@@ -50,12 +41,13 @@ def scale(
     Args:
         model: a network whose blocks lie in one list or sequence, or in one a stage (see ``blocks_of``).
         times: depth factor n; for several stages also one factor each.
-        order: ``'interpolate'`` or ``'stack'``; by default the first for one container, the second for stages (Sec. IV).
+        order: ``'interpolate'`` or ``'stack'``; by default the first for one container, the second for stages (Sec.
+            IV).
         layers: the layers that are reused, ``'all'`` or 0-based indices, in each scaled container.
-        stages: of several containers, those that are scaled, by index or name, or ``'all'``; the last by default. Where a
-            network has several towers (an image and a text encoder), only those that are named are touched.
-        sources: the whole layer map, of several stages ``{stage: map}``, by index or name; replaces ``times``, ``order``
-            and ``layers``.
+        stages: of several containers, those that are scaled, by index or name, or ``'all'``; the last by default. Where
+            a network has several towers (an image and a text encoder), only those that are named are touched.
+        sources: the whole layer map, of several stages ``{stage: map}``, by index or name; replaces ``times``,
+            ``order`` and ``layers``.
         adjust: ``dict(type='ParallelAdapter'|'LoRA', rank=..., targets=...)`` or None.
         adjust_on: ``'all'`` instances or the ``'reused'`` ones; by default 'all', of a single container with
             partial ``layers`` 'reused' (Table III).
@@ -63,15 +55,17 @@ def scale(
         facts: where the linear layers are, for blocks that ``hosts`` does not know.
 
     Returns:
-        ``model``. Each container has its ``layer_map`` (``model.blocks.layer_map``); ``model.scale_spec``, and of Hugging
-        Face's models ``model.config.scalenet``, tells how to scale a network that was built at the new depth: ``rescale``.
+        ``model``. Each container has its ``layer_map`` (``model.blocks.layer_map``); ``model.scale_spec``, and of
+        Hugging Face's models ``model.config.scalenet``, tells how to scale a network that was built at the new depth:
+        ``rescale``.
 
     Raises:
         ValueError: before anything is changed, if the network or the arguments do not fit.
     """
     if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
         raise ValueError(
-            'This network is wrapped in DistributedDataParallel, which would not know the new parameters: scale first, then wrap.'
+            'This network is wrapped in DistributedDataParallel, which would not know the new parameters: scale first, '
+            'then wrap.'
         )
     everything = blocks_of(model, facts)
     found, chosen = _stages(stages, everything)
@@ -92,7 +86,8 @@ def scale(
             _require_one_width(name, blocks, facts)
             if len(blocks) == 1 and 2 in periods.values():
                 raise ValueError(
-                    f'Layers of this {type(model).__name__} shift every second window, and {name!r} has one layer, which does '
+                    f'Layers of this {type(model).__name__} shift every second window, and {name!r} has one layer, '
+                    'which does '
                     'not tell how the next would: scale stages of two layers or more.'
                 )
         _require(blocks, maps[name], periods[name], adjust, adjust_on, start, facts)
@@ -120,7 +115,8 @@ def scale(
 
 
 def rescale(model: nn.Module, spec: Mapping[str, Any], facts: HostFacts | None = None) -> nn.Module:
-    """Ties and adjusts a network that its host built at the scaled depth, in place: the other road to what ``scale`` makes.
+    """Ties and adjusts a network that its host built at the scaled depth, in place: the other road to what ``scale``
+    makes.
 
     >>> source = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3)
     >>> spec = scale(source).scale_spec
@@ -141,7 +137,8 @@ def rescale(model: nn.Module, spec: Mapping[str, Any], facts: HostFacts | None =
     wanted = {name: len(layer_map) for name, layer_map in maps.items()}
     if given != wanted:
         raise ValueError(
-            f'The spec is of a network with these numbers of blocks: {wanted}, and this {type(model).__name__} has {given}. Build '
+            f'The spec is of a network with these numbers of blocks: {wanted}, and this {type(model).__name__} has '
+            f'{given}. Build '
             "it at the scaled depth first: from the scaled model's config, or with depth=... of its class."
         )
     how = spec['adjust'], spec['adjust_on'], spec['start']
@@ -156,15 +153,15 @@ def rescale(model: nn.Module, spec: Mapping[str, Any], facts: HostFacts | None =
 
 
 def _mark(model: nn.Module, spec: dict[str, Any], everything: Iterable[str]) -> None:
-    """Notes what was done, and marks the network whose norms are those of the scaled one (see ``roles``): without other towers."""
+    """Notes what was done, and marks the network whose norms are those of the scaled one (see ``roles``): without
+    other towers.
+    """
     model.scale_spec = spec
     inside = list(spec['layer_maps'])
     outside = [name for name in everything if name not in inside]
     path = inside[0].split('.')
     prefixes = ['.'.join(path[:i]) for i in range(len(path))]
-    apart = (
-        p for p in prefixes if not any(name.startswith(f'{p}.' if p else '') for name in outside)
-    )
+    apart = (p for p in prefixes if not any(name.startswith(f'{p}.' if p else '') for name in outside))
     network = next(apart, '')
     model.get_submodule(network).scaled_host = True
 
@@ -179,7 +176,8 @@ def blocks_of(model: nn.Module, facts: HostFacts | None = None) -> dict[str, nn.
     for name, module in model.named_modules():
         if isinstance(module, MappedLayers):
             raise ValueError(
-                f'{name} of this {type(model).__name__} is scaled already; scale the source network once, with the whole '
+                f'{name} of this {type(model).__name__} is scaled already; scale the source network once, with the '
+                'whole '
                 'map: sources=[...] or a larger times.'
             )
         if any(name.startswith(f'{outer}.') for outer in found):
@@ -190,13 +188,9 @@ def blocks_of(model: nn.Module, facts: HostFacts | None = None) -> dict[str, nn.
     if '' in found:
         raise ValueError('Scale the network that holds these layers, or use scale_layers on them.')
     if not found:
-        lists = [
-            m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m)
-        ]
+        lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m)]
         largest = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=[model])
-        raise unknown(
-            largest[0], f'No list of blocks of a known host was found in {type(model).__name__}'
-        )
+        raise unknown(largest[0], f'No list of blocks of a known host was found in {type(model).__name__}')
     return found
 
 
@@ -212,7 +206,8 @@ def _stages(
     if stages is None and len(set(towers.values())) > 1:
         kinds = {n: f'{len(b)} x {type(b[0]).__name__}' for n, b in everything.items()}
         raise ValueError(
-            f'This network has several lists of blocks that are no stages of one another: {kinds}. Say which are scaled: '
+            f'This network has several lists of blocks that are no stages of one another: {kinds}. Say which are '
+            'scaled: '
             f'stages=[{names[0]!r}].'
         )
     if stages is None:
@@ -241,7 +236,8 @@ def _require_one_width(name: str, blocks: nn.Module, facts: HostFacts | None) ->
         widths.setdefault((fc1.in_features, fc2.out_features), i)
     if len(widths) > 1:
         raise ValueError(
-            f'The layers of {name!r} change their width (MLPs from and to {list(widths)}, first in layers {list(widths.values())}), '
+            f'The layers of {name!r} change their width (MLPs from and to {list(widths)}, first in layers '
+            f'{list(widths.values())}), '
             'so copies of them would not fit one another; only lists of one width can be scaled.'
         )
 

@@ -1,6 +1,7 @@
 """What a host keeps by the position of a layer rather than by its weights. torch only.
 
-Window shifts, drop-path rates, indices into a key-value cache, and the depth that a config or the network itself states.
+Window shifts, drop-path rates, indices into a key-value cache, and the depth that a config or the network itself
+states.
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
         for holder in places[place]:
             if _is_kept(getattr(holder, attribute, None)):
                 raise ValueError(
-                    f'{type(holder).__name__} keeps {what} ({attribute}) for the layers of {name!r} at their present number, which a '
+                    f'{type(holder).__name__} keeps {what} ({attribute}) for the layers of {name!r} at their present '
+                    'number, which a '
                     'live network cannot change. Build it by config as a registered backbone '
-                    "(type='ScaleNetDeiT', 'ScaleNetTimm', 'ScaleNetHF'), or build the host at the scaled depth and call "
+                    "(type='ScaleNetDeiT', 'ScaleNetTimm', 'ScaleNetHF'), or build the host at the scaled depth and "
+                    'call '
                     'scalenet_mm.rescale on it.'
                 )
 
@@ -66,9 +69,7 @@ def _is_kept(value: Any) -> bool:
 
 def period(layers: nn.Module) -> int:
     """2 where every second block shifts its windows, else 1."""
-    values = [
-        {k: v for k, v in _alternating(b).items() if not k.endswith('attn_mask')} for b in layers
-    ]
+    values = [{k: v for k, v in _alternating(b).items() if not k.endswith('attn_mask')} for b in layers]
     return 1 if all(v == values[0] for v in values) else 2
 
 
@@ -151,7 +152,9 @@ def own_configs(model: nn.Module) -> None:
 
 
 def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
-    """Changes what a network says of its depth: Hugging Face's config, timm's ``feature_info``, ``depth``, ``depths``."""
+    """Changes what a network says of its depth: Hugging Face's config, timm's ``feature_info``, ``depth``,
+    ``depths``.
+    """
     depth, path = layer_map.depth, name.split('.')
     if len(layer_map) == depth:
         return
@@ -162,9 +165,7 @@ def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
             setattr(parent, attribute, len(layer_map))
     info = getattr(parent, 'feature_info', None)
     if isinstance(info, list) and len(info) == depth:
-        parent.feature_info = [
-            dict(info[s], module=f'{path[-1]}.{i}') for i, s in enumerate(layer_map.sources)
-        ]
+        parent.feature_info = [dict(info[s], module=f'{path[-1]}.{i}') for i, s in enumerate(layer_map.sources)]
     configs = [c for m in reversed(around) if _is_config(c := getattr(m, 'config', None))][:1]
     stage = next((int(p) for p in reversed(path) if p.isdecimal()), None)
     for holder in (*around, *configs):

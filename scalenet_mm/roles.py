@@ -31,11 +31,7 @@ class Role(str, Enum):
 
 
 # What a policy trains. 'increments' is what the paper trains of all models but DeiT-T and DeiT-S (Sec. IV-A1).
-TRAINED = {
-    'increments': {Role.ADJUSTMENT, Role.NORM, Role.GROWN},
-    'adjustments': {Role.ADJUSTMENT},
-    'all': set(Role),
-}
+TRAINED = {'increments': {Role.ADJUSTMENT, Role.NORM, Role.GROWN}, 'adjustments': {Role.ADJUSTMENT}, 'all': set(Role)}
 
 
 def scaled_hosts(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -132,9 +128,7 @@ class TrainPolicy:
         """Reads ``policy=dict(train=..., also=[...])``; None is the default."""
         unknown = sorted(set(cfg or {}) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ValueError(
-                f'policy has no key {unknown}; it takes {sorted(cls.__dataclass_fields__)}.'
-            )
+            raise ValueError(f'policy has no key {unknown}; it takes {sorted(cls.__dataclass_fields__)}.')
         return cls(**(cfg or {}))
 
     def trainable(self, model: nn.Module) -> list[str]:
@@ -180,7 +174,8 @@ def _require_full_precision(model: nn.Module, trainable: set[str]) -> None:
     half = [n for n in sorted(trainable) if dtypes[n].itemsize < 4]
     if half and len(set(dtypes.values())) > 1:
         raise ValueError(
-            f'{half[0]} and {len(half) - 1} more parameters are to be trained, but are stored in {dtypes[half[0]]}, whose '
+            f'{half[0]} and {len(half) - 1} more parameters are to be trained, but are stored in {dtypes[half[0]]}, '
+            'whose '
             "steps are too coarse for updates; leave weights='bfloat16' out of ops, or train the increments."
         )
 
@@ -239,6 +234,4 @@ def total(counts: Iterable[Count]) -> Count:
 
 def unique_bytes(model: nn.Module) -> int:
     """Bytes of a checkpoint's tensors: every entry of ``state_dict()`` once."""
-    return sum(
-        t.numel() * t.element_size() for t in model.state_dict().values() if torch.is_tensor(t)
-    )
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values() if torch.is_tensor(t))

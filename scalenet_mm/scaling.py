@@ -28,13 +28,13 @@ def is_norm(module: nn.Module) -> bool:
 
 
 class MappedLayers:
-    """Mixed into the class of a layer container by ``mapped``: its blocks are instances of a pretrained network's layers."""
+    """Mixed into the class of a layer container by ``mapped``: its blocks are instances of a pretrained network's
+    layers.
+    """
 
     layer_map: LayerMap
 
-    def __getitem__(
-        self, index
-    ):  # a slice is a plain container of the host's class: its map would be another one
+    def __getitem__(self, index):  # a slice is a plain container of the host's class: its map would be another one
         if not isinstance(index, slice):
             return super().__getitem__(index)
         host, blocks = type(self).__bases__[1], list(self)[index]
@@ -53,7 +53,9 @@ class MappedLayers:
         """Adds the keys that torch expects beside those of a file."""
 
     def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor | None:
-        """Entry ``name`` of an instance that is no owner, from those of the pretrained layers; None where it has none."""
+        """Entry ``name`` of an instance that is no owner, from those of the pretrained layers; None where it has
+        none.
+        """
         raise NotImplementedError
 
 
@@ -65,7 +67,8 @@ class TiedLayers(MappedLayers):
         if len(self) != len(self.layer_map):
             raise ValueError(
                 f'The layer map has {len(self.layer_map)} instances, but the container now holds {len(self)} blocks; '
-                'take a slice (a plain container) or scale the source layers anew instead of adding to a scaled container.'
+                'take a slice (a plain container) or scale the source layers anew instead of adding to a scaled '
+                'container.'
             )
         owners: dict[int, dict[str, nn.Module]] = {}
         for i, layer in enumerate(self):
@@ -74,16 +77,12 @@ class TiedLayers(MappedLayers):
             if owner == i:
                 owners[i] = mine
                 continue
-            assert mine.keys() == owners[owner].keys(), (
-                'instances of one source must have the same structure'
-            )
+            assert mine.keys() == owners[owner].keys(), 'instances of one source must have the same structure'
             for name, module in mine.items():
                 module._parameters.update(owners[owner][name]._parameters)
                 module._buffers.update(_persistent(owners[owner][name]))
 
-    def _apply(
-        self, fn, recurse=True
-    ):  # .to(), .half(), .to_empty(): some of them make new Parameters
+    def _apply(self, fn, recurse=True):  # .to(), .half(), .to_empty(): some of them make new Parameters
         super()._apply(fn, recurse)
         self.retie()
         return self
@@ -92,9 +91,7 @@ class TiedLayers(MappedLayers):
         """Every instance's keys of a shared tensor lead to the owner's."""
         for key, owner in tied_keys(self):
             shared = state_dict.get(prefix + owner)
-            if shared is not None and not _same(
-                state_dict.setdefault(prefix + key, shared), shared
-            ):
+            if shared is not None and not _same(state_dict.setdefault(prefix + key, shared), shared):
                 raise ValueError(
                     f'{prefix + key} and {prefix + owner} are one tensor in this model, but the checkpoint holds two '
                     'different ones: it is of an independent-copy network. Load it into an unshared network.'
@@ -215,7 +212,8 @@ def check_stored_map(stored: list[int] | None, layer_map: LayerMap, where: str) 
     if (None if stored is None else tuple(stored)) not in known:
         raise ValueError(
             f'The checkpoint was saved with another layer map at {where.rstrip(".") or "the top"}: file '
-            f'{list(stored)}, model {list(layer_map.sources)}. Build the model with the scale of the file (sources, or growth and '
+            f'{list(stored)}, model {list(layer_map.sources)}. Build the model with the scale of the file (sources, or '
+            'growth and '
             'new_layers), or load the unscaled checkpoint.'
         )
 
@@ -223,9 +221,9 @@ def check_stored_map(stored: list[int] | None, layer_map: LayerMap, where: str) 
 def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: MappedLayers) -> bool:
     """Turns the entries of an unscaled network into those of the scaled one, in place.
 
-    Layers move to their owner's index; every other instance gets what ``layers.fill`` says (a copy of its source's norms
-    where layers are tied); adjustments keep the values they have in ``layers``. Entries of a network that is scaled already
-    are left alone.
+    Layers move to their owner's index; every other instance gets what ``layers.fill`` says (a copy of its source's
+    norms where layers are tied); adjustments keep the values they have in ``layers``. Entries of a network that is
+    scaled already are left alone.
 
     Returns:
         Whether the entries were those of the unscaled network.
@@ -350,10 +348,6 @@ def scale_layers(
 
 def _copy(block: nn.Module) -> nn.Module:
     """A copy with norms of its own; the tensors and the config it will share are not copied on the way."""
-    shared = (
-        t
-        for _, m in shared_modules(block)
-        for t in (*m._parameters.values(), *_persistent(m).values())
-    )
+    shared = (t for _, m in shared_modules(block) for t in (*m._parameters.values(), *_persistent(m).values()))
     configs = (c for m in block.modules() if (c := vars(m).get('config')) is not None)
     return copy.deepcopy(block, {id(t): t for t in (*shared, *configs) if t is not None})

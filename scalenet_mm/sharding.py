@@ -6,17 +6,15 @@ from torch import nn
 
 from .scaling import TiedLayers, tied_keys
 
-AT_THE_ROOT = (
-    'shard the whole model with one call, fully_shard(model), or use DistributedDataParallel'
-)
+AT_THE_ROOT = 'shard the whole model with one call, fully_shard(model), or use DistributedDataParallel'
 
 
 def require_tied(model: nn.Module) -> None:
     """Call it on a model that was wrapped or sharded, before the first forward pass.
 
     Raises:
-        RuntimeError: if FSDP1 wraps tied layers (its ``state_dict()`` cannot leave a tied tensor out), or if layers that
-            shared a tensor hold one each (``fully_shard`` of single blocks, which unties silently).
+        RuntimeError: if FSDP1 wraps tied layers (its ``state_dict()`` cannot leave a tied tensor out), or if layers
+            that shared a tensor hold one each (``fully_shard`` of single blocks, which unties silently).
     """
     tied = [(name, m) for name, m in model.named_modules() if isinstance(m, TiedLayers)]
     flat = [type(m).__name__ for m in model.modules() if tied and _is_fsdp1(m)]
@@ -30,7 +28,8 @@ def require_tied(model: nn.Module) -> None:
         apart = [(a, b) for a, b in tied_keys(layers) if held.get(a) is not held.get(b)]
         if apart:
             raise RuntimeError(
-                f'{len(apart)} tensors of {name or "the model"} are shared no more: {apart[0][0]} and {apart[0][1]} were '
+                f'{len(apart)} tensors of {name or "the model"} are shared no more: {apart[0][0]} and {apart[0][1]} '
+                'were '
                 f'one tensor and are two now, because the blocks were sharded one by one; {AT_THE_ROOT}.'
             )
 

@@ -32,13 +32,7 @@ def timm_vit(depth: int = 3) -> nn.Module:
     import timm
 
     return timm.models.VisionTransformer(
-        img_size=32,
-        patch_size=8,
-        embed_dim=32,
-        depth=depth,
-        num_heads=2,
-        mlp_ratio=2,
-        num_classes=5,
+        img_size=32, patch_size=8, embed_dim=32, depth=depth, num_heads=2, mlp_ratio=2, num_classes=5
     )
 
 

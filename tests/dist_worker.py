@@ -166,9 +166,7 @@ def sharded(out: Path, name: str, policy: dict) -> dict:
         expected=expected,
         losses=(losses / dist.get_world_size()).tolist(),
         alone=alone.state_dict(),
-        gathered={
-            k: getattr(t, 'full_tensor', lambda t=t: t)() for k, t in model.state_dict().items()
-        },
+        gathered={k: getattr(t, 'full_tensor', lambda t=t: t)() for k, t in model.state_dict().items()},
         share=local / sum(p.numel() for p in alone.parameters()),
     )
 

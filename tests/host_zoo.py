@@ -1,4 +1,6 @@
-"""Tiny random instances of the hosts that ``scalenet_mm.scale`` takes, each with what its own code and shapes say of it."""
+"""Tiny random instances of the hosts that ``scalenet_mm.scale`` takes, each with what its own code and shapes say of
+it.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,8 @@ class Zoo:
     facts: HostFacts | None = None
 
     def read_from(self, model: nn.Module) -> Zoo:
-        """With what releases of a library name in different ways: the list of as many modules as the source is deep, and
-        all linear layers of its ``mlp``.
+        """With what releases of a library name in different ways: the list of as many modules as the source is deep,
+        and all linear layers of its ``mlp``.
         """
         lists = {n: len(m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
         containers = self.containers or tuple(n for n in lists if (lists[n],) == self.depths)
@@ -92,11 +94,7 @@ def huggingface(model: str, config: str, **options) -> Callable[[tuple[int, ...]
 
 WIDE = dict(hidden_size=WIDTH, num_attention_heads=2)
 LANGUAGE = dict(
-    **WIDE,
-    intermediate_size=HIDDEN,
-    num_key_value_heads=1,
-    vocab_size=VOCABULARY,
-    max_position_embeddings=64,
+    **WIDE, intermediate_size=HIDDEN, num_key_value_heads=1, vocab_size=VOCABULARY, max_position_embeddings=64
 )
 SLIDING = dict(use_sliding_window=True, sliding_window=4, max_window_layers=1)
 SEEN = dict(image_size=32, patch_size=8)
@@ -121,9 +119,7 @@ def timm_swin(name: str, window: int, image: int) -> Callable[[tuple[int, ...]],
 
 
 def timm_convnext(name: str, **options) -> Callable[[tuple[int, ...]], nn.Module]:
-    return lambda depths: timm_model(
-        name, depths=depths, dims=(8, 16, 24, 32), drop_path_rate=0.1, **options
-    )
+    return lambda depths: timm_model(name, depths=depths, dims=(8, 16, 24, 32), drop_path_rate=0.1, **options)
 
 
 def torch_encoder(depths: tuple[int, ...]) -> nn.Module:
@@ -172,9 +168,7 @@ class Mixers(nn.Module):
         return self.head(x)
 
 
-MIXER = HostFacts(
-    'mixer', proj='tokens', fc1='wide.0', fc2='wide.2', writes=('proj', 'fc2'), marks=('before',)
-)
+MIXER = HostFacts('mixer', proj='tokens', fc1='wide.0', fc2='wide.2', writes=('proj', 'fc2'), marks=('before',))
 
 HF_BERT_NORMS = ('attention.output.LayerNorm', 'output.LayerNorm')
 BEFORE_AFTER = ('layernorm_before', 'layernorm_after')
@@ -203,9 +197,7 @@ ZOO = {
         mlps=(((32, 85), (32, 85), (85, 32)),),
         shape=(2, 3, 28, 28),
     ),
-    'timm DINOv2 (registers)': Zoo(
-        timm_vit('vit_small_patch14_reg4_dinov2', init_values=0.1), ('blocks',)
-    ),
+    'timm DINOv2 (registers)': Zoo(timm_vit('vit_small_patch14_reg4_dinov2', init_values=0.1), ('blocks',)),
     'timm DINOv2 (SwiGLU)': Zoo(
         timm_vit('vit_giant_patch14_dinov2', img_size=28, patch_size=14),
         ('blocks',),
@@ -213,18 +205,11 @@ ZOO = {
         shape=(2, 3, 28, 28),
     ),
     'timm DINOv3': Zoo(timm_vit('vit_small_patch16_dinov3'), ('blocks',)),
-    'timm Swin': Zoo(
-        timm_swin('swin_tiny_patch4_window7_224', 7, 56), shape=(2, 3, 56, 56), **SWIN_NORMS
-    ),
+    'timm Swin': Zoo(timm_swin('swin_tiny_patch4_window7_224', 7, 56), shape=(2, 3, 56, 56), **SWIN_NORMS),
     'timm Swin v2': Zoo(
-        timm_swin('swinv2_tiny_window8_256', 8, 64),
-        shape=(2, 3, 64, 64),
-        function=False,
-        **SWIN_NORMS,
+        timm_swin('swinv2_tiny_window8_256', 8, 64), shape=(2, 3, 64, 64), function=False, **SWIN_NORMS
     ),
-    'timm ConvNeXt': Zoo(
-        timm_convnext('convnext_tiny'), norms=('norm',), norm_params=2 * 32, **FOUR
-    ),
+    'timm ConvNeXt': Zoo(timm_convnext('convnext_tiny'), norms=('norm',), norm_params=2 * 32, **FOUR),
     'timm ConvNeXt v2': Zoo(
         timm_convnext('convnextv2_tiny', use_grn=True, ls_init_value=None),
         norms=('norm', 'mlp.grn'),
@@ -232,36 +217,25 @@ ZOO = {
         **FOUR,
     ),
     'Hugging Face ViT': Zoo(
-        huggingface(
-            'ViTForImageClassification', 'ViTConfig', intermediate_size=HIDDEN, **WIDE, **SEEN
-        ),
+        huggingface('ViTForImageClassification', 'ViTConfig', intermediate_size=HIDDEN, **WIDE, **SEEN),
         (),  # vit.encoder.layer, since transformers 5 vit.layers
         norms=BEFORE_AFTER,
         mlps=(plain(WIDTH, 2),),
     ),
     'Hugging Face DINOv2': Zoo(
-        huggingface(
-            'Dinov2ForImageClassification', 'Dinov2Config', drop_path_rate=0.2, **WIDE, **SEEN
-        ),
+        huggingface('Dinov2ForImageClassification', 'Dinov2Config', drop_path_rate=0.2, **WIDE, **SEEN),
         ('dinov2.encoder.layer',),
     ),
     'Hugging Face DINOv2 (SwiGLU)': Zoo(
-        huggingface(
-            'Dinov2ForImageClassification', 'Dinov2Config', use_swiglu_ffn=True, **WIDE, **SEEN
-        ),
+        huggingface('Dinov2ForImageClassification', 'Dinov2Config', use_swiglu_ffn=True, **WIDE, **SEEN),
         ('dinov2.encoder.layer',),
         mlps=(),  # 32 -> 88 twice, before transformers 5 once 32 -> 176; 88 -> 32
     ),
-    'Hugging Face Swin': Zoo(
-        huggingface('SwinForImageClassification', 'SwinConfig', **STAGES), **HF_SWIN
-    ),
+    'Hugging Face Swin': Zoo(huggingface('SwinForImageClassification', 'SwinConfig', **STAGES), **HF_SWIN),
     'Hugging Face Swin v2': Zoo(
         huggingface('Swinv2ForImageClassification', 'Swinv2Config', **STAGES),
         **HF_SWIN
-        | dict(
-            containers=('swinv2.encoder.layers.0.blocks', 'swinv2.encoder.layers.1.blocks'),
-            function=False,
-        ),
+        | dict(containers=('swinv2.encoder.layers.0.blocks', 'swinv2.encoder.layers.1.blocks'), function=False),
     ),
     'Hugging Face ConvNeXt': Zoo(
         huggingface(
@@ -279,13 +253,7 @@ ZOO = {
         mlps=TWO,
     ),
     'Hugging Face BERT': Zoo(
-        huggingface(
-            'BertForMaskedLM',
-            'BertConfig',
-            intermediate_size=HIDDEN,
-            vocab_size=VOCABULARY,
-            **WIDE,
-        ),
+        huggingface('BertForMaskedLM', 'BertConfig', intermediate_size=HIDDEN, vocab_size=VOCABULARY, **WIDE),
         ('bert.encoder.layer',),
         norms=HF_BERT_NORMS,
         mlps=(plain(WIDTH, 2),),
@@ -295,22 +263,13 @@ ZOO = {
     'Hugging Face Llama': language_model('Llama'),
     'Hugging Face Mistral': language_model('Mistral', sliding_window=4),
     'Hugging Face Qwen2': language_model('Qwen2', tie_word_embeddings=True, **SLIDING),
-    'Hugging Face Qwen3': language_model(
-        'Qwen3', ('self_attn.q_norm', 'self_attn.k_norm'), more=2 * 16, head_dim=16
-    ),
+    'Hugging Face Qwen3': language_model('Qwen3', ('self_attn.q_norm', 'self_attn.k_norm'), more=2 * 16, head_dim=16),
     'torch TransformerEncoder': Zoo(
         torch_encoder, ('layers',), mlps=(plain(WIDTH, 2),), shape=(2, 16, WIDTH), function=False
     ),
-    'mmpretrain Swin': Zoo(
-        mm_swin, ('stages.0.blocks', 'stages.1.blocks'), depths=(2, 2), mlps=TWO
-    ),
+    'mmpretrain Swin': Zoo(mm_swin, ('stages.0.blocks', 'stages.1.blocks'), depths=(2, 2), mlps=TWO),
     'mmpretrain ConvNeXt': Zoo(
-        mm_convnext,
-        ('stages.0', 'stages.1'),
-        depths=(2, 2),
-        norms=('norm',),
-        norm_params=2 * 32,
-        mlps=TWO,
+        mm_convnext, ('stages.0', 'stages.1'), depths=(2, 2), norms=('norm',), norm_params=2 * 32, mlps=TWO
     ),
     'a registered host': Zoo(
         Mixers,

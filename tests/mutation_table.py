@@ -10,8 +10,8 @@ class Mutation:
     """A small break of the kind a careless change would make.
 
     Attributes:
-        decision: number of the decision of the design that it breaks, or a group: 'resume', 'configs', 'delta', 'interop', 'data', 'seeing',
-            'study', 'ops', 'bench'.
+        decision: number of the decision of the design that it breaks, or a group: 'resume', 'configs', 'delta',
+            'interop', 'data', 'seeing', 'study', 'ops', 'bench'.
         what: the break in a few words.
         file: path from the root of the checkout.
         old: source text that occurs exactly once in ``file``.
@@ -209,8 +209,7 @@ MUTATIONS = (
         SCALED,
         'entries = to_host(split(entries)[0] if not prefix else entries, self.host)',
         'entries = split(entries)[0] if not prefix else entries',
-        T_DIALECTS
-        + 'test_scaled_deit_equals_the_deep_host_of_copied_layers_in_each_dialect[official]',
+        T_DIALECTS + 'test_scaled_deit_equals_the_deep_host_of_copied_layers_in_each_dialect[official]',
     ),
     Mutation(
         '3',
@@ -218,8 +217,7 @@ MUTATIONS = (
         SCALED,
         "for cfg in pretrained:\n            self.load_pretrained(cfg['checkpoint'], cfg.get('prefix'))",
         'pass',
-        T_DIALECTS
-        + 'test_scaled_deit_equals_the_deep_host_of_copied_layers_in_each_dialect[mmseg]',
+        T_DIALECTS + 'test_scaled_deit_equals_the_deep_host_of_copied_layers_in_each_dialect[mmseg]',
     ),
     Mutation(
         '3',
@@ -459,8 +457,7 @@ MUTATIONS = (
         SHARDING,
         'if held.get(a) is not held.get(b)]',
         'if a not in held]',
-        T_DISTRIBUTED
-        + 'test_a_wrapper_passes_or_is_refused_at_the_start_with_the_remedy[FSDP2 of blocks]',
+        T_DISTRIBUTED + 'test_a_wrapper_passes_or_is_refused_at_the_start_with_the_remedy[FSDP2 of blocks]',
     ),
     Mutation(
         'configs',
@@ -476,8 +473,7 @@ MUTATIONS = (
         'configs/_base_/scalenet_coco_1x.py',
         "ann_file=data_root + 'annotations/instances_val2017.json'",
         "ann_file='data/coco/annotations/instances_val2017.json'",
-        T_DENSE
-        + 'test_a_dataset_root_is_set_once_and_reaches_every_place[mask_rcnn_scalenet_swin_t_1x.py]',
+        T_DENSE + 'test_a_dataset_root_is_set_once_and_reaches_every_place[mask_rcnn_scalenet_swin_t_1x.py]',
     ),
     Mutation(
         'configs',
@@ -538,8 +534,7 @@ MUTATIONS = (
         LAYER_MAP,
         'i > after and (i - source) % period == 0',
         'i > after',
-        T_BACKBONES
-        + 'test_the_function_preserving_start_is_the_pretrained_function[swin-interpolate]',
+        T_BACKBONES + 'test_the_function_preserving_start_is_the_pretrained_function[swin-interpolate]',
     ),
     Mutation(
         '8',
@@ -631,7 +626,8 @@ MUTATIONS = (
         "params[:] = [g for g in params if first[id(g['params'][0])] is g]",
         'pass',
         T_INTEROP
-        + 'test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source[DefaultOptimWrapperConstructor]',
+        + 'test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source'
+        + '[DefaultOptimWrapperConstructor]',
     ),
     Mutation(
         'interop',
@@ -640,7 +636,8 @@ MUTATIONS = (
         'zip(layer_map.sources, module.children())',
         'enumerate(module.children())',
         T_INTEROP
-        + 'test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source[DefaultOptimWrapperConstructor]',
+        + 'test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source'
+        + '[DefaultOptimWrapperConstructor]',
     ),
     Mutation(
         'interop',
@@ -681,8 +678,7 @@ MUTATIONS = (
         ROLES,
         "ending = [p for p in paths if p.endswith('.' + pattern)]",
         'ending = []',
-        T_ROLES
-        + 'test_a_pattern_that_matches_nothing_names_the_nearest_parameters[fc_cls-roi_head.bbox_head.fc_cls]',
+        T_ROLES + 'test_a_pattern_that_matches_nothing_names_the_nearest_parameters[fc_cls-roi_head.bbox_head.fc_cls]',
     ),
     # Seeing it
     Mutation(
@@ -908,8 +904,7 @@ MUTATIONS = (
         'scalenet_mm/ops/window.py',
         '(table._version, table.data_ptr(), table.device)',
         '(table.data_ptr(), table.device)',
-        T_OPS
-        + 'test_a_frozen_tables_bias_is_made_once_for_all_its_instances_and_anew_when_it_changes',
+        T_OPS + 'test_a_frozen_tables_bias_is_made_once_for_all_its_instances_and_anew_when_it_changes',
     ),
     Mutation(
         'ops',
@@ -917,8 +912,7 @@ MUTATIONS = (
         'scalenet_mm/ops/window.py',
         'return y if padding is None else y.masked_fill_(padding, 0)',
         'return y',
-        T_OPS
-        + 'test_every_switch_gives_the_outputs_and_gradients_of_the_plain_path[swin padded-None-increments]',
+        T_OPS + 'test_every_switch_gives_the_outputs_and_gradients_of_the_plain_path[swin padded-None-increments]',
     ),
     Mutation(
         'ops',
@@ -958,8 +952,7 @@ MUTATIONS = (
         'scalenet_mm/ops/blocks.py',
         '    def forward(self, x: Tensor) -> Tensor:\n        return x\n',
         '    def forward(self, x: Tensor) -> Tensor:\n        return super().forward(x)\n',
-        T_OPS
-        + 'test_a_block_with_sparse_drop_path_leaves_a_sample_or_adds_its_scaled_branch[swin]',
+        T_OPS + 'test_a_block_with_sparse_drop_path_leaves_a_sample_or_adds_its_scaled_branch[swin]',
     ),
     Mutation(
         'ops',
@@ -967,8 +960,7 @@ MUTATIONS = (
         'scalenet_mm/roles.py',
         '    if half and len(set(dtypes.values())) > 1:',
         '    if half and not dtypes:',
-        T_OPS
-        + 'test_frozen_weights_stored_in_bf16_are_half_as_large_and_computed_with_as_such[deit]',
+        T_OPS + 'test_frozen_weights_stored_in_bf16_are_half_as_large_and_computed_with_as_such[deit]',
     ),
     Mutation(
         'ops',
@@ -1032,8 +1024,7 @@ MUTATIONS = (
         'scalenet_mm/__init__.py',
         'from importlib.util import find_spec\n',
         'from importlib.util import find_spec\n\nimport onnx\n',
-        T_STARTUP
-        + 'test_importing_the_package_adds_little_time_and_no_heavy_module_to_what_the_hosts_import',
+        T_STARTUP + 'test_importing_the_package_adds_little_time_and_no_heavy_module_to_what_the_hosts_import',
     ),
     Mutation(
         'ops',
@@ -1041,7 +1032,8 @@ MUTATIONS = (
         'scalenet_mm/ops/triton_window.py',
         "    s = tl.where((j < N)[None, :], s, float('-inf'))\n",
         '',
-        'tests/test_triton_window.py::test_the_kernels_equal_the_reference_with_gradients[window 3, shifted, whole-pad]',
+        'tests/test_triton_window.py::test_the_kernels_equal_the_reference_with_gradients[window 3, shifted, '
+        'whole-pad]',
     ),
     Mutation(
         'ops',
@@ -1049,7 +1041,8 @@ MUTATIONS = (
         'scalenet_mm/ops/triton_window.py',
         '(p * (dp - tl.sum(p * dp, 1)[:, None]) * scale)',
         '(p * dp * scale)',
-        'tests/test_triton_window.py::test_the_kernels_equal_the_reference_with_gradients[window 3, shifted, whole-pad]',
+        'tests/test_triton_window.py::test_the_kernels_equal_the_reference_with_gradients[window 3, shifted, '
+        'whole-pad]',
     ),
     Mutation(
         'ops',
@@ -1057,7 +1050,8 @@ MUTATIONS = (
         'scalenet_mm/ops/triton_window.py',
         "for name, x in ('bias', bias), ('pad', pad):",
         "for name, x in (('pad', pad),):",
-        "tests/test_triton_window.py::test_what_the_kernels_cannot_do_is_refused[bias-no gradient to bias, which requires one; use method 'matmul']",
+        'tests/test_triton_window.py::test_what_the_kernels_cannot_do_is_refused[bias-no gradient to bias, which '
+        "requires one; use method 'matmul']",
     ),
     Mutation(
         'ops',

@@ -57,9 +57,7 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str, ElementTree.E
     """
     (copy / REPORT).unlink(missing_ok=True)
     (copy / OUTPUT).write_text('')
-    process = multiprocessing.get_context('forkserver').Process(
-        target=run_pytest, args=(copy, tests)
-    )
+    process = multiprocessing.get_context('forkserver').Process(target=run_pytest, args=(copy, tests))
     process.start()
     process.join(TIMEOUT * len(tests))
     if process.exitcode is None:
@@ -85,9 +83,7 @@ def run_pytest(copy: Path, tests: Sequence[str]) -> None:
 
     import pytest
 
-    code = pytest.main(
-        ['-q', '--tb=line', '-p', 'no:cacheprovider', f'--junitxml={REPORT}', *tests]
-    )
+    code = pytest.main(['-q', '--tb=line', '-p', 'no:cacheprovider', f'--junitxml={REPORT}', *tests])
     import scalenet_mm  # an editable installation must not win over the copy
 
     if copy not in Path(scalenet_mm.__file__).resolve().parents:
@@ -155,9 +151,7 @@ def require_unbroken(pool: ThreadPoolExecutor, made: list[Path], tests: list[str
             )
 
 
-def run(
-    mutations: Sequence[Mutation], jobs: int = 2, say: Callable[[Result, str], None] | None = None
-) -> list[Result]:
+def run(mutations: Sequence[Mutation], jobs: int = 2, say: Callable[[Result, str], None] | None = None) -> list[Result]:
     """Runs the named tests unbroken, then applies each mutation and runs its test.
 
     Args:
@@ -221,16 +215,11 @@ def main(argv: list[str] | None = None) -> int:
             print(f'{"":16}{result.why}', flush=True)
 
     tests = len({m.test for m in chosen})
-    print(
-        f'Unbroken first: {tests} tests, usually half a minute. Then {len(chosen)} breaks.',
-        flush=True,
-    )
+    print(f'Unbroken first: {tests} tests, usually half a minute. Then {len(chosen)} breaks.', flush=True)
     start = time.monotonic()
     results = run(chosen, args.jobs, say)
     lost = [r for r in results if r.outcome != CAUGHT]
-    print(
-        f'{len(results) - len(lost)} of {len(results)} caught in {time.monotonic() - start:.0f} s.'
-    )
+    print(f'{len(results) - len(lost)} of {len(results)} caught in {time.monotonic() - start:.0f} s.')
     return int(bool(lost))
 
 

@@ -32,13 +32,9 @@ def test_lora_is_equation_8():
 
 
 def test_gate_scales_the_linear_and_not_the_adapter():
-    adapted = perturb(
-        AdaptedLinear.wrap(nn.Linear(6, 5), ParallelAdapter(6, 5, rank=2), gated=True)
-    )
+    adapted = perturb(AdaptedLinear.wrap(nn.Linear(6, 5), ParallelAdapter(6, 5, rank=2), gated=True))
     x = torch.randn(3, 6)
-    expected = adapted.gate.scale * nn.functional.linear(
-        x, adapted.weight, adapted.bias
-    ) + adapted.adapter(x)
+    expected = adapted.gate.scale * nn.functional.linear(x, adapted.weight, adapted.bias) + adapted.adapter(x)
     torch.testing.assert_close(adapted(x), expected)
     with torch.no_grad():
         adapted.gate.scale.zero_()

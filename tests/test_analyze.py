@@ -65,10 +65,7 @@ def norm(tensors) -> float:
 def outputs(model: nn.Module, images: torch.Tensor) -> list[np.ndarray]:
     found, x = [], images
     blocks = model.backbone.layers
-    handles = [
-        b.register_forward_hook(lambda m, a, out: found.append(out.flatten(1).double().numpy()))
-        for b in blocks
-    ]
+    handles = [b.register_forward_hook(lambda m, a, out: found.append(out.flatten(1).double().numpy())) for b in blocks]
     with torch.no_grad():
         model.backbone(x)
     for handle in handles:
@@ -79,9 +76,7 @@ def outputs(model: nn.Module, images: torch.Tensor) -> list[np.ndarray]:
 # where the layers are
 
 
-@pytest.mark.parametrize(
-    'kind', ['mmpretrain.SwinTransformer', 'mmdet.SwinTransformer', 'mmseg.SwinTransformer']
-)
+@pytest.mark.parametrize('kind', ['mmpretrain.SwinTransformer', 'mmdet.SwinTransformer', 'mmseg.SwinTransformer'])
 def test_the_layers_of_every_familys_swin_are_found_by_structure(kind):
     pytest.importorskip('mmdet.models') and pytest.importorskip('mmseg.models')
     arch = dict(arch=SWIN) if 'pretrain' in kind else SWIN
@@ -116,9 +111,7 @@ def test_every_pass_and_every_batch_size_gives_the_same_images():
     passes = [torch.cat([b['inputs'] for b in x]) for x in (small, small, large)]
     assert [len(b['inputs']) for b in small] == [40, 40, 40, 30]
     assert torch.equal(passes[0], passes[1]) and torch.equal(passes[0], passes[2])
-    assert not torch.equal(
-        passes[0], torch.cat([b['inputs'] for b in Batches(cfg, 'train', 150, 50, seed=1)])
-    )
+    assert not torch.equal(passes[0], torch.cat([b['inputs'] for b in Batches(cfg, 'train', 150, 50, seed=1)]))
 
 
 def test_lists_and_tensors_are_joined_across_the_batches_of_a_loader():
@@ -145,9 +138,7 @@ def by_hand(model: nn.Module, owners: dict[str, int]) -> dict[str, float]:
     of = dict(model.named_parameters())
     return {
         name: norm(
-            of[f'backbone.layers.{owner}.{linear}.{part}'].grad
-            for linear in LINEARS
-            for part in ('weight', 'bias')
+            of[f'backbone.layers.{owner}.{linear}.{part}'].grad for linear in LINEARS for part in ('weight', 'bias')
         )
         for name, owner in owners.items()
     }
@@ -176,7 +167,7 @@ def test_a_tied_layers_gradient_is_the_sum_of_those_of_independent_copies():
     expected = [
         norm(of[f'{2 * s}.{x}.{p}'].grad + of[f'{2 * s + 1}.{x}.{p}'].grad for x in LINEARS for p in ('weight', 'bias'))
         for s in range(3)
-    ]  # fmt: skip
+    ]
     found, *_ = gradient_norms(tied, [batch])
     assert list(found.values()) == pytest.approx(expected, rel=1e-5)
 
@@ -220,12 +211,8 @@ def test_streamed_histograms_are_numpys_of_all_activations():
         values = kept[entry['layer']].ravel()
         counts, edges = np.histogram(values, 40, RANGE)
         outside = 1 - counts.sum() / values.size
-        assert entry['density'] == pytest.approx(
-            counts / values.size / (edges[1] - edges[0]), abs=1e-6
-        )
-        assert (entry['mean'], entry['std']) == pytest.approx(
-            (values.mean(), values.std()), abs=1e-5
-        )
+        assert entry['density'] == pytest.approx(counts / values.size / (edges[1] - edges[0]), abs=1e-6)
+        assert (entry['mean'], entry['std']) == pytest.approx((values.mean(), values.std()), abs=1e-5)
         assert entry['outside'] == pytest.approx(outside) and entry['values'] == values.size
 
 
@@ -248,10 +235,7 @@ def test_layers_are_sampled_evenly_from_first_to_last():
 
 def hsic_by_definition(k: np.ndarray, m: np.ndarray) -> float:
     """The U-statistic itself: the mean of the kernel of HSIC over all quadruples of different images."""
-    terms = [
-        k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q])
-        for i, j, q, r in itertools.permutations(range(len(k)), 4)
-    ]
+    terms = [k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]) for i, j, q, r in itertools.permutations(range(len(k)), 4)]
     return float(np.mean(terms))
 
 
@@ -288,8 +272,7 @@ def direct(a: nn.Module, b: nn.Module, batches, hsic) -> np.ndarray:
     return np.array(
         [
             [
-                summed(of_a, of_b, i, j)
-                / np.sqrt(summed(of_a, of_a, i, i) * summed(of_b, of_b, j, j))
+                summed(of_a, of_b, i, j) / np.sqrt(summed(of_a, of_a, i, i) * summed(of_b, of_b, j, j))
                 for j in range(len(of_b[0]))
             ]
             for i in range(len(of_a[0]))
@@ -351,9 +334,7 @@ def test_the_sweep_evaluates_as_the_runner_does(tmp_path):
     torch.save(dict(state_dict=given.state_dict()), tmp_path / 'random.pth')
     cfg.load_from, cfg.work_dir = str(tmp_path / 'random.pth'), str(tmp_path)
     metrics = Runner.from_cfg(cfg).test()
-    assert found == pytest.approx(
-        dict(top1=metrics['rank/top1'], loss=metrics['rank/loss']), rel=1e-5
-    )
+    assert found == pytest.approx(dict(top1=metrics['rank/top1'], loss=metrics['rank/loss']), rel=1e-5)
 
 
 def test_results_of_a_study_become_a_curve(tmp_path):
@@ -369,8 +350,10 @@ def test_results_of_a_study_become_a_curve(tmp_path):
     file.write_text('\n'.join(map(json.dumps, lines)))
     points = curve(read_results(file, {'deit/scalenet': 0.0}))
     assert [(p['drop_path'], p['runs'], p['top1']['mean']) for p in points] == [
-        (0.0, 1, 50.0), (0.1, 2, 62.0), (0.5, 1, 40.0),
-    ]  # fmt: skip
+        (0.0, 1, 50.0),
+        (0.1, 2, 62.0),
+        (0.5, 1, 40.0),
+    ]
     assert points[1]['loss'] == dict(mean=pytest.approx(1.2), least=1.0, greatest=1.4)
     file.write_text('{"drop_path": 0.1, "top1": 3}')
     with pytest.raises(ValueError, match='line 1: a run is a JSON object'):
@@ -465,18 +448,7 @@ def test_the_tool_writes_a_picture_and_its_numbers(figure, noise, tmp_path, monk
     configs = [RANK, ROOT / 'configs/demo/rank_swin.py']
     if noise:
         configs = [ROOT / f'configs/demo/{x}deit_digits.py' for x in ('', 'scalenet_')]
-    call(
-        monkeypatch,
-        figure,
-        configs[0],
-        'none',
-        configs[1],
-        'none',
-        *FIGURES[figure],
-        *noise,
-        '--out',
-        tmp_path,
-    )
+    call(monkeypatch, figure, configs[0], 'none', configs[1], 'none', *FIGURES[figure], *noise, '--out', tmp_path)
     numbers = json.loads((tmp_path / f'{figure}.json').read_text())
     depths = (4, 8) if noise else (3, 4)
     if figure == 'gradients':
@@ -484,22 +456,15 @@ def test_the_tool_writes_a_picture_and_its_numbers(figure, noise, tmp_path, monk
         assert all(v > 0 for m in numbers['models'] for v in m['gradient_norms'].values())
         assert [m['images'] for m in numbers['models']] == [32, 32]
     elif figure == 'features':
-        assert [
-            max(e['layer'] for e in m['layers'].values()) + 1 for m in numbers['models']
-        ] == list(depths)
+        assert [max(e['layer'] for e in m['layers'].values()) + 1 for m in numbers['models']] == list(depths)
     else:
-        assert (
-            np.array(numbers['pairs'][0]['cka']).shape == depths
-            and numbers['pairs'][0]['images'] == 16
-        )
+        assert np.array(numbers['pairs'][0]['cka']).shape == depths and numbers['pairs'][0]['images'] == 16
     picture = cv2.imread(str(tmp_path / f'{figure}.png'))
     assert min(picture.shape[:2]) > 400 and picture.std() > 5
 
 
 def test_the_tool_draws_a_sweep_of_checkpoints(tmp_path, monkeypatch):
-    torch.save(
-        dict(state_dict=Given(RANK, 'none', '').load('cpu').state_dict()), tmp_path / 'a.pth'
-    )
+    torch.save(dict(state_dict=Given(RANK, 'none', '').load('cpu').state_dict()), tmp_path / 'a.pth')
     runs = [f'0={tmp_path / "a.pth"}', '0.5=none']
     call(monkeypatch, 'droppath', RANK, *runs, '--images', 40, '--out', tmp_path)
     numbers = json.loads((tmp_path / 'droppath.json').read_text())
@@ -555,17 +520,7 @@ def test_gradients_of_a_detector_are_those_of_its_training_loss(tmp_path):
 # the hook
 
 
-def train(
-    tmp_path,
-    *,
-    batch: int,
-    accumulate: int = 1,
-    clip=None,
-    hook=None,
-    scale=None,
-    tensorboard=False,
-    **changes,
-):
+def train(tmp_path, *, batch: int, accumulate: int = 1, clip=None, hook=None, scale=None, tensorboard=False, **changes):
     """Two steps of SGD on twelve fixed images; returns what the hook logged, by step."""
     cfg = Config.fromfile(ROOT / 'configs/demo/scalenet_deit_digits.py')
     data = dict(type='RandomImages', shape=(3, 16, 16), classes=19, length=12)
@@ -575,8 +530,16 @@ def train(
             'experiment_name': uuid.uuid4().hex,
             'model.backbone.img_size': 16,
             'model.backbone.init_cfg': None,
-            'train_dataloader': dict(_delete_=True, batch_size=batch, num_workers=0, dataset=data, sampler=dict(type='DefaultSampler', shuffle=False)),
-            'optim_wrapper': dict(clip_grad=clip, accumulative_counts=accumulate, optimizer=dict(_delete_=True, type='SGD', lr=0.01)),
+            'train_dataloader': dict(
+                _delete_=True,
+                batch_size=batch,
+                num_workers=0,
+                dataset=data,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+            ),
+            'optim_wrapper': dict(
+                clip_grad=clip, accumulative_counts=accumulate, optimizer=dict(_delete_=True, type='SGD', lr=0.01)
+            ),
             'policy': None,
             'train_cfg': dict(_delete_=True, by_epoch=True, max_epochs=1),
             'custom_hooks': [dict(type='GradientNormHook', **(hook or dict(interval=1)))],
@@ -584,23 +547,15 @@ def train(
             'param_scheduler': None,
             'load_from': None,
         }
-    )  # fmt: skip
-    for key in (
-        'val_dataloader',
-        'val_evaluator',
-        'val_cfg',
-        'test_dataloader',
-        'test_evaluator',
-        'test_cfg',
-    ):
+    )
+    for key in ('val_dataloader', 'val_evaluator', 'val_cfg', 'test_dataloader', 'test_evaluator', 'test_cfg'):
         cfg[key] = None
     cfg.optim_wrapper.paramwise_cfg = dict(policy=dict(train='all'))
     if scale:
         cfg.model.backbone.scale = scale
     if tensorboard:
         cfg.visualizer = dict(
-            type='Visualizer',
-            vis_backends=[dict(type=f'{x}VisBackend') for x in ('Local', 'Tensorboard')],
+            type='Visualizer', vis_backends=[dict(type=f'{x}VisBackend') for x in ('Local', 'Tensorboard')]
         )
     cfg.merge_from_dict(changes)
     runner = Runner.from_cfg(cfg)
@@ -609,14 +564,9 @@ def train(
 
 
 def logged(folder: Path, runner) -> dict[int, dict[str, float]]:
-    lines = map(
-        json.loads,
-        (Path(folder) / runner.timestamp / 'vis_data/scalars.json').read_text().splitlines(),
-    )
+    lines = map(json.loads, (Path(folder) / runner.timestamp / 'vis_data/scalars.json').read_text().splitlines())
     return {
-        x['step']: {k: v for k, v in x.items() if k != 'step'}
-        for x in lines
-        if any('gradient_norm' in k for k in x)
+        x['step']: {k: v for k, v in x.items() if k != 'step'} for x in lines if any('gradient_norm' in k for k in x)
     }
 
 
@@ -653,9 +603,7 @@ def test_the_hooks_values_are_in_the_message_hub_and_tensorboard_and_every_inter
     assert list(found) == [1, 4]
     name = 'gradient_norm/backbone.layers.2'
     events = EventAccumulator(str(tmp_path / runner.timestamp / 'vis_data')).Reload().Scalars(name)
-    assert [(e.step, pytest.approx(e.value)) for e in events] == [
-        (s, v[name]) for s, v in found.items()
-    ]
+    assert [(e.step, pytest.approx(e.value)) for e in events] == [(s, v[name]) for s, v in found.items()]
     assert runner.message_hub.get_scalar(name).current() == found[4][name]
 
 
@@ -682,15 +630,14 @@ def test_two_processes_log_the_gradient_of_the_whole_batch(tmp_path):
     cfg.dump(tmp_path / 'two.py')
     done = subprocess.run(
         ['bash', str(ROOT / 'tools/dist_train.sh'), str(tmp_path / 'two.py'), '2', '--no-preflight'],
-        capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (file,) = (tmp_path / 'two').rglob('scalars.json')
-    first = next(
-        x
-        for x in map(json.loads, file.read_text().splitlines())
-        if 'gradient_norm/backbone.layers.0' in x
-    )
+    first = next(x for x in map(json.loads, file.read_text().splitlines()) if 'gradient_norm/backbone.layers.0' in x)
     assert {k: v for k, v in first.items() if k != 'step'} == pytest.approx(whole[1], rel=1e-4)
 
 

@@ -29,10 +29,7 @@ def test_build_initialises_and_honours_init_cfg(tmp_path):
     twin.init_weights()  # a second call changes nothing
     with pytest.raises(FileNotFoundError):
         scalenet_mm.build(
-            'deit_t',
-            num_classes=None,
-            init_cfg=dict(type='Pretrained', checkpoint='nothing.pth'),
-            **SMALL,
+            'deit_t', num_classes=None, init_cfg=dict(type='Pretrained', checkpoint='nothing.pth'), **SMALL
         )
 
 

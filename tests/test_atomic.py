@@ -74,9 +74,7 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.mark.parametrize('loop', LOOPS)
 @pytest.mark.parametrize('where', KILLED)
-def test_a_run_killed_while_it_saves_keeps_a_checkpoint_and_resumes_to_the_same_bits(
-    where, loop, tmp_path
-):
+def test_a_run_killed_while_it_saves_keeps_a_checkpoint_and_resumes_to_the_same_bits(where, loop, tmp_path):
     base = write_base(tmp_path / 'base.pth')
 
     def config(name):
@@ -101,8 +99,7 @@ def test_a_run_killed_while_it_saves_keeps_a_checkpoint_and_resumes_to_the_same_
     for i, state in whole['optimizer']['state'].items():
         assert same(state, killed['optimizer']['state'][i])
     files = [
-        {p.name for p in (tmp_path / n).iterdir() if p.is_file() and p.suffix != '.py'}
-        for n in ('whole', 'killed')
+        {p.name for p in (tmp_path / n).iterdir() if p.is_file() and p.suffix != '.py'} for n in ('whole', 'killed')
     ]
     assert files[0] == files[1], 'no unfinished and no outdated file is left'
 
@@ -150,9 +147,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').write_text('kept')
-    with pytest.raises(
-        OSError, match=r'a\.pth \(3 bytes\) could not be written: (Not a d|File ex)'
-    ):
+    with pytest.raises(OSError, match=r'a\.pth \(3 bytes\) could not be written: (Not a d|File ex)'):
         write_atomically(tmp_path / 'file' / 'a.pth', b'new')
     assert (tmp_path / 'file').read_text() == 'kept'
 
@@ -190,10 +185,7 @@ def test_make_atomic_changes_mmengines_hook_only():
             dict(default_hooks=dict(checkpoint=dict(type=CheckpointHook, interval=3))),
             dict(type='ScaleNetCheckpointHook', interval=3),
         ),
-        'own': (
-            dict(default_hooks=dict(checkpoint=dict(type='MyHook'))),
-            dict(type='MyHook'),
-        ),
+        'own': (dict(default_hooks=dict(checkpoint=dict(type='MyHook'))), dict(type='MyHook')),
         'off': (dict(default_hooks=dict(checkpoint=None)), None),
     }
     for name, (given, expected) in cases.items():

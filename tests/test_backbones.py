@@ -49,9 +49,7 @@ def copied_layers(source, net, deep):
             for key in filled:
                 if key.startswith(f'{name}.{i}.'):
                     filled[key] = state[f'{name}.{s}.' + key[len(f'{name}.{i}.') :]]
-    rest = {
-        k: v for k, v in state.items() if not any(k.startswith(f'{n}.') for n in net.layer_maps())
-    }
+    rest = {k: v for k, v in state.items() if not any(k.startswith(f'{n}.') for n in net.layer_maps())}
     return {**filled, **rest}
 
 
@@ -91,9 +89,7 @@ SCALES = {
 }
 
 
-@pytest.mark.parametrize(
-    ('host', 'scale', 'depth'), [(h, *s) for h, cases in SCALES.items() for s in cases]
-)
+@pytest.mark.parametrize(('host', 'scale', 'depth'), [(h, *s) for h, cases in SCALES.items() for s in cases])
 def test_the_scaled_net_equals_the_deep_host_of_copied_layers(host, scale, depth):
     source = host_net(host, seed=1)
     net, deep = ours(host, scale), host_net(host, depth=depth)
@@ -117,9 +113,7 @@ def test_after_init_weights_the_net_still_is_its_own_plain_deep_net(host):
     filled = {k: state[k] for k in deep.state_dict() if k in state}
     for name, layer_map in net.layer_maps().items():
         for i in range(len(layer_map)):
-            for key in [
-                k for k in deep.state_dict() if k.startswith(f'{name}.{i}.') and k not in filled
-            ]:
+            for key in [k for k in deep.state_dict() if k.startswith(f'{name}.{i}.') and k not in filled]:
                 filled[key] = state[f'{name}.{layer_map.owner(i)}.' + key[len(f'{name}.{i}.') :]]
     deep.load_state_dict(filled)
     assert_equal_outputs(net, deep, torch.randn(2, 3, 50, 67), 1e-3)  # a steep function
@@ -135,9 +129,7 @@ def test_out_indices_out_type_and_layer_depth_see_the_scaled_depth():
     ours('deit', out_indices=wanted)
     assert wanted == [0, -1], "the caller's list is left alone"
     swin = ours('swin')
-    assert swin.depths == [2, 2, 2, 4] and swin.get_layer_depth(
-        'stages.3.blocks.3.norm1.weight'
-    ) == (10, 12)
+    assert swin.depths == [2, 2, 2, 4] and swin.get_layer_depth('stages.3.blocks.3.norm1.weight') == (10, 12)
 
 
 def test_drop_path_and_window_shift_follow_the_scaled_depth():
@@ -152,9 +144,7 @@ def test_drop_path_and_window_shift_follow_the_scaled_depth():
 @pytest.mark.parametrize('host', OURS)
 def test_the_function_preserving_start_is_the_pretrained_function(host, order):
     source = host_net(host, seed=1)
-    net = ours(
-        host, dict(start='function', order=order, **(dict(stages='all') if host == 'swin' else {}))
-    )
+    net = ours(host, dict(start='function', order=order, **(dict(stages='all') if host == 'swin' else {})))
     net.load_state_dict(source.state_dict())
     x = torch.randn(2, 3, 64, 64)
     assert_equal_outputs(net, source, x)
@@ -183,9 +173,7 @@ def test_activation_checkpointing_gives_the_same_gradients_and_saves_less(host):
     grads, saved = {}, {}
     for with_cp in (False, True):
         torch.manual_seed(3)
-        net = perturb(
-            OURS[host][0](**copy.deepcopy(OURS[host][1]), with_cp=with_cp), seed=1
-        ).train()
+        net = perturb(OURS[host][0](**copy.deepcopy(OURS[host][1]), with_cp=with_cp), seed=1).train()
         out, saved[with_cp] = saved_elements(net, x)
         out.backward()
         grads[with_cp] = {n: p.grad.clone() for n, p in net.named_parameters()}
@@ -217,14 +205,20 @@ def test_configs_of_every_package_build_the_backbone():
 
 
 DENSE = dict(
-    embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 4], window_size=4, mlp_ratio=2, drop_path_rate=0.0,
-    act_cfg=dict(type='ReLU'), convert_weights=True, with_cp=False, frozen_stages=-1,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    'changed', [{}, dict(qkv_bias=False), dict(patch_norm=False), dict(out_indices=(1, 3))]
+    embed_dims=16,
+    depths=[2, 2, 2, 2],
+    num_heads=[1, 2, 2, 4],
+    window_size=4,
+    mlp_ratio=2,
+    drop_path_rate=0.0,
+    act_cfg=dict(type='ReLU'),
+    convert_weights=True,
+    with_cp=False,
+    frozen_stages=-1,
 )
+
+
+@pytest.mark.parametrize('changed', [{}, dict(qkv_bias=False), dict(patch_norm=False), dict(out_indices=(1, 3))])
 def test_the_arguments_of_mmdets_swin_are_understood(changed):
     from mmdet.models.backbones.swin import SwinTransformer as DetSwin
 
@@ -297,9 +291,7 @@ def test_a_scaled_file_round_trips_through_a_classifier(host, tmp_path):
     from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint, weights_to_cpu
 
     def classifier():
-        return scalenet_mm.build(
-            f'{host}_t', num_classes=3, **({} if host == 'swin' else dict(img_size=32))
-        )
+        return scalenet_mm.build(f'{host}_t', num_classes=3, **({} if host == 'swin' else dict(img_size=32)))
 
     model = perturb(classifier(), seed=1).eval()
     path = str(tmp_path / 'scaled.pth')
@@ -309,14 +301,10 @@ def test_a_scaled_file_round_trips_through_a_classifier(host, tmp_path):
     x = torch.randn(1, 3, 224, 224) if host == 'swin' else torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(twin(x), model(x))
-    loaded = scalenet_mm.load(
-        f'{host}_t', path, num_classes=3, **({} if host == 'swin' else dict(img_size=32))
-    )
+    loaded = scalenet_mm.load(f'{host}_t', path, num_classes=3, **({} if host == 'swin' else dict(img_size=32)))
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
-    backbone = scalenet_mm.load(
-        f'{host}_t', path, num_classes=None, **({} if host == 'swin' else dict(img_size=32))
-    )
+    backbone = scalenet_mm.load(f'{host}_t', path, num_classes=None, **({} if host == 'swin' else dict(img_size=32)))
     with torch.no_grad():
         assert torch.equal(backbone(x)[0], model.backbone(x)[0])
 
@@ -386,9 +374,7 @@ def test_output_norms_may_differ_between_tasks_and_nothing_else():
     back = ours('swin', out_indices=(3,))
     back.load_state_dict(dense.state_dict())
     with pytest.raises(CheckpointError, match='norm3'):
-        dense.load_state_dict(
-            {k: v for k, v in classifier.state_dict().items() if not k.startswith('norm3')}
-        )
+        dense.load_state_dict({k: v for k, v in classifier.state_dict().items() if not k.startswith('norm3')})
 
 
 @pytest.mark.parametrize('host', OURS)
@@ -417,10 +403,7 @@ def test_norm_cfg_of_mmdet_reaches_every_norm():
 
 def test_adapters_of_another_kind_are_refused_though_their_keys_fit():
     source = ours('deit', dict(adjust=dict(type='ParallelAdapter', rank=4, act='ReLU')))
-    for other in (
-        dict(type='ParallelAdapter', rank=4),
-        dict(type='LoRA', rank=4, targets=('fc1', 'fc2')),
-    ):
+    for other in (dict(type='ParallelAdapter', rank=4), dict(type='LoRA', rank=4, targets=('fc1', 'fc2'))):
         net = ours('deit', dict(adjust=other))
         assert set(net.state_dict()) == set(source.state_dict())
         with pytest.raises(CheckpointError, match='another kind: .*ReLU'):
@@ -432,8 +415,7 @@ def test_tensors_that_no_resizer_can_take_are_refused_by_key():
     table = 'stages.1.blocks.0.attn.w_msa.relative_position_bias_table'
     state = swin.state_dict()
     with pytest.raises(
-        CheckpointError,
-        match='stages.1.blocks.0.*different windows|different windows.*stages.1.blocks.0',
+        CheckpointError, match='stages.1.blocks.0.*different windows|different windows.*stages.1.blocks.0'
     ):
         ours('swin').load_state_dict({**state, table: torch.zeros(25, 2)})
     tables = {k: v[:-1] for k, v in state.items() if k.endswith('bias_table')}

@@ -18,17 +18,7 @@ import torch
 from torch import nn
 
 from scalenet_mm.adapters import AdaptedLinear
-from scalenet_mm.benchmark import (
-    counted,
-    kernels,
-    machine,
-    models,
-    pairs,
-    report,
-    run,
-    timing,
-    variants,
-)
+from scalenet_mm.benchmark import counted, kernels, machine, models, pairs, report, run, timing, variants
 from scalenet_mm.benchmark.cases import Case, Figure, versus
 from scalenet_mm.benchmark.goals import DEFAULT, GOALS
 from scalenet_mm.benchmark.memory import peak_of_fresh_process, saved_bytes, state_bytes
@@ -80,9 +70,7 @@ def test_seconds_of_a_round_are_those_of_one_call(monkeypatch):
 def test_the_spread_is_median_least_and_largest_as_numpy_has_them():
     values = np.random.default_rng(0).lognormal(size=8)
     found = timing.Spread.of(values.tolist())
-    assert (found.median, found.low, found.high) == pytest.approx(
-        (np.median(values), values.min(), values.max())
-    )
+    assert (found.median, found.low, found.high) == pytest.approx((np.median(values), values.min(), values.max()))
 
 
 def test_the_collector_rests_during_a_round_and_works_again_after_it():
@@ -112,12 +100,7 @@ def test_compiled_peers_meet_our_compiled_network_where_there_is_one():
     peers = dict.fromkeys(('eager', 'fused', 'compiled', 'fused compiled'), none)
     made = versus('P3', peers, {'eager': none, 'compiled': none}, {'peer': 1, 'ours': 1}, list)
     times = {f'peer {name}': 6.0 for name in peers} | {'ours eager': 3.0, 'ours compiled': 2.0}
-    assert {k: v(times) for k, v in made.values.items()} == {
-        'eager': 2,
-        'fused': 2,
-        'compiled': 3,
-        'fused compiled': 3,
-    }
+    assert {k: v(times) for k, v in made.values.items()} == {'eager': 2, 'fused': 2, 'compiled': 3, 'fused compiled': 3}
 
 
 # ------------------------------------------------------------------------------------- bytes
@@ -183,8 +166,7 @@ def test_plain_adapters_of_the_peer_have_our_values_and_train_what_ours_trains()
     peer = models.deep_peer(partial(models.mmdet_swin, MICRO, 'Swin-T'), ours, models.MM_STAGES)
     models.randomised(ours, seed=3)
     peer.load_state_dict(
-        {k: v for k, v in ours.named_parameters(remove_duplicate=False) if 'adapter' not in k},
-        strict=False,
+        {k: v for k, v in ours.named_parameters(remove_duplicate=False) if 'adapter' not in k}, strict=False
     )
     models.give_plain_adapters(peer, ours)
     trained = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (peer, ours)]
@@ -223,9 +205,7 @@ def test_a_difference_that_is_not_a_number_is_no_parity():
 # -------------------------------------------------------------------------------------- pairs
 
 
-@pytest.mark.parametrize(
-    ('name', 'expected'), [('Swin-T', 0.72), ('Swin-S', 0.715)]
-)  # from the specification
+@pytest.mark.parametrize(('name', 'expected'), [('Swin-T', 0.72), ('Swin-S', 0.715)])  # from the specification
 def test_the_floor_of_a_frozen_step_is_the_specifications(name, expected):
     full = Settings()
     ours = models.our_swin(full, name, pyramid=True)
@@ -357,11 +337,7 @@ def test_switches_of_the_command_line_reach_our_networks():
     assert parse_ops('linear=plain, recompute=True') == dict(linear='plain', recompute=True)
     s = Settings(size='micro', ops=parse_ops('linear=plain'))
     assert s.our_ops()['linear'] == 'plain'
-    assert s.our_ops(recompute=True) == {
-        **Ops.read().as_dict(),
-        'linear': 'plain',
-        'recompute': True,
-    }
+    assert s.our_ops(recompute=True) == {**Ops.read().as_dict(), 'linear': 'plain', 'recompute': True}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
@@ -392,9 +368,7 @@ def test_a_pair_that_fails_is_a_row_and_the_others_go_on(monkeypatch, capsys, tm
     monkeypatch.setitem(run.PAIRS, 'P7', lambda s: [Case('P7', 'c', '', partial(figures, 0.9))])
     assert tool('--pairs', 'P7', '--size', 'micro', '--json', str(file)) == 0  # a goal missed
     runs = json.loads(file.read_text())['runs']
-    assert [len(r['rows']) for r in runs] == [2, 1] and runs[1]['rows'][0][
-        'verdict'
-    ] == 'falls short'
+    assert [len(r['rows']) for r in runs] == [2, 1] and runs[1]['rows'][0]['verdict'] == 'falls short'
     assert {'cpu', 'cores', 'threads', 'versions'} <= set(runs[0]['machine'])
     assert {'fp32 F.linear', 'bf16 F.linear', 'copy'} <= set(runs[0]['rates'])
 
@@ -452,9 +426,7 @@ def test_the_report_has_the_later_row_and_says_what_was_not_run(tmp_path):
     assert tool('--report', *map(str, files), '--out', str(out)) == 0
     (line,) = [x for x in out.read_text().splitlines() if x.startswith('| P1')]
     cells = [c.strip() for c in line.strip('|').split('|')]
-    assert cells[3:] == [
-        '<= 1', '0.500', '0.700 (0.600 .. 0.800)', 'falls short', '<= 0.45', 'not run', '',
-    ]  # fmt: skip
+    assert cells[3:] == ['<= 1', '0.500', '0.700 (0.600 .. 0.800)', 'falls short', '<= 0.45', 'not run', '']
 
 
 def test_the_list_names_every_pair_and_switch(capsys):
@@ -500,12 +472,8 @@ def test_a_network_that_cannot_be_compiled_costs_its_own_row_only():
     made.runs['peer compiled'] = fails
     made.runs['ours compiled'] = made.runs['ours eager']
     made.values = dict(made.values, compiled=lambda r: r['ours compiled'] / r['peer compiled'])
-    rows = run.measure(
-        Case('P1', case.name, 'fp32', lambda: made), replace(MICRO, compiled=True), RATES
-    )
+    rows = run.measure(Case('P1', case.name, 'fp32', lambda: made), replace(MICRO, compiled=True), RATES)
     by_setting = {row['setting']: row for row in rows}
     assert by_setting['eager']['status'] == 'ok' and by_setting['eager']['value'] > 0
     assert by_setting['compiled']['verdict'] == 'error'
-    assert by_setting['compiled']['note'] == (
-        'peer compiled does not run: RuntimeError: no such instruction'
-    )
+    assert by_setting['compiled']['note'] == ('peer compiled does not run: RuntimeError: no such instruction')

@@ -87,9 +87,7 @@ def test_a_dry_run_measures_and_leaves_nothing_behind(loop, config, tmp_path, mo
     assert not (tmp_path / 'w').exists()
     assert not list((tmp_path / 'temporary').iterdir()) and not list((tmp_path / 'here').iterdir())
     # 57 images in batches of 16, the rest dropped: 3 iterations an epoch
-    assert number(r'whole run .*: ([\d,]+) iterations on 57 images', dry) == (
-        3 * 3 if loop == 'epochs' else 40
-    )
+    assert number(r'whole run .*: ([\d,]+) iterations on 57 images', dry) == (3 * 3 if loop == 'epochs' else 40)
     assert number(r'evaluations of 19 images: (\d+)', dry) == (2 if loop == 'epochs' else 4)
     assert number(r'evaluation +([\d.e-]+) s', dry) > 0 < number(r'iteration +([\d.e-]+) s', dry)
     # what a real run writes
@@ -112,8 +110,7 @@ def test_a_dry_run_fails_as_the_run_would(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('name', 'layout'),
-    [('mask_rcnn_scalenet_swin_digits', 'coco'), ('upernet_scalenet_swin_digits', 'ade')],
+    ('name', 'layout'), [('mask_rcnn_scalenet_swin_digits', 'coco'), ('upernet_scalenet_swin_digits', 'ade')]
 )
 def test_a_dry_run_of_a_detector_and_a_segmentor(name, layout, tmp_path, capsys):
     data = make_demo_data(tmp_path, [layout], train=16, val=8)[layout]
@@ -133,18 +130,12 @@ def test_the_schedules_cost_is_counted_from_the_real_data():
             )
         )
 
-    coco = cfg(
-        dict(by_epoch=True, max_epochs=12, val_interval=1), max_keep_ckpts=2, save_best='auto'
-    )
+    coco = cfg(dict(by_epoch=True, max_epochs=12, val_interval=1), max_keep_ckpts=2, save_best='auto')
     cost = estimate(coco, 117266, 5000, iteration=0.5, image=0.1)
     assert cost.iterations == 12 * 7330, 'mmdet logs 7330 iterations for 117,266 images in 8 x 2'
     assert cost.validations == 12 and cost.checkpoints == 2 + 1 + 1
     assert cost.hours == pytest.approx((12 * 7330 * 0.5 + 12 * 5000 * 0.1) / 3600)
-    ade = cfg(
-        dict(type='IterBasedTrainLoop', max_iters=40000, val_interval=4000),
-        by_epoch=False,
-        interval=4000,
-    )
+    ade = cfg(dict(type='IterBasedTrainLoop', max_iters=40000, val_interval=4000), by_epoch=False, interval=4000)
     cost = estimate(ade, 20210, 2000, iteration=0.5, image=0.1)
     assert (cost.iterations, cost.validations, cost.checkpoints) == (40000, 10, 10 + 1)
 

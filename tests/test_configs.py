@@ -42,9 +42,7 @@ def test_a_config_is_the_papers_recipe(name):
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 2e-4, 0.05)
     assert cfg.param_scheduler[1].eta_min == 2e-6 and cfg.train_cfg.max_epochs == 100
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 512
-    assert (
-        cfg.optim_wrapper.paramwise_cfg.policy == cfg.model_wrapper_cfg.policy == dict(train=train)
-    )
+    assert cfg.optim_wrapper.paramwise_cfg.policy == cfg.model_wrapper_cfg.policy == dict(train=train)
     init_default_scope('mmpretrain')
     with meta_parameters():
         model = MODELS.build(cfg.model)
@@ -118,37 +116,21 @@ def test_a_config_trains_two_iterations_at_full_size(name, images, tmp_path):
         'param_scheduler.1.begin=0',
         'default_hooks.logger.interval=1',
     ]
-    command = [
-        sys.executable,
-        ROOT / 'tools' / 'train.py',
-        CONFIGS / name,
-        '--work-dir',
-        tmp_path / 'run',
-    ]
+    command = [sys.executable, ROOT / 'tools' / 'train.py', CONFIGS / name, '--work-dir', tmp_path / 'run']
     done = subprocess.run(
-        [*map(str, command), '--cfg-options', *options],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        cwd=ROOT,
+        [*map(str, command), '--cfg-options', *options], capture_output=True, text=True, timeout=500, cwd=ROOT
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-3000:]
     assert '[1][2/2]' in output and 'accuracy/top1' in output and 'What is trained:' in output
     assert 'not match exactly' not in output, 'the unscaled checkpoint loads without a complaint'
     state = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=False)['state_dict']
-    assert (
-        sum(t.numel() for k, t in state.items() if 'relative_position_index' not in k)
-        == EXPECTED[name][0]
-    )
+    assert sum(t.numel() for k, t in state.items() if 'relative_position_index' not in k) == EXPECTED[name][0]
 
 
 STOCK = {
     'mmdet': ('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', 'mmdet'),
-    'mmseg': (
-        'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
-        'mmseg',
-    ),
+    'mmseg': ('mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', 'mmseg'),
     'mmpretrain': ('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', 'mmpretrain'),
 }
 
@@ -169,19 +151,14 @@ def test_a_stock_config_takes_the_backbone_by_its_type_alone(package, tmp_path):
     model.eval()
     assert type(model.backbone).__name__ == 'ScaleNetSwin' and model.backbone.depths == [2, 2, 6, 4]
     (tmp_path / 'stock.py').write_text(f"_base_ = '{base}'\n")
-    stock = MODELS.build(
-        Config.fromfile(tmp_path / 'stock.py').model.backbone | dict(init_cfg=None)
-    )
+    stock = MODELS.build(Config.fromfile(tmp_path / 'stock.py').model.backbone | dict(init_cfg=None))
     stock.eval()
     model.backbone.load_state_dict(stock.state_dict())
     unscaled = MODELS.build(cfg.model.backbone | dict(scale=dict(times=1)))
     unscaled.eval()
     unscaled.load_state_dict(stock.state_dict())
     image = torch.randn(1, 3, 224, 256)
-    (
-        set_ops(unscaled, 'plain'),
-        set_ops(model, 'plain'),
-    )  # where the same sums are added in the same order
+    (set_ops(unscaled, 'plain'), set_ops(model, 'plain'))  # where the same sums are added in the same order
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(unscaled(image), stock(image), strict=True))
         scaled, plain = model.backbone(image), stock(image)

@@ -54,15 +54,10 @@ def source(tmp_path) -> Path:
     return tmp_path / 'timm.pth'
 
 
-def test_a_conversion_there_and_to_safetensors_keeps_every_value_and_says_what_it_did(
-    source, tmp_path, convert
-):
+def test_a_conversion_there_and_to_safetensors_keeps_every_value_and_says_what_it_did(source, tmp_path, convert):
     expected = rewrite(unwrap(read_checkpoint(source)))
     for step, (origin, name, dialect) in enumerate(
-        (
-            (source, 'ours.pth', 'timm Swin'),
-            (tmp_path / 'ours.pth', 'ours.safetensors', 'OpenMMLab Swin'),
-        )
+        ((source, 'ours.pth', 'timm Swin'), (tmp_path / 'ours.pth', 'ours.safetensors', 'OpenMMLab Swin'))
     ):
         target = tmp_path / name
         done = convert(origin, target)
@@ -72,18 +67,10 @@ def test_a_conversion_there_and_to_safetensors_keeps_every_value_and_says_what_i
         assert all(torch.equal(got[key], expected[key]) for key in expected)
         assert recognise(got).name == 'OpenMMLab Swin'
         values = sum(tensor.numel() for tensor in expected.values())
-        for fact in (
-            dialect,
-            f'{len(expected)}, {values:,} values',
-            hashlib.sha256(target.read_bytes()).hexdigest(),
-        ):
+        for fact in (dialect, f'{len(expected)}, {values:,} values', hashlib.sha256(target.read_bytes()).hexdigest()):
             assert fact in done.stdout, step
         assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(source.stat().st_mode)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        'ours.pth',
-        'ours.safetensors',
-        'timm.pth',
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['ours.pth', 'ours.safetensors', 'timm.pth']
 
 
 def test_backbone_only_leaves_the_head_and_the_prefix_out(source, tmp_path, convert):
@@ -103,9 +90,7 @@ def test_an_existing_file_is_kept_unless_forced(source, tmp_path, convert):
     assert 'state_dict' in read_checkpoint(target)
 
 
-def test_a_broken_source_leaves_the_target_alone_and_ends_in_one_sentence(
-    source, tmp_path, convert
-):
+def test_a_broken_source_leaves_the_target_alone_and_ends_in_one_sentence(source, tmp_path, convert):
     source.write_bytes(source.read_bytes()[:500])
     target = tmp_path / 'there.pth'
     target.write_bytes(b'precious')

@@ -14,14 +14,7 @@ from mmpretrain.models import SwinTransformer, VisionTransformer
 import scalenet_mm
 from scalenet_mm import LayerMap, TrainPolicy
 from scalenet_mm.analysis import meta_parameters, paper, paper_printed
-from scalenet_mm.analysis.counts import (
-    Cost,
-    adjustments,
-    by_role_and_use,
-    inspect,
-    measure,
-    unshared,
-)
+from scalenet_mm.analysis.counts import Cost, adjustments, by_role_and_use, inspect, measure, unshared
 from scalenet_mm.analysis.drawing import WIDTH, draw_maps
 from scalenet_mm.backbones.scaled import scaled_layers
 from scalenet_mm.roles import Count, Role, count, total
@@ -87,9 +80,7 @@ def test_base_and_scaled_models_have_the_parameters_of_table_1(name, base, scale
         ('swin_t', dict(stages=(2,)), 29_372_770),
     ],
 )
-def test_adjustments_at_the_original_depth_and_partial_reuse_have_the_papers_parameters(
-    name, scale, expected
-):
+def test_adjustments_at_the_original_depth_and_partial_reuse_have_the_papers_parameters(name, scale, expected):
     assert params(name, scale) == expected
 
 
@@ -147,9 +138,7 @@ def swin_params(dims, depths):
     for stage, depth in enumerate(depths):
         d, block, norms = swin_stage(dims, stage)
         count += depth * (block + norms)
-        count += (
-            stage and 2 * d * d + 2 * 2 * d
-        )  # merging: linear without bias 2 d -> d and its norm
+        count += stage and 2 * d * d + 2 * 2 * d  # merging: linear without bias 2 d -> d and its norm
     return count + 2 * 8 * dims + (8 * dims + 1) * CLASSES
 
 
@@ -184,9 +173,7 @@ def test_only_reused_layers_are_adjusted_when_some_are_and_all_when_told():
     d = DEIT['deit_t']
     for layers in ((0,), (2, 5, 7)):
         k = len(layers)
-        assert (
-            params('deit_t', dict(layers=layers)) == vit_params(d) + 2 * k * 10 * 16 * d + k * 4 * d
-        )
+        assert params('deit_t', dict(layers=layers)) == vit_params(d) + 2 * k * 10 * 16 * d + k * 4 * d
         everywhere = params('deit_t', dict(layers=layers, adjust_on='all'))
         assert everywhere == vit_params(d) + (12 + k) * 10 * 16 * d + k * 4 * d
 
@@ -218,9 +205,7 @@ def deep_host(name, depths):
         ('swin_t', dict(start='function'), [2, 2, 6, 4]),
     ],
 )
-def test_uses_are_the_parameters_of_a_really_built_deep_host_with_the_same_adjustments(
-    name, scale, depths
-):
+def test_uses_are_the_parameters_of_a_really_built_deep_host_with_the_same_adjustments(name, scale, depths):
     model, deep = built(name, scale, num_classes=None), deep_host(name, depths)
     counts = by_role_and_use(model)
     adjusting = sum(c.params for (role, _), c in counts.items() if role is Role.ADJUSTMENT)
@@ -317,11 +302,7 @@ def test_inspect_prints_what_it_counts_in_lines_a_reader_can_follow():
     shared = next(line for line in lines if line.startswith('shared:')).split()
     assert shared[-5:] == ['2', '96', '85,017,600', '0', '170,035,200']
     assert next(line for line in lines if line.startswith('adjustment:')).split()[-2] == '2,949,120'
-    assert next(line for line in lines if line.startswith('total')).split()[1:4] == [
-        '296',
-        '89,553,640',
-        '3,024,384',
-    ]
+    assert next(line for line in lines if line.startswith('total')).split()[1:4] == ['296', '89,553,640', '3,024,384']
     costs = {line.split()[0]: line.split()[2:] for line in lines if ' network ' in line[:22]}
     assert costs['unscaled'][:1] == ['86,567,656'] and costs['this'][0] == '89,553,640'
     assert any(line.split()[:4] == ['source', '0', '0*', '1'] for line in lines)
@@ -351,9 +332,7 @@ def test_inspect_reads_the_scale_policy_and_head_of_a_config(tmp_path):
     roles = {(r['role'], r['used_by']): r for r in report['roles']}
     assert roles['outer', 1]['trainable'] == 768 * 10 + 10 and roles['shared', 3]['trainable'] == 0
     networks = report['networks']
-    assert networks['unscaled network']['params'] == swin_params(96, (2, 2, 6, 2)) - 769 * (
-        CLASSES - 10
-    )
+    assert networks['unscaled network']['params'] == swin_params(96, (2, 2, 6, 2)) - 769 * (CLASSES - 10)
     this, deep = networks['this network'], networks['unshared deep network']
     assert this['flops'] == deep['flops'] < this['flops_with_adjustments']
     assert this['bytes'] < deep['bytes'] and report['input_size'] == [224, 224]
@@ -364,21 +343,11 @@ def test_inspect_reads_the_scale_policy_and_head_of_a_config(tmp_path):
 def test_inspect_prints_its_report_as_json(tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(CONFIG)
-    args = (
-        config,
-        '--json',
-        '--input-size',
-        256,
-        320,
-        '--scale',
-        'dict(times=2, adjust=dict(rank=4))',
-    )
+    args = (config, '--json', '--input-size', 256, 320, '--scale', 'dict(times=2, adjust=dict(rank=4))')
     result = run('inspect_model.py', *args)
     assert result.returncode == 0, result.stderr
     scale = dict(times=2, adjust=dict(rank=4))
-    assert json.loads(result.stdout) == json.loads(
-        json.dumps(inspect(config, scale, (256, 320)).to_json())
-    )
+    assert json.loads(result.stdout) == json.loads(json.dumps(inspect(config, scale, (256, 320)).to_json()))
 
 
 def test_the_policy_is_the_configs_and_everything_is_trained_where_nobody_freezes(tmp_path):
@@ -392,11 +361,7 @@ def test_the_policy_is_the_configs_and_everything_is_trained_where_nobody_freeze
 
 def test_a_backbone_that_is_not_scaled_is_refused_by_name(tmp_path):
     config = tmp_path / 'plain.py'
-    config.write_text(
-        CONFIG.replace('ScaleNetSwin', 'mmpretrain.SwinTransformer').replace(
-            ', scale=dict(times=3)', ''
-        )
-    )
+    config.write_text(CONFIG.replace('ScaleNetSwin', 'mmpretrain.SwinTransformer').replace(', scale=dict(times=3)', ''))
     with pytest.raises(ValueError, match=r"type='ScaleNetDeiT' or 'ScaleNetSwin'"):
         inspect(config)
 
@@ -437,10 +402,7 @@ def test_every_row_that_differs_from_print_says_why_and_no_other_does():
     for row in json.loads(RESULTS.read_text()):
         printed = row['params_paper'], row['flops_paper']
         digits = paper.DECIMALS.get(row['table'], 2)
-        params_differ = (
-            printed[0] is not None
-            and f'{row["params"] / 1e6:.{digits}f}' != f'{printed[0]:.{digits}f}'
-        )
+        params_differ = printed[0] is not None and f'{row["params"] / 1e6:.{digits}f}' != f'{printed[0]:.{digits}f}'
         flops_differ = printed[1] is not None and f'{row["flops"]:.1f}' != f'{printed[1]:.1f}'
         about = row['remark']
         assert ('#Params' in about) == params_differ, row
@@ -497,22 +459,16 @@ def test_baselines_grow_one_by_one_to_scalenets_size_and_to_the_printed_count(na
     model = next(m for m, short in NAMES.items() if short == name)
     rows = [r for r in json.loads(RESULTS.read_text()) if (r['table'], r['model']) == ('I', model)]
     counted = {row['variant']: row['params'] for row in rows}
-    assert [counted[variant] for variant in GROWN] == [size] * 5 and added == paper.NEW_LAYERS[
-        model
-    ]
+    assert [counted[variant] for variant in GROWN] == [size] * 5 and added == paper.NEW_LAYERS[model]
     assert counted['Tied LoRA r=10'] == counted['ScaleNet'] == target
     assert printed in (None, f'{size / 1e6:.2f}')
-    assert (printed is None) == all(
-        r['params_paper'] is None for r in rows if r['variant'] in GROWN
-    )
+    assert (printed is None) == all(r['params_paper'] is None for r in rows if r['variant'] in GROWN)
 
 
 def test_the_tables_say_which_printed_counts_follow_from_the_rule_of_the_baselines():
     text = RESULTS.with_suffix('.md').read_text()
     assert 'DeiT-T 2, DeiT-S 1, DeiT-B 1, Swin-T 1, Swin-S 1, Swin-B 1.' in text
-    assert (
-        'follow from the rule: DeiT-T, DeiT-B, Swin-T, Swin-S, Swin-B; that do not: none; ' in text
-    )
+    assert 'follow from the rule: DeiT-T, DeiT-B, Swin-T, Swin-S, Swin-B; that do not: none; ' in text
 
 
 # --- detectors and segmentors
@@ -521,24 +477,17 @@ def test_the_tables_say_which_printed_counts_follow_from_the_rule_of_the_baselin
 STOCK_DENSE = {
     ('VIII', 'Swin-T'): ('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_amp-ms-crop-3x_coco.py', '47.8'),
     ('VIII', 'Swin-S'): ('mmdet::swin/mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco.py', '69.1'),
-    ('IX', 'Swin-T'): (
-        'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
-        '59.9',
-    ),
-    ('IX', 'Swin-S'): (
-        'mmseg::swin/swin-small-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
-        '81.3',
-    ),
+    ('IX', 'Swin-T'): ('mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', '59.9'),
+    ('IX', 'Swin-S'): ('mmseg::swin/swin-small-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', '81.3'),
 }
 
 
 @pytest.mark.parametrize('row', STOCK_DENSE, ids=' '.join)
 def test_tables_8_and_9_are_the_frameworks_models_plus_the_closed_form(row, tmp_path):
-    """Base: mmdet's and mmseg's own released config. ScaleNet: norms of two new blocks, r (d_in + d_out) on fc1 and fc2."""
-    (base_config, printed), (dims, depths) = (
-        STOCK_DENSE[row],
-        SWIN[row[1].lower().replace('-', '_')],
-    )
+    """Base: mmdet's and mmseg's own released config. ScaleNet: norms of two new blocks, r (d_in + d_out) on fc1 and
+    fc2.
+    """
+    (base_config, printed), (dims, depths) = (STOCK_DENSE[row], SWIN[row[1].lower().replace('-', '_')])
     (tmp_path / 'stock.py').write_text(f'_base_ = {base_config!r}')
     cfg = Config.fromfile(tmp_path / 'stock.py')
     init_default_scope(cfg.default_scope)
@@ -549,9 +498,7 @@ def test_tables_8_and_9_are_the_frameworks_models_plus_the_closed_form(row, tmp_
         (depth + (depth if stage == 3 else 0)) * 16 * 2 * (1 + 4) * dims * 2**stage
         for stage, depth in enumerate(depths)
     )
-    counted = {
-        r['variant']: r for r in paper.compute(r for r in paper.ROWS if (r.table, r.model) == row)
-    }
+    counted = {r['variant']: r for r in paper.compute(r for r in paper.ROWS if (r.table, r.model) == row)}
     assert counted['base']['params'] == base and f'{base / 1e6:.1f}' == printed
     assert counted['ScaleNet']['params'] == base + new_norms + adapters
     assert list(counted) == ['base', 'ScaleNet']

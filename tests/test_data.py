@@ -13,15 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scalenet_mm.data import (
-    ADE_CLASSES,
-    CLASSES,
-    LAYOUTS,
-    SUM_CLASSES,
-    SceneStyle,
-    make_demo_data,
-    render_scene,
-)
+from scalenet_mm.data import ADE_CLASSES, CLASSES, LAYOUTS, SUM_CLASSES, SceneStyle, make_demo_data, render_scene
 from scalenet_mm.data import scenes as scenes_module
 from scalenet_mm.data.digits import digit_set
 from scalenet_mm.data.layouts import addition_digits, encode_rle
@@ -39,9 +31,7 @@ sys.modules['scalenet_mm'] = package
 
 
 def run_alone(code: str, *, check: bool = True) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, '-c', DATA_ALONE + code], capture_output=True, text=True, check=check
-    )
+    return subprocess.run([sys.executable, '-c', DATA_ALONE + code], capture_output=True, text=True, check=check)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -82,9 +72,7 @@ def test_enlarged_glyphs_show_the_digits_their_indices_name():
 
 def test_a_scene_uses_the_digits_of_its_own_split_only(monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        scenes_module, 'digit_set', lambda split: asked.append(split) or digit_set(split)
-    )
+    monkeypatch.setattr(scenes_module, 'digit_set', lambda split: asked.append(split) or digit_set(split))
     render_scene(0, 'train', 0, 64)
     render_scene(0, 'val', 0, 64)
     assert asked == ['train', 'val']
@@ -130,9 +118,7 @@ def test_digits_stand_out_from_what_surrounds_their_masks():
     for index in range(30):
         image, instances = render_scene(2, 'val', index, 128)
         luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
-        taken = cv2.dilate(
-            np.any([i.mask for i in instances], axis=0).astype(np.uint8), np.ones((5, 5))
-        )
+        taken = cv2.dilate(np.any([i.mask for i in instances], axis=0).astype(np.uint8), np.ones((5, 5)))
         for instance in instances:
             near = cv2.dilate(instance.mask.astype(np.uint8), np.ones((13, 13)))
             ring = (near > 0) & (taken == 0)
@@ -431,8 +417,7 @@ def test_the_command_makes_the_layouts_draws_a_preview_and_names_the_way_out(tmp
         tool = str(REPO / 'tools' / 'make_demo_data.py')
         argv = [tool, str(tmp_path / 'demo'), *options]
         return run_alone(
-            f'import runpy; sys.argv = {argv!r}; runpy.run_path({tool!r}, run_name="__main__")',
-            check=False,
+            f'import runpy; sys.argv = {argv!r}; runpy.run_path({tool!r}, run_name="__main__")', check=False
         )
 
     picture = tmp_path / 'preview.png'

@@ -19,13 +19,7 @@ from toy_run import toy_config, write_base
 from scalenet_mm.checkpoint import CheckpointError
 from scalenet_mm.checkpoint.config_text import parse_config
 from scalenet_mm.checkpoint.delta import PUSHED, DeltaSwitch, apply_delta, read_delta
-from scalenet_mm.checkpoint.export import (
-    apply_to_file,
-    assemble,
-    build_model,
-    export_delta,
-    verify_delta,
-)
+from scalenet_mm.checkpoint.export import apply_to_file, assemble, build_model, export_delta, verify_delta
 from scalenet_mm.checkpoint.publish import push_delta
 from scalenet_mm.checkpoint.reading import read_checkpoint
 from scalenet_mm.roles import TrainPolicy
@@ -134,9 +128,7 @@ def test_a_delta_lies_beside_every_checkpoint_that_is_kept(run):
     _, _, work_dir = run
     stems = {p.stem for p in work_dir.glob('*.pth')}
     assert 'epoch_2' in stems and any(s.startswith('best_coco') for s in stems) and len(stems) == 2
-    assert {p.name for p in work_dir.glob('*.safetensors')} == {
-        f'{stem}.delta.safetensors' for stem in stems
-    }
+    assert {p.name for p in work_dir.glob('*.safetensors')} == {f'{stem}.delta.safetensors' for stem in stems}
 
 
 def test_base_plus_delta_is_the_full_checkpoint_bit_for_bit(run, delta_file):
@@ -156,9 +148,7 @@ def test_base_plus_delta_evaluates_to_the_numbers_of_the_full_checkpoint(run, tm
         one.custom_hooks = [dict(type='AnyDialectHook'), dict(type='EMAHook'), *hooks]
         one.test_evaluator.outfile_prefix = str(tmp_path / name)
         metrics = Runner.from_cfg(one).test()
-        return metrics, *(
-            json.loads((tmp_path / f'{name}.{kind}.json').read_text()) for kind in ('bbox', 'segm')
-        )
+        return metrics, *(json.loads((tmp_path / f'{name}.{kind}.json').read_text()) for kind in ('bbox', 'segm'))
 
     delta = best.with_suffix('.delta.safetensors')
     whole = evaluate('full', best)
@@ -223,9 +213,7 @@ def test_a_checkpoint_of_the_runner_stores_each_tied_tensor_once(run, tmp_path):
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.save_checkpoint(str(tmp_path), 'a.pth', save_optimizer=False, save_param_scheduler=False)
     state = full(tmp_path / 'a.pth')['state_dict']
-    storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()
-    }
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
     params = {id(p): p.nbytes for p in runner.model.parameters()}
     buffers = {id(b): b.nbytes for n, b in runner.model.named_buffers() if n in state}
     assert len(storages) == len(state) == len(params) + len(buffers)
@@ -350,9 +338,7 @@ def test_a_config_inside_a_file_is_read_and_not_run(toy, tmp_path):
 # What goes into a delta
 
 
-def test_statistics_of_a_norm_in_training_are_in_the_delta_and_those_of_a_frozen_one_are_not(
-    tmp_path,
-):
+def test_statistics_of_a_norm_in_training_are_in_the_delta_and_those_of_a_frozen_one_are_not(tmp_path):
     base = write_base(tmp_path / 'base.pth')
     for also, kept in ((['fc'], False), (['fc', 'bn'], True)):
         work_dir = tmp_path / str(kept)
@@ -363,9 +349,7 @@ def test_statistics_of_a_norm_in_training_are_in_the_delta_and_those_of_a_frozen
         assert ('bn.running_mean' in names) == kept == ('bn.weight' in names)
         exported = export_delta(work_dir / 'epoch_4.pth', base)
         assert exported.tensors.keys() == delta.tensors.keys()
-        assert same(
-            assemble(delta, base).state_dict(), full(work_dir / 'epoch_4.pth')['state_dict']
-        )
+        assert same(assemble(delta, base).state_dict(), full(work_dir / 'epoch_4.pth')['state_dict'])
 
 
 def test_what_the_base_lacks_is_in_the_delta_although_it_is_frozen(tmp_path):
@@ -376,9 +360,7 @@ def test_what_the_base_lacks_is_in_the_delta_although_it_is_frozen(tmp_path):
     assert {'fc.weight', 'fc.bias'} <= delta.tensors.keys()
     state = full(tmp_path / 'w' / 'epoch_4.pth')['state_dict']
     assert same(assemble(delta, base).state_dict(), state)
-    assert same(
-        assemble(export_delta(tmp_path / 'w' / 'epoch_4.pth', base), base).state_dict(), state
-    )
+    assert same(assemble(export_delta(tmp_path / 'w' / 'epoch_4.pth', base), base).state_dict(), state)
 
 
 def test_a_base_that_equals_the_initial_values_is_no_part_of_the_delta(toy, tmp_path):
@@ -386,9 +368,7 @@ def test_a_base_that_equals_the_initial_values_is_no_part_of_the_delta(toy, tmp_
     cfg = toy_config(tmp_path / 'w', policy=dict(train='increments'), hooks=HOOKS)
     runner = Runner.from_cfg(cfg)
     runner._init_model_weights()
-    heads = {
-        k: v.clone() for k, v in runner.model.state_dict().items() if not k.startswith('backbone.')
-    }
+    heads = {k: v.clone() for k, v in runner.model.state_dict().items() if not k.startswith('backbone.')}
     base = read_checkpoint(toy[1])
     torch.save(dict(base, state_dict={**base['state_dict'], **heads}), tmp_path / 'base.pth')
     runner._load_from = str(tmp_path / 'base.pth')
@@ -409,9 +389,7 @@ def test_an_adapter_that_training_left_at_zero_is_in_the_delta_all_the_same(toy,
 def test_a_backbones_own_pretraining_is_a_base_too(tmp_path):
     base = write_base(tmp_path / 'base.pth', head=False)
     cfg = toy_config(tmp_path / 'w', hooks=HOOKS)
-    cfg.model.backbone = dict(
-        cfg.model.backbone, init_cfg=dict(type='Pretrained', checkpoint=str(base))
-    )
+    cfg.model.backbone = dict(cfg.model.backbone, init_cfg=dict(type='Pretrained', checkpoint=str(base)))
     Runner.from_cfg(cfg).train()
     delta = read_delta(tmp_path / 'w' / 'epoch_4.delta.safetensors')
     assert delta.base == 'base.pth'
@@ -448,9 +426,7 @@ def test_a_delta_of_the_users_own_stays_when_there_is_no_checkpoint_beside_it(to
 
 def test_several_deltas_are_swapped_on_one_base_and_the_base_comes_back_bit_for_bit(toy, tmp_path):
     cfg, base, _, first = toy
-    other = toy_config(
-        tmp_path / 'w', base, policy=dict(train='increments', also=['bn']), hooks=HOOKS
-    )
+    other = toy_config(tmp_path / 'w', base, policy=dict(train='increments', also=['bn']), hooks=HOOKS)
     other.randomness = dict(seed=1)
     Runner.from_cfg(other).train()
     second = tmp_path / 'w' / 'epoch_4.delta.safetensors'
@@ -535,9 +511,7 @@ def test_a_pushed_folder_loads_like_a_hub_repository_and_carries_a_card(toy, tmp
 
     _, base, checkpoint, delta = toy
     files = push_delta(delta, tmp_path / 'pushed', base_model='someone/base')
-    assert sorted(p.name for p in (tmp_path / 'pushed').iterdir()) == sorted(
-        ['README.md', 'config.py', PUSHED]
-    )
+    assert sorted(p.name for p in (tmp_path / 'pushed').iterdir()) == sorted(['README.md', 'config.py', PUSHED])
     assert len(files) == 3
     state = full(checkpoint)['state_dict']
     assert same(assemble(tmp_path / 'pushed', base).state_dict(), state)
@@ -548,9 +522,7 @@ def test_a_pushed_folder_loads_like_a_hub_repository_and_carries_a_card(toy, tmp
     assert 'assemble(' in code and '[0, 0, 1, 1]' not in code
     assert '0, 0, 1, 1' in card.text and 'acc' in card.text
     here = {}
-    snippet = code.replace("'.'", repr(str(tmp_path / 'pushed'))).replace(
-        "'base.pth'", repr(str(base))
-    )
+    snippet = code.replace("'.'", repr(str(tmp_path / 'pushed'))).replace("'base.pth'", repr(str(base)))
     exec(snippet, here)  # the card's own lines
     assert same(here['model'].state_dict(), state)
     with pytest.raises(FileExistsError, match='--force'):

@@ -44,11 +44,7 @@ SWIN = {
     'mask_rcnn_scalenet_swin_s_all_stages_1x.py': (DETECTOR.format('s'), [4, 4, 36, 4], BOX_LAYERS),
     'upernet_scalenet_swin_t_40k.py': (SEGMENTOR.format('tiny'), [2, 2, 6, 4], LAST_CONVS),
     'upernet_scalenet_swin_s_40k.py': (SEGMENTOR.format('small'), [2, 2, 18, 4], LAST_CONVS),
-    'upernet_scalenet_swin_t_all_stages_40k.py': (
-        SEGMENTOR.format('tiny'),
-        [4, 4, 12, 4],
-        LAST_CONVS,
-    ),
+    'upernet_scalenet_swin_t_all_stages_40k.py': (SEGMENTOR.format('tiny'), [4, 4, 12, 4], LAST_CONVS),
 }
 DEIT = {
     'mask_rcnn_scalenet_deit_b_1x.py': ['neck', 'rpn_head', 'roi_head'],
@@ -89,10 +85,7 @@ def differences(a, b, path: str = '') -> set[str]:
         return set() if a == b else {path}
     absent = object()
     return set().union(
-        *(
-            differences(a.get(k, absent), b.get(k, absent), f'{path}.{k}'.lstrip('.'))
-            for k in a.keys() | b.keys()
-        )
+        *(differences(a.get(k, absent), b.get(k, absent), f'{path}.{k}'.lstrip('.')) for k in a.keys() | b.keys())
     )
 
 
@@ -187,15 +180,15 @@ def test_weight_decay_spares_what_the_hosts_and_the_papers_recipe_spare(name):
 
 
 def test_the_checkpoints_are_those_of_the_papers_base_rows(tmp_path):
-    """mmdet's own metafile gives the addresses and the box AP of Table VIII; mmseg's lists the same paths on a mirror."""
+    """mmdet's own metafile gives the addresses and the box AP of Table VIII; mmseg's lists the same paths on a
+    mirror.
+    """
     import mmdet
     import mmseg
     import yaml
 
     def models(package):
-        (meta,) = (Path(package.__file__).parent / '.mim' / 'configs' / 'swin').glob(
-            'metafile.y*ml'
-        )
+        (meta,) = (Path(package.__file__).parent / '.mim' / 'configs' / 'swin').glob('metafile.y*ml')
         listed = yaml.safe_load(meta.read_text())
         return {m['Name']: m for m in listed['Models']}
 
@@ -206,9 +199,7 @@ def test_the_checkpoints_are_those_of_the_papers_base_rows(tmp_path):
         assert entry['Results'][0]['Metrics']['box AP'] == ap
         cfg = Config.fromfile(CONFIGS / f'upernet_scalenet_swin_{size}_40k.py')
         long = dict(t='tiny', s='small')[size]
-        entry = models(mmseg)[
-            f'swin-{long}-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512'
-        ]
+        entry = models(mmseg)[f'swin-{long}-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512']
         host, _, path = cfg.load_from.partition('/mmsegmentation/')
         assert entry['Weights'].endswith('/mmsegmentation/' + path)
         assert host == 'https://download.openmmlab.com'
@@ -218,11 +209,7 @@ def test_the_checkpoints_are_those_of_the_papers_base_rows(tmp_path):
 
 
 ROOTS = {'scalenet': 'IMAGENET', 'mask': 'COCO', 'upernet': 'ADE'}
-DEFAULTS = {
-    'IMAGENET': 'data/imagenet',
-    'COCO': 'data/coco/',
-    'ADE': 'data/ade/ADEChallengeData2016',
-}
+DEFAULTS = {'IMAGENET': 'data/imagenet', 'COCO': 'data/coco/', 'ADE': 'data/ade/ADEChallengeData2016'}
 
 
 def texts(value, path: str = ''):
@@ -382,13 +369,8 @@ def test_images_are_grouped_by_aspect_ratio_and_keep_their_seeds(tmp_path, monke
     folder = tmp_path / 'annotations'
     folder.mkdir()
     shapes = [(64, 48) if i % 3 else (48, 64) for i in range(12)]
-    images = [
-        dict(id=i, file_name=f'{i}.jpg', width=w, height=h) for i, (w, h) in enumerate(shapes)
-    ]
-    boxes = [
-        dict(id=i + 1, image_id=i, category_id=1, bbox=[1, 1, 9, 9], area=81, iscrowd=0)
-        for i in range(12)
-    ]
+    images = [dict(id=i, file_name=f'{i}.jpg', width=w, height=h) for i, (w, h) in enumerate(shapes)]
+    boxes = [dict(id=i + 1, image_id=i, category_id=1, bbox=[1, 1, 9, 9], area=81, iscrowd=0) for i in range(12)]
     listed = dict(images=images, annotations=boxes, categories=[dict(id=1, name='person')])
     (folder / 'instances_train2017.json').write_text(json.dumps(listed))
     monkeypatch.setenv('SCALENET_COCO_ROOT', str(tmp_path))
@@ -449,9 +431,7 @@ def small_images(cfg: Config, work_dir: Path) -> Config:
             transform.scale = (160, 96)
         if transform.type == 'RandomCrop':
             transform.crop_size = (64, 64)
-    cfg.train_cfg.update(
-        dict(max_epochs=1) if 'max_epochs' in cfg.train_cfg else dict(max_iters=2), val_interval=100
-    )
+    cfg.train_cfg.update(dict(max_epochs=1) if 'max_epochs' in cfg.train_cfg else dict(max_iters=2), val_interval=100)
     if 'size' in cfg.model.data_preprocessor:
         cfg.model.data_preprocessor.size = (64, 64)
     return cfg
@@ -555,9 +535,7 @@ def test_a_deit_config_takes_images_of_other_sizes_than_its_pretrainings(name, r
     """Narrow network; not square, not multiples of the patch; an official DeiT file through init_cfg."""
     import timm
 
-    vit = timm.models.VisionTransformer(
-        img_size=224, embed_dim=32, depth=12, num_heads=2, mlp_ratio=2
-    )
+    vit = timm.models.VisionTransformer(img_size=224, embed_dim=32, depth=12, num_heads=2, mlp_ratio=2)
     torch.save(dict(model=perturb(vit).state_dict()), tmp_path / 'deit.pth')
     cfg = small_images(shrink(Config.fromfile(CONFIGS / name)), tmp_path / 'run')
     cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'deit.pth')
@@ -570,9 +548,7 @@ def test_a_deit_config_takes_images_of_other_sizes_than_its_pretrainings(name, r
     for height, width in ((64, 96), (160, 32)):
         with torch.no_grad():
             maps = runner.model.extract_feat(torch.randn(1, 3, height, width))
-        assert [tuple(m.shape[2:]) for m in maps] == [
-            (-(-height // s), -(-width // s)) for s in strides
-        ]
+        assert [tuple(m.shape[2:]) for m in maps] == [(-(-height // s), -(-width // s)) for s in strides]
     runner.train()
     assert runner.iter == 2
     wanted = 'coco/segm_mAP' if is_det(name) else 'mIoU'
@@ -610,10 +586,7 @@ def test_a_leaf_trains_two_iterations_at_full_size_by_its_command(name, roots, t
         torch.save(dict(model=vit.state_dict()), tmp_path / 'source.pth')
         options = [f'model.backbone.init_cfg.checkpoint={tmp_path / "source.pth"}']
     for part in ('train', 'val', 'test'):
-        options += [
-            f'{part}_dataloader.num_workers=0',
-            f'{part}_dataloader.persistent_workers=False',
-        ]
+        options += [f'{part}_dataloader.num_workers=0', f'{part}_dataloader.persistent_workers=False']
         inner = '.dataset' if part == 'train' else ''
         at = 2 if part == 'train' else 1
         options += [f'{part}_dataloader.dataset{inner}.pipeline.{at}.scale=(160,96)']

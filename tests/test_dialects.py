@@ -23,16 +23,7 @@ from safetensors.torch import save_file
 from yacs.config import CfgNode
 
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
-from scalenet_mm.checkpoint import (
-    CheckpointError,
-    host_of,
-    read_checkpoint,
-    recognise,
-    rewrite,
-    split,
-    to_host,
-    unwrap,
-)
+from scalenet_mm.checkpoint import CheckpointError, host_of, read_checkpoint, recognise, rewrite, split, to_host, unwrap
 from scalenet_mm.ops import set_ops
 
 CLASSES = 10
@@ -84,9 +75,7 @@ def timm_swin(size: str, **kwargs) -> torch.nn.Module:
 
 def timm_deit(size: str, **kwargs) -> torch.nn.Module:
     return shaken(
-        timm.create_model(
-            f'deit_{NAMES[size]}_patch16_224', num_classes=CLASSES, weight_init='skip', **kwargs
-        )
+        timm.create_model(f'deit_{NAMES[size]}_patch16_224', num_classes=CLASSES, weight_init='skip', **kwargs)
     )
 
 
@@ -94,13 +83,7 @@ def dense_swin(library: str, size: str) -> torch.nn.Module:
     width, depths, heads = SWIN[size]
     return shaken(
         MODELS.build(
-            dict(
-                type=f'{library}.SwinTransformer',
-                embed_dims=width,
-                depths=depths,
-                num_heads=heads,
-                init_cfg=None,
-            )
+            dict(type=f'{library}.SwinTransformer', embed_dims=width, depths=depths, num_heads=heads, init_cfg=None)
         )
     )
 
@@ -187,14 +170,10 @@ def test_timm_and_official_swin_give_timms_logits(layout, size, tmp_path):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('pixels', [(224, 224), (224, 448)], ids=str)
 @torch.no_grad()
-def test_timm_swin_gives_timms_features_and_logits_at_sizes_of_whole_windows(
-    pixels, size, tmp_path
-):
+def test_timm_swin_gives_timms_features_and_logits_at_sizes_of_whole_windows(pixels, size, tmp_path):
     library = timm_swin(size, img_size=pixels, always_partition=True)
     torch.save(library.state_dict(), tmp_path / 'timm.pth')
-    ours = ScaleNetSwin(
-        NAMES[size], scale=UNSCALED, init_cfg=pretrained(tmp_path / 'timm.pth'), **ALL_STAGES
-    )
+    ours = ScaleNetSwin(NAMES[size], scale=UNSCALED, init_cfg=pretrained(tmp_path / 'timm.pth'), **ALL_STAGES)
     ours.init_weights()
     ours.eval()
     # timm normalises none but the last stage
@@ -222,9 +201,7 @@ def test_openmmlab_swin_gives_the_librarys_features_bit_for_bit(library, size, t
         state = early_mmcls_swin(state)
     under = {f'backbone.{key}': value for key, value in state.items()}
     torch.save({'state_dict': under if library == 'mmdet' else state}, tmp_path / 'mm.pth')
-    ours = ScaleNetSwin(
-        NAMES[size], scale=UNSCALED, init_cfg=pretrained(tmp_path / 'mm.pth'), **ALL_STAGES
-    )
+    ours = ScaleNetSwin(NAMES[size], scale=UNSCALED, init_cfg=pretrained(tmp_path / 'mm.pth'), **ALL_STAGES)
     ours.init_weights()
     set_ops(ours.eval(), 'plain')
     for pixels in [(64, 64), (125, 167)]:
@@ -246,9 +223,7 @@ def test_an_mmpretrain_classifier_gives_its_logits_bit_for_bit(host, size, tmp_p
     model.load_state_dict(rewrite(unwrap(read_checkpoint(tmp_path / 'mm.pth'))))
     set_ops(model, 'plain')
     for pixels in [(224, 224), (250, 333)]:
-        assert torch.equal(
-            model(image(*pixels), mode='tensor'), reference(image(*pixels), mode='tensor')
-        )
+        assert torch.equal(model(image(*pixels), mode='tensor'), reference(image(*pixels), mode='tensor'))
 
 
 @pytest.mark.parametrize('size', SIZES)
@@ -269,12 +244,8 @@ def test_timm_and_official_deit_give_timms_features_and_logits(layout, built, fe
     ours = build(out_type='featmap', out_indices=(2, 5, 8, 11), init_cfg=pretrained(path))
     ours.init_weights()
     ours.eval()
-    expected = library.forward_intermediates(
-        image(*fed), indices=(2, 5, 8), norm=False, intermediates_only=True
-    )
-    last = library.forward_intermediates(
-        image(*fed), indices=(11,), norm=True, intermediates_only=True
-    )
+    expected = library.forward_intermediates(image(*fed), indices=(2, 5, 8), norm=False, intermediates_only=True)
+    last = library.forward_intermediates(image(*fed), indices=(11,), norm=True, intermediates_only=True)
     for got, wanted in zip(ours(image(*fed)), [*expected, *last]):
         assert distance(got, wanted) <= TOLERANCE
 
@@ -285,11 +256,7 @@ def test_mmseg_vit_without_patch_bias_gives_mmsegs_features(size, tmp_path):
     width, heads = VIT[size]
     indices = (2, 5, 8, 11)
     library = SegmentorViT(
-        embed_dims=width,
-        num_heads=heads,
-        out_indices=indices,
-        final_norm=True,
-        norm_cfg=dict(type='LN', eps=1e-6),
+        embed_dims=width, num_heads=heads, out_indices=indices, final_norm=True, norm_cfg=dict(type='LN', eps=1e-6)
     )
     shaken(library)
     under = {f'backbone.{key}': value for key, value in library.state_dict().items()}
@@ -366,25 +333,16 @@ def deepcall(model: torch.nn.Module, pixels: torch.Tensor):
 def test_scaled_deit_equals_the_deep_host_of_copied_layers_in_each_dialect(dialect, tmp_path):
     state = {
         'official': lambda: deit_training_file(timm_deit('t').state_dict()),
-        'mmpretrain': lambda: {
-            'state_dict': shaken(classifier(VisionTransformer('deit-tiny'), 'deit')).state_dict()
-        },
-        'mmseg': lambda: shaken(
-            SegmentorViT(embed_dims=192, num_heads=3, final_norm=True)
-        ).state_dict(),
+        'mmpretrain': lambda: {'state_dict': shaken(classifier(VisionTransformer('deit-tiny'), 'deit')).state_dict()},
+        'mmseg': lambda: shaken(SegmentorViT(embed_dims=192, num_heads=3, final_norm=True)).state_dict(),
     }[dialect]()
     torch.save(state, tmp_path / 'deit.pth')
     init = pretrained(tmp_path / 'deit.pth')
     shallow = ScaleNetDeiT('deit-tiny', scale=UNSCALED, init_cfg=init)
     shallow.init_weights()
     layers = list(range(12))
-    for order, sources in (
-        ('stack', layers + layers),
-        ('interpolate', [i for i in layers for _ in range(2)]),
-    ):
-        ours = ScaleNetDeiT(
-            'deit-tiny', scale=dict(times=2, order=order, adjust=None), init_cfg=init
-        )
+    for order, sources in (('stack', layers + layers), ('interpolate', [i for i in layers for _ in range(2)])):
+        ours = ScaleNetDeiT('deit-tiny', scale=dict(times=2, order=order, adjust=None), init_cfg=init)
         ours.init_weights()
         deep = VisionTransformer({**VisionTransformer.arch_zoo['deit-tiny'], 'num_layers': 24})
         deep.load_state_dict(deepened(shallow.state_dict(), 'layers.', sources))
@@ -410,9 +368,7 @@ def small_timm_swin() -> dict:
 
 def test_patch_merging_is_permuted_so_that_unfold_and_concatenation_agree():
     features = torch.randn(1, 6, 6, 5)  # (B, H, W, C)
-    concatenated = torch.cat(
-        [features[:, i::2, j::2] for i, j in ((0, 0), (1, 0), (0, 1), (1, 1))], -1
-    )
+    concatenated = torch.cat([features[:, i::2, j::2] for i, j in ((0, 0), (1, 0), (0, 1), (1, 1))], -1)
     unfolded = torch.nn.functional.unfold(features.permute(0, 3, 1, 2), 2, stride=2).transpose(1, 2)
     weight, norm = torch.randn(10, 20), torch.randn(20)
     state = {
@@ -422,9 +378,7 @@ def test_patch_merging_is_permuted_so_that_unfold_and_concatenation_agree():
     }
     host = to_host(state, 'swin')
     expected = (concatenated.flatten(1, 2) * norm) @ weight.T
-    got = (unfolded * host['stages.0.downsample.norm.weight']) @ host[
-        'stages.0.downsample.reduction.weight'
-    ].T
+    got = (unfolded * host['stages.0.downsample.norm.weight']) @ host['stages.0.downsample.reduction.weight'].T
     torch.testing.assert_close(got, expected)
 
 
@@ -470,10 +424,7 @@ def test_each_dialect_is_recognised_by_its_keys_alone():
 
 def test_absolute_position_embeddings_of_mmdet_become_tokens():
     tall = torch.randn(1, 4, 2, 3)
-    state = {
-        **empty(**{'stages.0.blocks.0.attn.w_msa.qkv.weight': (1,)}),
-        'absolute_pos_embed': tall,
-    }
+    state = {**empty(**{'stages.0.blocks.0.attn.w_msa.qkv.weight': (1,)}), 'absolute_pos_embed': tall}
     tokens = to_host(state, 'swin')['absolute_pos_embed']
     assert tokens.shape == (1, 6, 4)
     assert torch.equal(tokens[0, 4], tall[0, :, 1, 1])  # row 1, column 1
@@ -482,11 +433,7 @@ def test_absolute_position_embeddings_of_mmdet_become_tokens():
 @pytest.mark.parametrize(
     'state, host, message',
     [
-        (
-            empty(**{'conv1.weight': (2,), 'layer1.0.bias': (2,)}),
-            'swin',
-            r'conv1\.weight.*known are',
-        ),
+        (empty(**{'conv1.weight': (2,), 'layer1.0.bias': (2,)}), 'swin', r'conv1\.weight.*known are'),
         (empty(**{'blocks.0.attn.qkv.weight': (2,)}), 'swin', 'holds a deit backbone'),
         (empty(**{'layers.0.blocks.0.attn.qkv.weight': (2,)}), 'deit', 'holds a swin backbone'),
         (
@@ -495,12 +442,7 @@ def test_absolute_position_embeddings_of_mmdet_become_tokens():
             'distilled DeiT .*without distillation',
         ),
         (
-            empty(
-                **{
-                    'layers.0.blocks.0.attn.qkv.weight': (2,),
-                    'layers.0.blocks.0.attn.logit_scale': (1,),
-                }
-            ),
+            empty(**{'layers.0.blocks.0.attn.qkv.weight': (2,), 'layers.0.blocks.0.attn.logit_scale': (1,)}),
             'swin',
             'Swin V2',
         ),
@@ -513,13 +455,7 @@ def test_absolute_position_embeddings_of_mmdet_become_tokens():
             'another order',
         ),
         (
-            empty(
-                **{
-                    'stages.0.blocks.0.attn.w_msa.qkv.weight': (1,),
-                    'norm.bias': (1,),
-                    'norm0.bias': (1,),
-                }
-            ),
+            empty(**{'stages.0.blocks.0.attn.w_msa.qkv.weight': (1,), 'norm.bias': (1,), 'norm0.bias': (1,)}),
             'swin',
             'two keys of the checkpoint mean norm0.bias',
         ),
@@ -532,9 +468,7 @@ def test_foreign_files_are_refused_by_name(state, host, message):
 
 def test_a_detectors_neck_and_heads_are_kept_as_they_are():
     backbone = official_swin(small_timm_swin())
-    state = OrderedDict(
-        (f'backbone.{k}', v) for k, v in backbone.items() if not k.startswith('head')
-    )
+    state = OrderedDict((f'backbone.{k}', v) for k, v in backbone.items() if not k.startswith('head'))
     state['neck.lateral_convs.0.conv.weight'] = torch.randn(3)
     state['bbox_head.head.weight'] = torch.randn(3)
     state._metadata = OrderedDict({'': {'version': 1}, 'bbox_head': {'version': 2}})
@@ -545,9 +479,7 @@ def test_a_detectors_neck_and_heads_are_kept_as_they_are():
     assert rewritten._metadata['bbox_head'] == {'version': 2}
 
 
-@pytest.mark.parametrize(
-    'classifier_name, expected', [(None, 'head.fc'), ('head.layers.head', 'head.layers.head')]
-)
+@pytest.mark.parametrize('classifier_name, expected', [(None, 'head.fc'), ('head.layers.head', 'head.layers.head')])
 def test_the_classifier_goes_where_the_models_head_has_it(classifier_name, expected):
     state = small_timm_swin()
     for layout in (state, official_swin(state)):

@@ -18,13 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from scalenet_mm.checkpoint import CheckpointError
 from scalenet_mm.checkpoint.delta import SUFFIX
 from scalenet_mm.checkpoint.export import assemble, build_model
-from scalenet_mm.distill import (
-    DistilledClassifier,
-    Teacher,
-    layer_loss,
-    logit_loss,
-    matching_instances,
-)
+from scalenet_mm.distill import DistilledClassifier, Teacher, layer_loss, logit_loss, matching_instances
 from scalenet_mm.engine.preflight import preflight
 from scalenet_mm.layer_map import LayerMap
 from scalenet_mm.roles import Role, roles
@@ -86,10 +80,7 @@ def distance_by_hand(student, teacher, eps: float = 1e-5):
     """Mean over layers of the mean squared difference of standardised tokens."""
     found = []
     for s, t in zip(student, teacher):
-        a, b = (
-            (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps) ** 0.5
-            for x in (s, t)
-        )
+        a, b = ((x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps) ** 0.5 for x in (s, t))
         found.append(((a - b) ** 2).sum() / a.numel())
     return sum(found) / len(found)
 
@@ -105,9 +96,7 @@ def test_the_loss_on_logits_is_the_sum_of_its_definition(shape, temperature):
 
 
 def test_the_loss_on_layers_is_the_distance_of_standardised_tokens_whatever_their_scale():
-    student, teacher = (
-        [torch.randn(2, 5, 64, dtype=torch.float64) for _ in range(3)] for _ in '12'
-    )
+    student, teacher = ([torch.randn(2, 5, 64, dtype=torch.float64) for _ in range(3)] for _ in '12')
     found = layer_loss(student, teacher)
     torch.testing.assert_close(found, distance_by_hand(student, teacher), rtol=1e-12, atol=0)
     scaled = layer_loss([30 * x + 7 for x in student], teacher)
@@ -212,8 +201,7 @@ def test_logits_of_every_cell_are_distilled_in_the_two_stage_swin_of_the_study(t
     torch.save(dict(state_dict=source.state_dict()), tmp_path / 'source.pth')
     cfg.backbone.scale = dict(times=2, stages=(1,), adjust=dict(type='ParallelAdapter', rank=4))
     cfg.update(
-        type='DistilledClassifier',
-        distill=dict(checkpoint=str(tmp_path / 'source.pth'), logits=0.5, layers=1.0),
+        type='DistilledClassifier', distill=dict(checkpoint=str(tmp_path / 'source.pth'), logits=0.5, layers=1.0)
     )
     student = build(cfg, 2)
     images, ranks = torch.randn(2, 1, 32, 32), torch.randint(16, (2, 16))
@@ -253,10 +241,7 @@ def test_the_teacher_is_in_no_part_or_copy_of_the_student_and_follows_its_dtype(
 
     for twin in (copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
         assert twin.teacher._network is None
-        assert (
-            twin.loss(images, samples)['loss_distill_logits']
-            == student.loss(images, samples)['loss_distill_logits']
-        )
+        assert twin.loss(images, samples)['loss_distill_logits'] == student.loss(images, samples)['loss_distill_logits']
     student.double()
     losses = student.loss(images.double(), samples)
     assert losses['loss_distill_logits'].dtype == torch.float64
@@ -280,9 +265,7 @@ def test_under_autocast_the_losses_are_those_of_single_precision_to_its_rounding
 def test_another_architecture_may_teach_by_its_logits(tmp_path):
     wide = classifier(classes=5)
     wide['backbone'] = dict(
-        type='VisionTransformer',
-        arch=dict(embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=96),
-        **IMAGE,
+        type='VisionTransformer', arch=dict(embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=96), **IMAGE
     )
     wide['head']['in_channels'] = 48
     teacher = build(wide, 1)
@@ -304,9 +287,7 @@ def test_ddp_reduces_the_students_gradients_without_unused_parameters(source, tm
     _, file = source
     cfg = classifier(dict(checkpoint=file, layers=1.0))
     cfg['distill']['logits'] = 0.0
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
-    )
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
         alone = build(cfg)
         wrapped = DistributedDataParallel(copy.deepcopy(alone))
@@ -338,9 +319,7 @@ WRONG = (
 )
 
 
-@pytest.mark.parametrize(
-    'distill, message', WRONG, ids=lambda x: '' if isinstance(x, str) else str(x)
-)
+@pytest.mark.parametrize('distill, message', WRONG, ids=lambda x: '' if isinstance(x, str) else str(x))
 def test_a_wrong_setting_is_refused_when_the_model_is_built(distill, message):
     init_default_scope('mmpretrain')
     cfg = dict(classifier(dict(checkpoint='x')), distill=distill)
@@ -384,9 +363,7 @@ def test_a_teacher_that_does_not_fit_is_refused_at_the_first_loss(source, tmp_pa
         build(classifier(distill)).loss(images, samples)
 
     build(classifier(dict(distill, layers=0.0))).loss(images, samples)
-    other = dict(
-        classifier(dict(checkpoint=file, model=classifier(scale=dict(times=1, adjust=None))))
-    )
+    other = dict(classifier(dict(checkpoint=file, model=classifier(scale=dict(times=1, adjust=None)))))
     other['head']['num_classes'] = 4
     with pytest.raises(ValueError, match=r'student has \(3, 4\) and the teacher \(3, 5\)'):
         build(other).loss(*batch(classes=4))
@@ -405,15 +382,14 @@ def demo_config(digits, work_dir, name='scalenet_deit_digits') -> Config:
 
 
 def digest(net) -> dict[str, str]:
-    return {
-        n: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest()
-        for n, t in net.state_dict().items()
-    }
+    return {n: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for n, t in net.state_dict().items()}
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """Two iterations with mixup, accumulated gradients, EMA and deltas: (config, source file, teacher's digests, runner)."""
+    """Two iterations with mixup, accumulated gradients, EMA and deltas: (config, source file, teacher's digests,
+    runner).
+    """
     from scalenet_mm.data import make_demo_data
 
     folder = tmp_path_factory.mktemp('distilled')
@@ -466,9 +442,7 @@ def test_checkpoint_and_delta_hold_the_student_alone_and_need_no_teacher_file(ru
     plain.model.pop('distill')
     plain.model.type = 'ImageClassifier'
     assert content['state_dict'].keys() == build_model(plain).state_dict().keys()
-    assert {k.removeprefix('module.') for k in content['ema_state_dict']} - {'steps'} == content[
-        'state_dict'
-    ].keys()
+    assert {k.removeprefix('module.') for k in content['ema_state_dict']} - {'steps'} == content['state_dict'].keys()
 
     moved = base.rename(tmp_path / 'moved.pth')  # the file that distill.checkpoint names is gone
     try:
@@ -481,9 +455,7 @@ def test_checkpoint_and_delta_hold_the_student_alone_and_need_no_teacher_file(ru
         scores = []
         for config in (cfg, plain):
             config = copy.deepcopy(config)
-            config.update(
-                load_from=str(work / 'epoch_1.pth'), experiment_name=f'test_{len(scores)}'
-            )
+            config.update(load_from=str(work / 'epoch_1.pth'), experiment_name=f'test_{len(scores)}')
             config.custom_hooks = [dict(type='AnyDialectHook')]
             scores.append(Runner.from_cfg(config).test())
         assert scores[0] == scores[1]
@@ -495,9 +467,7 @@ def test_preflight_names_a_teacher_file_that_is_not_there(run):
     cfg = copy.deepcopy(run[0])
     preflight(cfg)
     cfg.model.distill.checkpoint = 'nowhere/source.pth'
-    with pytest.raises(
-        SystemExit, match=r'model.distill.checkpoint: there is no checkpoint nowhere/source.pth'
-    ):
+    with pytest.raises(SystemExit, match=r'model.distill.checkpoint: there is no checkpoint nowhere/source.pth'):
         preflight(cfg)
     preflight(cfg, ('test',))
 
@@ -515,8 +485,6 @@ def test_on_a_gpu_the_teacher_follows_the_student(source):
 
 
 def test_a_teacher_is_read_when_it_is_first_asked_for(tmp_path):
-    teacher = Teacher(
-        dict(classifier(scale=dict(times=1, adjust=None))), str(tmp_path / 'none.pth')
-    )
+    teacher = Teacher(dict(classifier(scale=dict(times=1, adjust=None))), str(tmp_path / 'none.pth'))
     with pytest.raises(FileNotFoundError, match=r'none\.pth'):
         teacher.network(torch.zeros(1))

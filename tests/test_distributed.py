@@ -16,9 +16,7 @@ from scalenet_mm.roles import TrainPolicy
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 900  # seconds
 ENV = {
-    **{
-        k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'PORT')
-    },
+    **{k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'PORT')},
     'OMP_NUM_THREADS': '1',
     'PYTHONPATH': str(ROOT),
 }
@@ -41,16 +39,11 @@ def two_processes(jobs, folder) -> dict:
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2']
     there = ['--rdzv-backend=c10d', '--rdzv-endpoint=localhost:0']
     worker = [str(ROOT / 'tests' / 'dist_worker.py'), str(folder / 'jobs.json'), str(folder)]
-    done = subprocess.run(
-        torchrun + there + worker, env=ENV, capture_output=True, text=True, timeout=TIMEOUT
-    )
+    done = subprocess.run(torchrun + there + worker, env=ENV, capture_output=True, text=True, timeout=TIMEOUT)
     said = [line for line in done.stderr.splitlines() if line.startswith('[rank')]
     assert done.returncode == 0, '\n'.join(said) or done.stderr
     return {
-        job['name']: [
-            torch.load(folder / f'{job["name"]}.{r}.pt', weights_only=False) for r in (0, 1)
-        ]
-        for job in jobs
+        job['name']: [torch.load(folder / f'{job["name"]}.{r}.pt', weights_only=False) for r in (0, 1)] for job in jobs
     }
 
 
@@ -67,11 +60,7 @@ SLOW = {
     'det, everything, checkpointing': ('det', True, {**ALL, **WITH_CP}),
     'seg, checkpointing, the constructor alone': ('seg', False, WITH_CP),
     'det, many branches dropped': ('det', True, {'model.backbone.drop_path_rate': 0.6}),
-    'seg, everything, recomputing': (
-        'seg',
-        True,
-        {**ALL, 'model.backbone.ops': dict(recompute='attention')},
-    ),
+    'seg, everything, recomputing': ('seg', True, {**ALL, 'model.backbone.ops': dict(recompute='attention')}),
 }
 
 
@@ -151,11 +140,7 @@ def require_right(ranks, wrapper):
     assert first['gradients'].keys() == trainable
     for name, expected in mean_of_gradients(ranks).items():
         torch.testing.assert_close(
-            first['gradients'][name],
-            expected,
-            rtol=1e-3,
-            atol=1e-5,
-            msg=lambda m, n=name: f'{n}: {m}',
+            first['gradients'][name], expected, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f'{n}: {m}'
         )
     assert sum(g.abs().max() > 1e-6 for g in first['gradients'].values()) > 0.9 * len(trainable)
 
@@ -172,9 +157,7 @@ def test_the_wrapper_trains_a_detector_with_the_mean_gradients_of_the_trainable_
     ranks = runs[FAST[0]]
     assert not require_right(ranks, 'ScaleNetDistributedDataParallel')
     assert {n for n in ranks[0]['trainable'] if n.startswith('roi_head')} == {
-        f'roi_head.bbox_head.{layer}.{tensor}'
-        for layer in ('fc_cls', 'fc_reg')
-        for tensor in ('weight', 'bias')
+        f'roi_head.bbox_head.{layer}.{tensor}' for layer in ('fc_cls', 'fc_reg') for tensor in ('weight', 'bias')
     }
 
 
@@ -240,8 +223,7 @@ def test_fsdp2_at_the_root_gives_a_single_processs_result(name, checks):
 @pytest.mark.parametrize('name', SLOW)
 def test_every_way_to_train_in_two_processes_is_right(name, slow_runs):
     statistics = require_right(
-        slow_runs[name],
-        'ScaleNetDistributedDataParallel' if SLOW[name][1] else 'MMDistributedDataParallel',
+        slow_runs[name], 'ScaleNetDistributedDataParallel' if SLOW[name][1] else 'MMDistributedDataParallel'
     )
     assert bool(statistics) == (name.startswith('seg, everything')), 'trained BatchNorm counts'
 

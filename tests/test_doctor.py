@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 
 DOCTOR = Path(__file__).resolve().parents[1] / 'tools' / 'doctor.py'
-UPSTREAM = {
-    'mmengine': '0.10.7',
-    'mmcv': '2.1.0',
-    'mmpretrain': '1.2.0',
-    'mmdet': '3.3.0',
-    'mmsegmentation': '1.2.2',
-}
+UPSTREAM = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmpretrain': '1.2.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
 MAINTAINED = {
     'onedl-mmengine': '0.10.12',
     'onedl-mmcv': '2.3.6',
@@ -99,20 +93,11 @@ def test_a_missing_member_is_asked_for_by_the_name_its_family_has_for_it(environ
     assert rows['family']['remedy'].endswith('install onedl-mmsegmentation')
 
 
-def test_an_environment_without_anything_fails_at_the_causes_and_skips_what_hangs_on_them(
-    environment,
-):
+def test_an_environment_without_anything_fails_at_the_causes_and_skips_what_hangs_on_them(environment):
     code, rows = environment.doctor()
     assert code == 1
-    assert {name for name, row in rows.items() if row['state'] == 'FAIL'} == {
-        *('family', 'torch', 'numpy ABI')
-    }
-    assert rows['mmcv ops'] == {
-        'check': 'mmcv ops',
-        'state': '-',
-        'value': 'not tried, as torch fails',
-        'remedy': '',
-    }
+    assert {name for name, row in rows.items() if row['state'] == 'FAIL'} == {*('family', 'torch', 'numpy ABI')}
+    assert rows['mmcv ops'] == {'check': 'mmcv ops', 'state': '-', 'value': 'not tried, as torch fails', 'remedy': ''}
 
 
 def test_an_mmcv_without_its_ops_fails_with_the_command_that_compiles_them(environment):
@@ -148,9 +133,7 @@ def test_a_module_compiled_for_another_numpy_is_named_by_its_distribution(enviro
 
 
 def test_a_version_limit_is_told_from_other_failed_imports(environment):
-    text = (
-        "raise AssertionError('MMCV==2.2.0 is used but incompatible. Please install mmcv<2.2.0.')"
-    )
+    text = "raise AssertionError('MMCV==2.2.0 is used but incompatible. Please install mmcv<2.2.0.')"
     environment.add('torch', '2.11.0', torch=TORCH)
     _, rows = environment.add('mmdet', '3.3.0', mmdet=text).doctor()
     assert rows['imports']['state'] == 'FAIL'

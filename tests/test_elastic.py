@@ -27,14 +27,7 @@ from scalenet_mm.adapters import Adjustment
 from scalenet_mm.analysis.flops import count_flops
 from scalenet_mm.backbones.scaled import UNSCALED
 from scalenet_mm.early_exit import EarlyExit, largest_probability, passes
-from scalenet_mm.elastic import (
-    RandomDepth,
-    active_instances,
-    depth_range,
-    instances_at,
-    set_depth,
-    tied_containers,
-)
+from scalenet_mm.elastic import RandomDepth, active_instances, depth_range, instances_at, set_depth, tied_containers
 from scalenet_mm.ops import set_ops
 from scalenet_mm.scaling import shared_names
 from scalenet_mm.study import elastic as study
@@ -52,48 +45,45 @@ def hf(name: str, **changes):
     torch.manual_seed(0)
     cfg = getattr(transformers, f'{name}Config')(**changes)
     kind = dict(Llama='LlamaForCausalLM').get(name, f'{name}Model')
-    return perturb(
-        getattr(transformers, kind)._from_config(cfg, attn_implementation='eager'), std=0.05
-    )
+    return perturb(getattr(transformers, kind)._from_config(cfg, attn_implementation='eager'), std=0.05)
 
 
 def llama():
     return hf(
-        'Llama', vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        'Llama',
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
 
 
 def hf_vit():
     return hf(
-        'ViT', hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
-        image_size=32, patch_size=8,
-    )  # fmt: skip
+        'ViT',
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+    )
 
 
 def hf_swin():
-    return hf(
-        'Swin',
-        embed_dim=16,
-        depths=[2, 2],
-        num_heads=[1, 2],
-        image_size=32,
-        patch_size=2,
-        window_size=4,
-    )
+    return hf('Swin', embed_dim=16, depths=[2, 2], num_heads=[1, 2], image_size=32, patch_size=2, window_size=4)
 
 
 def timm_swin():
     import timm
 
     return timm.models.SwinTransformer(
-        img_size=32,
-        patch_size=2,
-        embed_dim=16,
-        depths=(2, 2),
-        num_heads=(1, 2),
-        window_size=4,
-        num_classes=5,
+        img_size=32, patch_size=2, embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=5
     )
 
 
@@ -157,9 +147,7 @@ def same(a: list, b: list) -> bool:
     return len(a) == len(b) > 0 and all(map(torch.equal, a, b))
 
 
-@pytest.fixture(
-    params=[(host, order) for host in PAIRS for order in ('interpolate', 'stack')], ids=' '.join
-)
+@pytest.fixture(params=[(host, order) for host in PAIRS for order in ('interpolate', 'stack')], ids=' '.join)
 def pair(request):
     """(source, scaled with untouched adapters, input)."""
     host, order = request.param
@@ -244,13 +232,7 @@ def test_which_instances_run():
     assert at(6) == (0, 2, 3, 4, 6, 7)  # the second instances of layers 1 and 3: evenly spaced
     assert at(4, order='stack') == (0, 1, 2, 3)
     assert at(6, order='stack') == (0, 1, 2, 3, 4, 5)  # the beginning of the deeper one
-    assert at(5, sources=(1, 0, 1, 2, 3, 3)) == (
-        0,
-        1,
-        2,
-        3,
-        4,
-    )  # 1 to 4 are in order; 0 runs always
+    assert at(5, sources=(1, 0, 1, 2, 3, 3)) == (0, 1, 2, 3, 4)  # 1 to 4 are in order; 0 runs always
     assert at(4, sources=(3, 2, 1, 0, 0)) == (0, 1, 2, 3)  # no such order: the owners
     with pytest.raises(ValueError, match='from 5 .* to 6'):
         at(4, sources=(1, 0, 1, 2, 3, 3))
@@ -351,9 +333,7 @@ def test_a_state_dict_of_any_depth_is_that_of_the_full_one(vit):
     before = {k: v.clone() for k, v in vit.state_dict().items()}
     set_depth(vit, 3)
     after = vit.state_dict()
-    assert before.keys() == after.keys() and all(
-        torch.equal(v, after[k]) for k, v in before.items()
-    )
+    assert before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
     assert vit.load_state_dict(before).missing_keys == []
     assert vit.blocks[0].attn.qkv.weight is vit.blocks[1].attn.qkv.weight
 
@@ -558,9 +538,7 @@ def test_a_prefix_is_not_computed_again_and_everything_else_is_counted_again():
 def test_multiply_adds_are_those_that_count_flops_finds_in_networks_of_these_blocks():
     for order in ('stack', 'interpolate'):
         model, x = classifier(order), torch.randn(3, 3, 32, 32)
-        small, full = (
-            count_flops(of_kept_blocks(model, instances_at(model, d)), (32, 32)) for d in (3, 6)
-        )
+        small, full = (count_flops(of_kept_blocks(model, instances_at(model, d)), (32, 32)) for d in (3, 6))
         block = (full - small) // 3
         kept = {'stack': 3, 'interpolate': 1}[order]
         assert EarlyExit(model, 0)(x).multiply_adds.tolist() == [small] * 3
@@ -587,9 +565,7 @@ def test_exits_in_train_mode_are_refused():
 
 
 def test_blocks_that_put_the_samples_elsewhere_are_refused():
-    encoder = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), 2, enable_nested_tensor=False
-    )
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), 2, enable_nested_tensor=False)
     model = scale(encoder, order='stack').eval()
     turned = EarlyExit(model, 2, predict=lambda m, x: m(x.transpose(0, 1)).transpose(0, 1)[:, 0])
     with pytest.raises(ValueError, match='samples first'):
@@ -611,17 +587,13 @@ def test_the_curve_over_thresholds_is_what_early_exit_does():
         sure.append(largest_probability(logits).double().numpy())
         right.append((logits.argmax(-1) == truth).double().numpy())
     costs = EarlyExit(model, 0, depths).costs(x)
-    points = {
-        p['threshold']: p for p in study.curve(np.stack(sure), np.stack(right), costs, depths)
-    }
+    points = {p['threshold']: p for p in study.curve(np.stack(sure), np.stack(right), costs, depths)}
     assert len(points) == len(study.THRESHOLDS)
     for threshold in (0.0, 0.4, 0.5, 0.6, 1.01):
         exits = EarlyExit(model, threshold, depths)(x)
         top1 = 100 * (exits.logits.argmax(-1) == truth).double().mean()
         assert points[threshold]['top1'] == pytest.approx(float(top1))
-        assert points[threshold]['mflops'] == pytest.approx(
-            float(exits.multiply_adds.double().mean()) / 1e6
-        )
+        assert points[threshold]['mflops'] == pytest.approx(float(exits.multiply_adds.double().mean()) / 1e6)
         assert points[threshold]['depth'] == pytest.approx(float(exits.depth.double().mean()))
 
 
@@ -644,9 +616,7 @@ def test_finished_runs_of_the_same_settings_are_taken_over_and_others_are_not(tm
     other, mine = tmp_path / 'other', tmp_path / 'mine'
     (other / 'run').mkdir(parents=True)
     (other / 'run/last.pth').write_bytes(b'weights')
-    fits = dict(
-        row=jobs[0].row, seed=0, digest=jobs[0].digest, status='done', checkpoint='run/last.pth'
-    )
+    fits = dict(row=jobs[0].row, seed=0, digest=jobs[0].digest, status='done', checkpoint='run/last.pth')
     others = [
         dict(fits, row=jobs[1].row),  # another digest
         dict(fits, row=jobs[2].row, digest=jobs[2].digest, status='failed'),
@@ -663,27 +633,20 @@ def test_finished_runs_of_the_same_settings_are_taken_over_and_others_are_not(tm
 def test_the_tool_trains_measures_and_continues(tmp_path, capsys):
     sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
     tool = importlib.import_module('elastic')
-    args = [
-        '--seeds',
-        '1',
-        '--shorten',
-        '250',
-        '--work-dir',
-        str(tmp_path),
-        '--out',
-        str(tmp_path / 'out'),
-    ]
+    args = ['--seeds', '1', '--shorten', '250', '--work-dir', str(tmp_path), '--out', str(tmp_path / 'out')]
     assert tool.main(args) == 0
     found = json.loads((tmp_path / 'out/elastic.json').read_text())
     assert set(found['rows']) == {
-        'deit/on', 'deit/scalenet', 'deit/scalenet_random', 'deit/stacked', 'deit/stacked_random'
-    }  # fmt: skip
+        'deit/on',
+        'deit/scalenet',
+        'deit/scalenet_random',
+        'deit/stacked',
+        'deit/stacked_random',
+    }
     one = found['rows']['deit/stacked']['0']
     assert list(one['depths']) == ['3', '4', '5', '6'] and set(one['exits']) == {'two', 'all'}
     page = (tmp_path / 'out/elastic.md').read_text()
-    assert (
-        'stacked, random depth' in page and (tmp_path / 'out/elastic.png').stat().st_size > 10_000
-    )
+    assert 'stacked, random depth' in page and (tmp_path / 'out/elastic.png').stat().st_size > 10_000
     capsys.readouterr()
     assert tool.main(args) == 0
     assert '6 runs, 6 of them done before' in capsys.readouterr().out

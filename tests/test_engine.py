@@ -22,14 +22,7 @@ from scalenet_mm.roles import Role, TrainPolicy, roles
 CONFIGS = Path(__file__).parents[1] / 'configs'
 BACKBONES = {
     'deit': dict(type='ScaleNetDeiT', arch=DEIT, img_size=32, patch_size=8, out_type='avg_featmap'),
-    'swin': dict(
-        type='ScaleNetSwin',
-        arch=SWIN,
-        window_size=4,
-        patch_size=2,
-        pad_small_map=True,
-        drop_path_rate=0.3,
-    ),
+    'swin': dict(type='ScaleNetSwin', arch=SWIN, window_size=4, patch_size=2, pad_small_map=True, drop_path_rate=0.3),
 }
 
 
@@ -51,11 +44,7 @@ def wrapper_for(model, **paramwise):
 
 
 def settings(wrapper):
-    return {
-        id(p): (g['lr'], g['weight_decay'])
-        for g in wrapper.optimizer.param_groups
-        for p in g['params']
-    }
+    return {id(p): (g['lr'], g['weight_decay']) for g in wrapper.optimizer.param_groups for p in g['params']}
 
 
 def test_the_optimizer_holds_the_trainable_set_once():
@@ -75,10 +64,7 @@ def test_the_optimizer_holds_the_trainable_set_once():
 def test_groups_are_merged_by_setting():
     model = build(start='function')
     wrapper = wrapper_for(
-        model,
-        norm_decay_mult=0.0,
-        policy=dict(train='all'),
-        custom_keys={'pos_embed': dict(lr_mult=0.1)},
+        model, norm_decay_mult=0.0, policy=dict(train='all'), custom_keys={'pos_embed': dict(lr_mult=0.1)}
     )
     by_name = {n: settings(wrapper)[id(p)] for n, p in model.named_parameters()}
     assert len(wrapper.optimizer.param_groups) == len(set(by_name.values())) == 3
@@ -89,9 +75,7 @@ def test_groups_are_merged_by_setting():
 
 
 def test_inherited_paramwise_keys_are_honoured_as_the_default_constructor_does():
-    paramwise = dict(
-        bias_lr_mult=2.0, bias_decay_mult=0.0, norm_decay_mult=0.5, flat_decay_mult=0.25
-    )
+    paramwise = dict(bias_lr_mult=2.0, bias_decay_mult=0.0, norm_decay_mult=0.5, flat_decay_mult=0.25)
     model = build('swin', times=1)
     cfg = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
     reference = settings(build_optim_wrapper(model, dict(cfg, paramwise_cfg=paramwise)))
@@ -111,17 +95,12 @@ def test_foreign_keys_and_policies_are_refused_by_name():
 def test_the_table_names_roles_parameters_and_rates():
     model = build(start='function')
     constructor = ScaleNetOptimWrapperConstructor(
-        dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05)),
-        dict(norm_decay_mult=0.0),
+        dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05)), dict(norm_decay_mult=0.0)
     )
     table = constructor.table(model, constructor(model))
     lines = [line.split() for line in table.splitlines()[2:]]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert lines[-1] == [
-        'trained',
-        str(sum(p.requires_grad for p in model.parameters())),
-        f'{trained:,}',
-    ]
+    assert lines[-1] == ['trained', str(sum(p.requires_grad for p in model.parameters())), f'{trained:,}']
     assert {line[0] for line in lines[:-1]} == {'shared', 'norm', 'adjustment', 'outer'}
     assert [line[3:] for line in lines if line[0] == 'norm'] == [['0.0002', '0']]
     assert [line[3:] for line in lines if line[0] == 'shared'] == [['frozen']]
@@ -148,9 +127,7 @@ def digits(tmp_path_factory):
     """The demo data set, small."""
     from scalenet_mm.data import make_demo_data
 
-    return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=190, val=57)[
-        'imagenet'
-    ]
+    return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=190, val=57)['imagenet']
 
 
 def demo_config(digits, work_dir, host='deit', **changes) -> Config:
@@ -268,16 +245,11 @@ def test_load_from_takes_an_official_file(digits, tmp_path):
         img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2, num_classes=19
     ).eval()
     torch.save({'model': source.state_dict()}, tmp_path / 'official.pth')
-    backbone = dict(
-        type='ScaleNetDeiT', arch=DEIT, img_size=32, patch_size=8, scale=dict(start='function')
-    )
+    backbone = dict(type='ScaleNetDeiT', arch=DEIT, img_size=32, patch_size=8, scale=dict(start='function'))
     cfg = demo_config(digits, tmp_path, load_from=str(tmp_path / 'official.pth'))
     cfg.model.backbone = backbone
     cfg.model.head = dict(
-        type='VisionTransformerClsHead',
-        num_classes=19,
-        in_channels=32,
-        loss=dict(type='CrossEntropyLoss'),
+        type='VisionTransformerClsHead', num_classes=19, in_channels=32, loss=dict(type='CrossEntropyLoss')
     )
     runner = Runner.from_cfg(cfg)
     runner.load_or_resume()

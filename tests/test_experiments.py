@@ -67,26 +67,14 @@ def built(cfg: Config):
 def test_every_row_has_a_key_of_its_own_and_a_config_that_is_there():
     keys = [row.key for row in ROWS]
     assert len(set(keys)) == len(keys)
-    assert all(
-        re.fullmatch(r'(table[1-9]|fig6)/(deit|swin)_[tsb]/[a-z0-9_.]+', key) for key in keys
-    )
+    assert all(re.fullmatch(r'(table[1-9]|fig6)/(deit|swin)_[tsb]/[a-z0-9_.]+', key) for key in keys)
     assert [row.config for row in ROWS if not (CONFIGS / row.config).is_file()] == []
 
 
 def test_the_tables_have_the_lines_of_the_paper_and_ours_are_marked():
     """Counted in the digest of the paper, the lines that its source lost included; drop paths are our choice."""
     theirs = Counter(row.table for row in ROWS if 'our row' not in row.remark)
-    expected = {
-        'I': 36,
-        'II': 30,
-        'III': 12,
-        'IV': 6,
-        'V': 6,
-        'VI': 7,
-        'VII': 6,
-        'VIII': 4,
-        'IX': 4,
-    }
+    expected = {'I': 36, 'II': 30, 'III': 12, 'IV': 6, 'V': 6, 'VI': 7, 'VII': 6, 'VIII': 4, 'IX': 4}
     assert theirs == {**expected, 'Fig. 6': 14}
     ours = {row.key.split('/')[-1] for row in ROWS if 'our row' in row.remark}
     assert ours == {'zero', 'tied_lora_r10', 'wspt_lora_r16', 'wspt_lora_r8', 'x4'}
@@ -167,9 +155,7 @@ def test_rows_that_share_a_config_must_agree(monkeypatch):
     made = tool()
     first = next(row for row in ROWS if row.config == 'ablations/deit_b_wspt_lora_r16_100e.py')
     monkeypatch.setattr(made, 'ROWS', (*ROWS, replace(first, drop_path_rate=0.1)))
-    with pytest.raises(
-        ValueError, match=r"deit_b_wspt_lora_r16_100e.py stands for .*'table2/.*'table6/"
-    ):
+    with pytest.raises(ValueError, match=r"deit_b_wspt_lora_r16_100e.py stands for .*'table2/.*'table6/"):
         made.leaves()
 
 
@@ -177,14 +163,8 @@ def test_rows_that_share_a_config_must_agree(monkeypatch):
 def test_leaves_are_short_and_start_with_their_command_and_the_papers_figure(leaf):
     for path in (CONFIGS / leaf).glob('*.py'):
         command, figure, *rest = path.read_text().splitlines()
-        assert re.fullmatch(
-            rf'# python tools/(train|test)\.py configs/{leaf}/{path.name}( CHECKPOINT)?', command
-        )
-        assert (
-            re.match(r'# (Table|Fig\.) ', figure)
-            and figure.endswith('Not run here.')
-            and len(rest) <= 18
-        )
+        assert re.fullmatch(rf'# python tools/(train|test)\.py configs/{leaf}/{path.name}( CHECKPOINT)?', command)
+        assert re.match(r'# (Table|Fig\.) ', figure) and figure.endswith('Not run here.') and len(rest) <= 18
 
 
 # --- what a leaf trains, by its name
@@ -217,9 +197,7 @@ SCRATCH = (
 
 def flat(value, path=''):
     if isinstance(value, dict) and value:
-        return {
-            k: v for key, inner in value.items() for k, v in flat(inner, f'{path}{key}.').items()
-        }
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f'{path}{key}.').items()}
     return {path.rstrip('.'): value}
 
 
@@ -228,9 +206,7 @@ def test_a_leaf_trains_as_its_name_says_and_differs_from_scalenets_config_in_not
     model, kind = split(leaf)
     cfg, parent = read(leaf), parent_of(model)
     row = next(row for row in ROWS if row.config == leaf)
-    assert (
-        cfg.model.backbone.drop_path_rate == expected_drop_path(model, kind) == row.drop_path_rate
-    )
+    assert cfg.model.backbone.drop_path_rate == expected_drop_path(model, kind) == row.drop_path_rate
     policy = cfg.optim_wrapper.paramwise_cfg.policy
     assert policy == cfg.model_wrapper_cfg.policy == dict(train=row.train)
     if kind == 'base':
@@ -274,10 +250,7 @@ def expected_params(model: str, kind: str) -> int:
     else:
         dims, depths = SWIN[model]
         base = swin_params(dims, depths)
-        stages = [
-            (d, n, *rest)
-            for n, (d, *rest) in ((n, swin_stage(dims, i)) for i, n in enumerate(depths))
-        ]
+        stages = [(d, n, *rest) for n, (d, *rest) in ((n, swin_stage(dims, i)) for i, n in enumerate(depths))]
     scaled, times = {len(stages) - 1}, 2
     adjust, rank = 'ParallelAdapter', 16
     if kind == 'base':
@@ -318,14 +291,8 @@ def expected_map(kind: str, depth: int) -> tuple[int, ...]:
 
 
 # The fast tier builds every kind of leaf once, the slow tier the rest.
-FIRST = {
-    re.sub(r'\d+', '', split(leaf)[1]) + leaf.partition('_')[0]: leaf
-    for leaf in reversed(CLASSIFIERS)
-}
-BUILT = [
-    leaf if leaf in FIRST.values() else pytest.param(leaf, marks=pytest.mark.slow)
-    for leaf in CLASSIFIERS
-]
+FIRST = {re.sub(r'\d+', '', split(leaf)[1]) + leaf.partition('_')[0]: leaf for leaf in reversed(CLASSIFIERS)}
+BUILT = [leaf if leaf in FIRST.values() else pytest.param(leaf, marks=pytest.mark.slow) for leaf in CLASSIFIERS]
 
 
 @pytest.mark.parametrize('leaf', BUILT)

@@ -77,11 +77,14 @@ def test_a_swin_keeps_its_outputs_at_any_batch_and_stores_shared_tensors_once(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('make, sizes', [
-    (swin, [(32, 32), (31, 77), (64, 40), (9, 130), (128, 96)]),
-    (lambda: swin(window_size=7), [(56, 56), (31, 77), (9, 130), (224, 112)]),
-    (deit, [(32, 32), (64, 16), (24, 80)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'make, sizes',
+    [
+        (swin, [(32, 32), (31, 77), (64, 40), (9, 130), (128, 96)]),
+        (lambda: swin(window_size=7), [(56, 56), (31, 77), (9, 130), (224, 112)]),
+        (deit, [(32, 32), (64, 16), (24, 80)]),
+    ],
+)
 def test_the_image_size_is_free(make, sizes, tmp_path):
     model = make()
     export_backbone(model, tmp_path / 'm.onnx', size=(48, 40), dynamic=True)
@@ -108,10 +111,10 @@ def test_a_classifiers_swin_has_one_image_size(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('model, message', [
-    (torch.nn.Conv2d(3, 3, 1), r'Conv2d cannot be exported.*mmdeploy'),
-    (None, r'multiples of the patch size 8'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'model, message',
+    [(torch.nn.Conv2d(3, 3, 1), r'Conv2d cannot be exported.*mmdeploy'), (None, r'multiples of the patch size 8')],
+)
 def test_what_cannot_be_exported_is_told_before_any_work(model, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export_backbone(model or deit(), tmp_path / 'm.onnx', size=(32, 30))
@@ -143,16 +146,8 @@ def test_the_command_exports_a_detectors_backbone(tmp_path):
     model = perturb(build_model(Config.fromfile(config)), std=0.02)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'm.pth')
     out = tmp_path / 'm.onnx'
-    command = [
-        sys.executable,
-        'tools/export_onnx.py',
-        str(config),
-        str(tmp_path / 'm.pth'),
-        str(out),
-    ]
-    done = subprocess.run(
-        [*command, '--size', '64', '96'], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [sys.executable, 'tools/export_onnx.py', str(config), str(tmp_path / 'm.pth'), str(out)]
+    done = subprocess.run([*command, '--size', '64', '96'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     model.backbone.eval()
     assert_same(out, model.backbone, 3, 3, 64, 96)

@@ -56,11 +56,7 @@ def test_the_examples_in_the_docstrings_hold():
 
 
 @pytest.mark.parametrize(
-    ('name', 'd'),
-    [
-        pytest.param(*item, marks=[pytest.mark.slow] * (item[0] == 'deit_s'))
-        for item in DEIT.items()
-    ],
+    ('name', 'd'), [pytest.param(*item, marks=[pytest.mark.slow] * (item[0] == 'deit_s')) for item in DEIT.items()]
 )
 def test_deit_takes_the_multiply_adds_of_its_formula_scaled_or_not(name, d):
     assert count_flops(built(name, scale=UNSCALED)) == vit_macs(d, 12, 224)
@@ -71,11 +67,7 @@ def test_deit_takes_the_multiply_adds_of_its_formula_scaled_or_not(name, d):
 
 
 @pytest.mark.parametrize(
-    ('name', 'host'),
-    [
-        pytest.param(*item, marks=[pytest.mark.slow] * (item[0] == 'swin_s'))
-        for item in SWIN.items()
-    ],
+    ('name', 'host'), [pytest.param(*item, marks=[pytest.mark.slow] * (item[0] == 'swin_s')) for item in SWIN.items()]
 )
 def test_swin_takes_the_multiply_adds_of_its_formula_scaled_or_not(name, host):
     dims, depths = host
@@ -121,9 +113,7 @@ def test_a_network_without_storage_has_the_structure_of_the_real_one():
     for name in ('deit_t', 'swin_t'):
         meta, real = built(name), scalenet_mm.build(name)
         assert any(p.device.type == 'meta' for p in meta.parameters())
-        assert {k: v.shape for k, v in meta.state_dict().items()} == {
-            k: v.shape for k, v in real.state_dict().items()
-        }
+        assert {k: v.shape for k, v in meta.state_dict().items()} == {k: v.shape for k, v in real.state_dict().items()}
         assert count_flops(meta) == count_flops(real)
 
 

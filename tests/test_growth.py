@@ -111,9 +111,7 @@ def test_no_tensor_is_shared_and_training_one_layer_moves_no_other(method):
     grown = deit(growth=method, times=2)
     grown.load_state_dict(deit().state_dict())
     places = [p.data_ptr() for p in grown.parameters()]
-    assert (
-        len(places) == len(set(places)) == len(list(grown.named_parameters(remove_duplicate=False)))
-    )
+    assert len(places) == len(set(places)) == len(list(grown.named_parameters(remove_duplicate=False)))
     plain = VisionTransformer(dict(DEIT, num_layers=8), img_size=32, patch_size=8)
     assert grown.state_dict().keys() == plain.state_dict().keys()
     before = copy.deepcopy(grown.layers[4].state_dict())
@@ -145,19 +143,14 @@ def test_any_sequence_of_layers_grows(name, method):
     assert after.shape == before.shape and after.isfinite().all()
     assert torch.equal(after, before) == (method == 'zero')
     (new,) = grown.new
-    copied = all(
-        torch.equal(v, source[layer_map.sources[new]][k])
-        for k, v in grown[new].state_dict().items()
-    )
+    copied = all(torch.equal(v, source[layer_map.sources[new]][k]) for k, v in grown[new].state_dict().items())
     assert copied == (method in ('stack', 'interpolate'))
 
 
 def test_a_layer_host_whose_writes_cannot_be_zeroed_is_refused():
     make, container, _ = LIVE_HOSTS['torch encoder']
     layers = getattr(make(), container)
-    with pytest.raises(
-        ValueError, match=r"TransformerEncoderLayer is not known to be the identity .*growth='zero'"
-    ):
+    with pytest.raises(ValueError, match=r"TransformerEncoderLayer is not known to be the identity .*growth='zero'"):
         grow_layers(layers, Growth('zero').layer_map(3, 1), 'zero')
 
 
@@ -182,22 +175,14 @@ def test_increments_of_a_grown_network_are_its_new_layers_and_norms():
     found = roles(grown)
     new = {n for n, r in found.items() if r is Role.GROWN}
     norms = ('ln1', 'ln2')
-    assert new == {
-        n
-        for n in found
-        if n.startswith(('layers.4.', 'layers.5.')) and n.split('.')[2] not in norms
-    }
+    assert new == {n for n in found if n.startswith(('layers.4.', 'layers.5.')) and n.split('.')[2] not in norms}
     trained = set(TrainPolicy('increments').apply(grown))
     assert trained == new | {n for n, r in found.items() if r is Role.NORM}
-    layer = (
-        12 * 32 * 32 // 4 * 2 + 0
-    )  # qkv, proj, fc1, fc2 of width 32 and MLP 64: 4 x 32^2 + 2 x 32 x 64
+    layer = 12 * 32 * 32 // 4 * 2 + 0  # qkv, proj, fc1, fc2 of width 32 and MLP 64: 4 x 32^2 + 2 x 32 x 64
     weights = 4 * 32 * 32 + 2 * 32 * 64
     biases = 4 * 32 + 64 + 32
     assert layer == 6144 and count(grown)[Role.GROWN].params == 2 * (weights + biases)
-    assert set(TrainPolicy('adjustments').apply(deit(times=2))) == {
-        n for n in roles(deit(times=2)) if '.adapter.' in n
-    }
+    assert set(TrainPolicy('adjustments').apply(deit(times=2))) == {n for n in roles(deit(times=2)) if '.adapter.' in n}
 
 
 # Table I: base and ScaleNet of shared/paper's arithmetic, one new layer, printed size of the baselines.
@@ -211,9 +196,7 @@ def test_increments_of_a_grown_network_are_its_new_layers_and_norms():
         ('swin_b', 87_768_224, 90_029_216, 512, (2,), 90.92),
     ],
 )
-def test_adding_one_by_one_until_scalenets_size_gives_the_papers_counts(
-    model, base, scalenet, width, stages, printed
-):
+def test_adding_one_by_one_until_scalenets_size_gives_the_papers_counts(model, base, scalenet, width, stages, printed):
     layer = 12 * width**2 + 13 * width
     if stages:
         layer += (2 * 7 - 1) ** 2 * (width // 32)  # bias table of a window of 7, heads of 32
@@ -272,9 +255,7 @@ def test_a_file_that_lacks_an_averaged_layer_is_refused_by_name():
 def test_growth_replaces_the_scale_of_a_config(tmp_path):
     config = tmp_path / 'child.py'
     base = configs_dir() / 'scalenet_deit_t_100e.py'
-    config.write_text(
-        f"_base_ = '{base}'\nmodel = dict(backbone=dict(scale=dict(growth='stack', new_layers=2)))"
-    )
+    config.write_text(f"_base_ = '{base}'\nmodel = dict(backbone=dict(scale=dict(growth='stack', new_layers=2)))")
     with pytest.raises(ValueError, match=r"\['order', 'times'\].*_delete_=True"):
         build(str(config))
     text = config.read_text().replace('scale=dict(', 'scale=dict(_delete_=True, ')

@@ -43,10 +43,7 @@ PROMISES = {  # column of the table -> what stands under it
     'checkpointing': "the host's gradient checkpointing",
 }
 YES, REFUSED, NONE = 'yes', 'refused', '-'
-ORDERS = {
-    'interpolate': {3: (0, 0, 1, 1, 2, 2), 2: (0, 0, 1, 1)},
-    'stack': {3: (0, 1, 2, 0, 1, 2), 2: (0, 1, 0, 1)},
-}
+ORDERS = {'interpolate': {3: (0, 0, 1, 1, 2, 2), 2: (0, 0, 1, 1)}, 'stack': {3: (0, 1, 2, 0, 1, 2), 2: (0, 1, 0, 1)}}
 CELLS: dict[str, dict[str, str]] = {}
 
 
@@ -91,9 +88,7 @@ class Host:
                 continue
             index, rest = key[len(name) + 1 :].split('.', 1)
             sources = maps[self.zoo.containers.index(name)]
-            filled |= {
-                f'{name}.{i}.{rest}': value for i, s in enumerate(sources) if s == int(index)
-            }
+            filled |= {f'{name}.{i}.{rest}': value for i, s in enumerate(sources) if s == int(index)}
         deep.load_state_dict(filled)
         return deep
 
@@ -197,9 +192,7 @@ def _assert_same_attributes(model: nn.Module, deep: nn.Module) -> None:
             where, other = f'{name}.{attribute}', getattr(mine[name], attribute)
             if isinstance(value, float):
                 assert isclose(other, value, abs_tol=1e-7), where
-            elif (
-                isinstance(value, (bool, int, str, tuple, type(None))) and attribute != 'attn_mask'
-            ):
+            elif isinstance(value, (bool, int, str, tuple, type(None))) and attribute != 'attn_mask':
                 assert other == value, where
             elif attribute == 'feature_info':
                 assert list(other) == list(value), where
@@ -214,9 +207,7 @@ def _assert_same_attributes(model: nn.Module, deep: nn.Module) -> None:
 def test_features_of_every_layer_are_those_of_the_deep_host(host):
     deep, model = host.deep('stack'), host.scaled(order='stack', adjust=None)
     if hasattr(model, 'forward_intermediates'):  # timm
-        theirs, mine = (
-            [*m.forward_intermediates(host.x)[1], m.forward_features(host.x)] for m in (deep, model)
-        )
+        theirs, mine = ([*m.forward_intermediates(host.x)[1], m.forward_features(host.x)] for m in (deep, model))
         if len(host.zoo.depths) == 1:
             assert len(mine) == 7
             early = dict(indices=[4], stop_early=True, intermediates_only=True)
@@ -285,12 +276,9 @@ def test_counts_are_the_closed_form_and_the_increments_alone_are_trained(host):
     model = host.scaled()
     zoo, maps = host.zoo, host.maps('interpolate')
     adapters = [
-        len(sources) * sum(RANK * (fan_in + fan_out) for fan_in, fan_out in mlp)
-        for sources, mlp in zip(maps, zoo.mlps)
+        len(sources) * sum(RANK * (fan_in + fan_out) for fan_in, fan_out in mlp) for sources, mlp in zip(maps, zoo.mlps)
     ]
-    added = sum(p.numel() for p in model.parameters()) - sum(
-        p.numel() for p in host.source.parameters()
-    )
+    added = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in host.source.parameters())
     new = len(maps[-1]) - zoo.depths[-1]
     assert added == sum(adapters) + new * zoo.norm_params
 

@@ -54,9 +54,7 @@ def test_a_detectors_results_are_those_of_mmdet(files):
 
     model = loaded(files, 'det')
     theirs = inference_detector(model, list(map(str, files['images'])))
-    for image, result, expected in zip(
-        files['images'], predict(model, files['images']), theirs, strict=True
-    ):
+    for image, result, expected in zip(files['images'], predict(model, files['images']), theirs, strict=True):
         mine, found = result.pred_instances, expected.pred_instances
         assert len(mine) == len(found) > 0
         for key in ('bboxes', 'scores', 'labels', 'masks'):
@@ -78,9 +76,7 @@ def test_a_segmentors_results_are_those_of_mmseg(files):
         told = as_json(model, mine)
         assert sum(entry['pixels'] for entry in told) == expected.numel()
         for entry in told:
-            assert np.array_equal(
-                coco_mask.decode(entry['mask']), expected[0].numpy() == entry['label']
-            )
+            assert np.array_equal(coco_mask.decode(entry['mask']), expected[0].numpy() == entry['label'])
 
 
 def test_a_classifiers_results_are_those_of_mmpretrain(files):
@@ -126,12 +122,7 @@ def test_files_of_other_libraries_load_by_our_rules(tmp_path):
 
     cfg = Config.fromfile(CONFIGS['cls'])
     theirs = timm.models.VisionTransformer(
-        img_size=32,
-        patch_size=8,
-        embed_dim=96,
-        depth=4,
-        num_heads=4,
-        num_classes=19,
+        img_size=32, patch_size=8, embed_dim=96, depth=4, num_heads=4, num_classes=19
     )
     torch.save(perturb(theirs).eval().state_dict(), tmp_path / 'timm.pth')
     cfg.model.backbone.update(scale=dict(times=1, adjust=None), out_type='cls_token')
@@ -142,12 +133,15 @@ def test_files_of_other_libraries_load_by_our_rules(tmp_path):
         assert torch.allclose(logits, theirs(image), atol=1e-4)
 
 
-@pytest.mark.parametrize('change, error, message', [
-    ('no scope', ValueError, 'default_scope=None, which says no task'),
-    ('no pipeline', ValueError, 'no test_dataloader.dataset.pipeline'),
-    ('other classes', CheckpointError, 'every tensor of the model'),
-    ('no file', FileNotFoundError, 'nothing.pth'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'change, error, message',
+    [
+        ('no scope', ValueError, 'default_scope=None, which says no task'),
+        ('no pipeline', ValueError, 'no test_dataloader.dataset.pipeline'),
+        ('other classes', CheckpointError, 'every tensor of the model'),
+        ('no file', FileNotFoundError, 'nothing.pth'),
+    ],
+)
 def test_what_cannot_be_loaded_is_told(change, error, message, files):
     cfg, file = Config.fromfile(CONFIGS['cls']), files['cls']
     if change == 'no scope':
@@ -164,17 +158,13 @@ def test_what_cannot_be_loaded_is_told(change, error, message, files):
 
 def test_classes_are_those_of_the_file_then_of_the_config(tmp_path):
     cfg = Config.fromfile(CONFIGS['cls'])
-    named = checkpoint(
-        CONFIGS['cls'], tmp_path / 'm.pth', dataset_meta=dict(CLASSES=list('abcdefghijklmnopqrs'))
-    )
+    named = checkpoint(CONFIGS['cls'], tmp_path / 'm.pth', dataset_meta=dict(CLASSES=list('abcdefghijklmnopqrs')))
     assert load_model(cfg, named, device='cpu').dataset_meta['classes'][0] == 'a'
     plain = checkpoint(CONFIGS['cls'], tmp_path / 'p.pth')
     assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][1] == '01'
     del cfg.test_dataloader.dataset.metainfo
     cfg.test_dataloader.dataset.type = 'CustomDataset'
-    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'] == [
-        str(i) for i in range(19)
-    ]
+    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'] == [str(i) for i in range(19)]
 
 
 def test_images_are_files_folders_and_patterns(tmp_path):
@@ -197,15 +187,11 @@ def test_images_are_files_folders_and_patterns(tmp_path):
 def test_the_command_writes_a_picture_and_a_json_file(files, tmp_path):
     command = [sys.executable, 'tools/predict.py', *map(str, files['images'])]
     command += [str(CONFIGS['det']), str(files['det']), '--score-thr', '0.05', '--device', 'cpu']
-    done = subprocess.run(
-        [*command, '--out', str(tmp_path / 'r.png')], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, '--out', str(tmp_path / 'r.png')], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / 'r.json').read_text())
     assert list(told) == [str(i) for i in files['images']]
-    assert all(
-        {'class', 'score', 'box', 'mask'} <= set(entry) for x in told.values() for entry in x
-    )
+    assert all({'class', 'score', 'box', 'mask'} <= set(entry) for x in told.values() for entry in x)
     for name in ('r_1.png', 'r_2.png'):
         assert cv2.imread(str(tmp_path / name)).shape[1] > 800
 
@@ -216,15 +202,11 @@ def test_the_inferencers_take_our_configs_and_checkpoints_unchanged(files):
     from mmseg.apis import MMSegInferencer
 
     image = str(files['images'][0])
-    detector = DetInferencer(
-        str(CONFIGS['det']), str(files['det']), device='cpu', show_progress=False
-    )
+    detector = DetInferencer(str(CONFIGS['det']), str(files['det']), device='cpu', show_progress=False)
     theirs = detector(image, return_datasamples=True)['predictions'][0].pred_instances
     mine = predict(loaded(files, 'det'), image).pred_instances
     assert torch.equal(theirs.bboxes, mine.bboxes) and len(mine)
-    segmentor = MMSegInferencer(
-        str(CONFIGS['seg']), str(files['seg']), device='cpu', show_progress=False
-    )
+    segmentor = MMSegInferencer(str(CONFIGS['seg']), str(files['seg']), device='cpu', show_progress=False)
     mine = predict(loaded(files, 'seg'), image).pred_sem_seg.data[0]
     assert np.array_equal(segmentor(image)['predictions'], mine.numpy())
 
@@ -236,9 +218,7 @@ def test_the_gpu_gives_what_the_cpu_gives(files):
     model = load_model(CONFIGS['seg'], files['seg'])
     assert next(model.parameters()).is_cuda
     theirs = predict(loaded(files, 'seg'), image)
-    np.testing.assert_allclose(
-        predict(model, image).seg_logits.data.cpu(), theirs.seg_logits.data, atol=1e-2
-    )
+    np.testing.assert_allclose(predict(model, image).seg_logits.data.cpu(), theirs.seg_logits.data, atol=1e-2)
 
 
 def test_a_preprocessor_at_the_top_of_a_config_reaches_the_model_as_in_the_runner():
@@ -249,15 +229,8 @@ def test_a_preprocessor_at_the_top_of_a_config_reaches_the_model_as_in_the_runne
     cfg = read_config(str(configs_dir() / 'scalenet_deit_t_100e.py'))
     mean = torch.tensor([123.675, 116.28, 103.53])  # ImageNet's, RGB
     for model in (build_model(cfg), build(str(configs_dir() / 'scalenet_deit_t_100e.py'))):
-        pixels = model.data_preprocessor(
-            {'inputs': mean.flip(0).view(1, 3, 1, 1).expand(1, 3, 8, 8)}
-        )
+        pixels = model.data_preprocessor({'inputs': mean.flip(0).view(1, 3, 1, 1).expand(1, 3, 8, 8)})
         assert pixels['inputs'].abs().max() < 1e-4
-    own = dict(
-        cfg.model,
-        data_preprocessor=dict(
-            type='mmpretrain.ClsDataPreprocessor', mean=[1.0] * 3, std=[1.0] * 3
-        ),
-    )
+    own = dict(cfg.model, data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor', mean=[1.0] * 3, std=[1.0] * 3))
     cfg.model = own
     assert build_model(cfg).data_preprocessor.mean.flatten().tolist() == [1.0] * 3

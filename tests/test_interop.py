@@ -1,4 +1,6 @@
-"""The hosts' own tools, models and inferencers on our backbones: real processes, in a folder that is no checkout of ours."""
+"""The hosts' own tools, models and inferencers on our backbones: real processes, in a folder that is no checkout of
+ours.
+"""
 
 import importlib.util
 import json
@@ -28,11 +30,7 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 # The settings by which the tests make stock configs small: a narrow Swin of six layers, images of 128 x 128.
 SIZE = (128, 128)
 DEPTHS, DIMS = [1, 1, 2, 2], [16, 32, 64, 128]
-SWIN = {
-    'model.backbone.embed_dims': DIMS[0],
-    'model.backbone.depths': DEPTHS,
-    'model.backbone.num_heads': [1, 2, 4, 8],
-}
+SWIN = {'model.backbone.embed_dims': DIMS[0], 'model.backbone.depths': DEPTHS, 'model.backbone.num_heads': [1, 2, 4, 8]}
 FROM_SCRATCH = {'model.backbone.init_cfg': None}
 LOADERS = {
     f'{split}_dataloader.{key}': value
@@ -43,11 +41,7 @@ TEST_DATA = {f'{split}_dataloader.dataset.indices': 2 for split in ('val', 'test
 DATA = {**LOADERS, **TEST_DATA, 'default_hooks.logger.interval': 1}
 TEST_SIZE = {f'{split}_dataloader.dataset.pipeline.1.scale': SIZE for split in ('val', 'test')}
 ONE_EPOCH = {'train_cfg.max_epochs': 1, 'train_dataloader.dataset.indices': 4}  # 2 batches of 2
-TWO_ITERATIONS = {
-    'train_cfg.max_iters': 2,
-    'train_cfg.val_interval': 2,
-    'default_hooks.checkpoint.interval': 2,
-}
+TWO_ITERATIONS = {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}
 COCO = {**DATA, **TEST_SIZE, **ONE_EPOCH, 'train_dataloader.dataset.pipeline.2.scale': SIZE}
 FEW_BOXES = {
     'model.train_cfg.rpn_proposal.max_per_img': 20,
@@ -111,18 +105,13 @@ SWAPS = {
         'mmdet',
         'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
         {**SWIN, **COCO, **NECK, **FEW_BOXES},
-        backbone="dict(_delete_=True, type='ScaleNetSwin', embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24])",
+        backbone="dict(_delete_=True, type='ScaleNetSwin', embed_dims=96, "
+        'depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24])',
     ),
     'RetinaNet': Swap(
         'mmdet',
         'swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py',
-        {
-            **SWIN,
-            **COCO,
-            **FROM_SCRATCH,
-            'model.neck.in_channels': DIMS[1:],
-            'model.test_cfg.score_thr': 0.0,
-        },
+        {**SWIN, **COCO, **FROM_SCRATCH, 'model.neck.in_channels': DIMS[1:], 'model.test_cfg.score_thr': 0.0},
     ),
     'Mask2Former': Swap(
         'mmdet',
@@ -240,16 +229,14 @@ def trained(output: str, work: Path, swap: Swap) -> dict:
 
 def sizes(state_dict: dict, prefix: str = '') -> int:
     return sum(
-        t.numel()
-        for k, t in state_dict.items()
-        if k.startswith(prefix) and not k.endswith('relative_position_index')
+        t.numel() for k, t in state_dict.items() if k.startswith(prefix) and not k.endswith('relative_position_index')
     )
 
 
-# Two more layers in the last stage, four norm tensors each, and two bias-free adapters of rank 16 in each of all layers.
+# Two more layers in the last stage, four norm tensors each, and two bias-free adapters of rank 16 in each of all
+# layers.
 INCREMENTS = 2 * 4 * DIMS[3] + sum(
-    layers * 2 * 16 * (dims + 4 * dims)
-    for layers, dims in zip([*DEPTHS[:3], 2 * DEPTHS[3]], DIMS, strict=True)
+    layers * 2 * 16 * (dims + 4 * dims) for layers, dims in zip([*DEPTHS[:3], 2 * DEPTHS[3]], DIMS, strict=True)
 )
 
 
@@ -264,15 +251,7 @@ def run_swap(checkout: Path, tmp_path: Path, swap: Swap, extra: dict, config=Non
     tools, work = host(swap.package) / 'tools', tmp_path / 'run'
     output = python(checkout, tools / 'train.py', config.name, '--work-dir', work, *options)
     state = trained(output, work, swap)
-    output = python(
-        checkout,
-        tools / 'test.py',
-        config.name,
-        work / swap.checkpoint,
-        '--work-dir',
-        work,
-        *options,
-    )
+    output = python(checkout, tools / 'test.py', config.name, work / swap.checkpoint, '--work-dir', work, *options)
     assert re.search(r'\(test\) \[2/2\].*(bbox_mAP|mIoU): \d', output), output[-3000:]
     assert 'not match exactly' not in output, 'the checkpoint loads without a complaint'
     return state
@@ -284,23 +263,17 @@ def check_a_swap_by_the_type_alone(checkout, tmp_path, swap):
     torch.save({'state_dict': source}, tmp_path / 'source.pth')
     pretrained = {'model.backbone.init_cfg.checkpoint': tmp_path / 'source.pth'}
     state = run_swap(checkout, tmp_path, swap, pretrained, config)
-    assert sizes(state, 'backbone.') == sizes(source) + INCREMENTS, (
-        'each shared tensor is there once'
-    )
+    assert sizes(state, 'backbone.') == sizes(source) + INCREMENTS, 'each shared tensor is there once'
     for name, tensor in source.items():  # two iterations at the start of a warm-up move little
         torch.testing.assert_close(state[f'backbone.{name}'], tensor, atol=1e-5, rtol=0)
 
 
-def test_a_plain_mask_rcnn_config_with_the_type_changed_trains_and_tests_by_mmdets_own_tools(
-    checkout, tmp_path
-):
+def test_a_plain_mask_rcnn_config_with_the_type_changed_trains_and_tests_by_mmdets_own_tools(checkout, tmp_path):
     check_a_swap_by_the_type_alone(checkout, tmp_path, MASK_RCNN)
 
 
 @pytest.mark.slow
-def test_a_plain_upernet_config_with_the_type_changed_trains_and_tests_by_mmsegs_own_tools(
-    checkout, tmp_path
-):
+def test_a_plain_upernet_config_with_the_type_changed_trains_and_tests_by_mmsegs_own_tools(checkout, tmp_path):
     check_a_swap_by_the_type_alone(checkout, tmp_path, UPERNET_SWIN)
 
 
@@ -310,9 +283,7 @@ def test_a_plain_upernet_config_with_the_type_changed_trains_and_tests_by_mmsegs
     [(MASK_RCNN, 'roi_head.bbox_head.fc_cls'), (UPERNET_SWIN, 'decode_head.conv_seg')],
     ids=['Mask R-CNN', 'UPerNet'],
 )
-def test_with_the_constructor_named_only_increments_and_the_listed_head_move(
-    swap, head, checkout, tmp_path
-):
+def test_with_the_constructor_named_only_increments_and_the_listed_head_move(swap, head, checkout, tmp_path):
     rest = (
         "optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', "
         f"paramwise_cfg=dict(policy=dict(train='increments', also=['{head}'])))\n"
@@ -342,9 +313,7 @@ def test_other_models_train_and_test_with_the_backbone_swapped(name, checkout, t
 def test_a_full_size_mask_rcnn_swin_t_trains_and_tests_with_the_type_changed(checkout, tmp_path):
     full = MASK_RCNN._replace(options={**COCO, **FEW_BOXES, **FROM_SCRATCH})
     state = run_swap(checkout, tmp_path, full, {})
-    assert (
-        sizes(state) == 48_753_066
-    )  # paper.md, section 5: 48.75 M, two layers more in the last stage
+    assert sizes(state) == 48_753_066  # paper.md, section 5: 48.75 M, two layers more in the last stage
 
 
 # ---- a user's config that inherits ours
@@ -365,8 +334,7 @@ print('READ', cfg.model.backbone.type, cfg.mine, cfg.policy.also)
 
 
 @pytest.mark.parametrize(
-    ('road', 'leaf'),
-    [('a path', SEG), ('an import in the value of _base_', DET), ('the package name', DET)],
+    ('road', 'leaf'), [('a path', SEG), ('an import in the value of _base_', DET), ('the package name', DET)]
 )
 def test_a_users_config_inherits_ours_in_a_tool_that_knows_nothing_of_us(road, leaf, tmp_path):
     """The bare package name alone needs the wrapper: mmengine resolves it before it reads `custom_imports`."""
@@ -429,28 +397,20 @@ def grouped(constructor: type, cfg: Config, model: torch.nn.Module) -> dict[str,
     if constructor is ScaleNetOptimWrapperConstructor:
         paramwise['policy'] = dict(train='all')
     wrapper = constructor(settings, paramwise)(model)
-    found = {
-        id(p): (g['lr'], g['weight_decay'])
-        for g in wrapper.optimizer.param_groups
-        for p in g['params']
-    }
+    found = {id(p): (g['lr'], g['weight_decay']) for g in wrapper.optimizer.param_groups for p in g['params']}
     return {name: found[id(p)] for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    'constructor', [DefaultOptimWrapperConstructor, ScaleNetOptimWrapperConstructor]
-)
-def test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source(
-    constructor, checkout, tmp_path
-):
-    """The stock config names each norm of the unscaled depth; the reference is mmengine's constructor on the stock model."""
+@pytest.mark.parametrize('constructor', [DefaultOptimWrapperConstructor, ScaleNetOptimWrapperConstructor])
+def test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source(constructor, checkout, tmp_path):
+    """The stock config names each norm of the unscaled depth; the reference is mmengine's constructor on the stock
+    model.
+    """
     swap = SWAPS['Mask2Former']
     config = write(checkout, tmp_path, swap.config())
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(swap.options)
-    wanted = grouped(
-        DefaultOptimWrapperConstructor, cfg, stock_model(config, swap.options, swap.package)
-    )
+    wanted = grouped(DefaultOptimWrapperConstructor, cfg, stock_model(config, swap.options, swap.package))
     got = grouped(constructor, cfg, MODELS.build(cfg.model))
     lr, decay = cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay
     new = set(got) - set(wanted)
@@ -469,9 +429,7 @@ def test_frozen_stages_of_a_stock_config_is_refused_with_the_way_out(checkout, t
     backbone = Config.fromfile(config).model.backbone
     assert backbone.frozen_stages == -1 and backbone.convert_weights and not backbone.with_cp
     backbone.update(init_cfg=None, frozen_stages=2)
-    with pytest.raises(
-        ValueError, match='frozen_stages=2 would freeze .*ScaleNetOptimWrapperConstructor'
-    ):
+    with pytest.raises(ValueError, match='frozen_stages=2 would freeze .*ScaleNetOptimWrapperConstructor'):
         MODELS.build(backbone)
 
 
@@ -498,8 +456,7 @@ def test_mmdets_aspect_ratio_batches_keep_the_seeds_of_our_sampler(checkout):
     )
     batches = list(
         DATA_SAMPLERS.build(
-            dict(type='mmdet.AspectRatioBatchSampler', batch_size=2),
-            default_args=dict(sampler=sampler),
+            dict(type='mmdet.AspectRatioBatchSampler', batch_size=2), default_args=dict(sampler=sampler)
         )
     )
     assert sorted(i for batch in batches for i in batch) == list(range(8))
@@ -512,16 +469,8 @@ def test_mmdets_aspect_ratio_batches_keep_the_seeds_of_our_sampler(checkout):
 
 # leaf -> (what a user writes, what comes out of a model that finds 20 boxes, or one label a pixel)
 INFERENCERS = {
-    DET: (
-        'from mmdet.apis import DetInferencer as Inferencer',
-        "len(result['predictions'][0]['scores'])",
-        '20',
-    ),
-    SEG: (
-        'from mmseg.apis import MMSegInferencer as Inferencer',
-        "result['predictions'].shape",
-        '(128, 128)',
-    ),
+    DET: ('from mmdet.apis import DetInferencer as Inferencer', "len(result['predictions'][0]['scores'])", '20'),
+    SEG: ('from mmseg.apis import MMSegInferencer as Inferencer', "result['predictions'].shape", '(128, 128)'),
 }
 INFER = """
 import sys
@@ -540,13 +489,9 @@ def test_the_hosts_inferencer_takes_a_config_and_a_checkpoint_of_ours(leaf, chec
     arguments = [config.name, '--work-dir', work, *as_arguments(swap.options)]
     python(checkout, host(swap.package) / 'tools' / 'train.py', *arguments)
     imported, found, wanted = INFERENCERS[leaf]
-    (tmp_path / 'infer.py').write_text(
-        INFER.format(imported=imported, found=found, out=tmp_path / 'drawn')
-    )
+    (tmp_path / 'infer.py').write_text(INFER.format(imported=imported, found=found, out=tmp_path / 'drawn'))
     image = next((checkout / 'data' / 'coco' / 'val2017').glob('*.jpg'))
-    output = python(
-        tmp_path, 'infer.py', work / config.name, work / swap.checkpoint, image, fails=False
-    )
+    output = python(tmp_path, 'infer.py', work / config.name, work / swap.checkpoint, image, fails=False)
     assert f'FOUND {wanted}' in output
     assert 'not match exactly' not in output
     (drawn,) = (tmp_path / 'drawn' / 'vis').iterdir()
@@ -566,9 +511,7 @@ def analyse(checkout: Path, tool: str, leaf: str, arguments: list, stock_argumen
 
 @pytest.mark.slow
 @pytest.mark.parametrize('leaf', [DET, SEG])
-def test_the_hosts_get_flops_reads_our_configs_and_differs_by_the_operations_we_leave_out(
-    leaf, checkout
-):
+def test_the_hosts_get_flops_reads_our_configs_and_differs_by_the_operations_we_leave_out(leaf, checkout):
     """mmengine counts norms (5 an element), pooling and upsampling as well; it too counts a shared tensor once."""
     package = ours(leaf).package
     small = {**LOADERS, **FROM_SCRATCH, 'val_dataloader.dataset.pipeline.1.scale': (224, 224)}
@@ -576,8 +519,7 @@ def test_the_hosts_get_flops_reads_our_configs_and_differs_by_the_operations_we_
     arguments = [*size, *as_arguments(small)]
     output = analyse(checkout, 'get_flops.py', leaf, arguments, arguments)
     flops, params = (
-        float(re.search(rf'{what}: ([\d.]+){unit}', output)[1])
-        for what, unit in (('Flops', 'G'), ('Params', 'M'))
+        float(re.search(rf'{what}: ([\d.]+){unit}', output)[1]) for what, unit in (('Flops', 'G'), ('Params', 'M'))
     )
     model = stock_like(CONFIGS / leaf, package)
     assert params == round(total(count(model).values()).params / 1e6, 3)

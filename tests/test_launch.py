@@ -17,11 +17,7 @@ from scalenet_mm.engine.launch import require_gpu
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 600  # seconds
 STARTED_BY = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'PORT', 'NNODES')
-ENV = {
-    **{k: v for k, v in os.environ.items() if k not in STARTED_BY},
-    'OMP_NUM_THREADS': '1',
-    'PYTHONPATH': str(ROOT),
-}
+ENV = {**{k: v for k, v in os.environ.items() if k not in STARTED_BY}, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 
 
 @pytest.fixture(scope='session')
@@ -42,9 +38,7 @@ def test_asking_for_more_gpus_than_there_are_ends_at_once():
 def tool(name, *args, cwd, **variables):
     env = {**ENV, 'SCALENET_ENV': str(Path(sys.executable).parents[1]), **variables}
     command = ['bash', str(ROOT / 'tools' / name), *map(str, args)]
-    return subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=TIMEOUT
-    )
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def stand_in(folder: Path, scripts: dict[str, str]) -> Path:
@@ -70,9 +64,7 @@ def test_the_launchers_pass_everything_on_and_refuse_what_cannot_start(command, 
 
     script = command.removeprefix('dist_').removesuffix('.sh')
     told = ' '.join([f'{ROOT}/tools/{script}.py c.py', *checkpoint, *rest, '--launcher pytorch'])
-    assert launched(2).stdout.startswith(
-        '3 -m torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=localhost:0 '
-    )
+    assert launched(2).stdout.startswith('3 -m torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=localhost:0 ')
     assert f'--nproc-per-node=2 {told}' in launched(2).stdout
     assert '--master-addr=127.0.0.1 --master-port=29511' in launched(2, PORT='29511').stdout
     nodes = launched(2, NNODES='2', NODE_RANK='1', MASTER_ADDR='first')
@@ -144,18 +136,14 @@ def launch(folder, scenes, work_dir, *more, gpus=2, **variables):
 
 
 def require_same_end(folder, *work_dirs):
-    files = [
-        torch.load(folder / d / 'iter_3.pth', weights_only=False)['state_dict'] for d in work_dirs
-    ]
+    files = [torch.load(folder / d / 'iter_3.pth', weights_only=False)['state_dict'] for d in work_dirs]
     for other in files[1:]:
         assert files[0].keys() == other.keys()
         assert all(torch.equal(t, other[k]) for k, t in files[0].items())
 
 
 @pytest.mark.slow
-def test_two_jobs_on_one_machine_and_a_dying_process_ends_its_job_with_its_message(
-    scenes, job_folder
-):
+def test_two_jobs_on_one_machine_and_a_dying_process_ends_its_job_with_its_message(scenes, job_folder):
     with ThreadPoolExecutor() as pool:
         fine = pool.submit(launch, job_folder, scenes, 'fine')
         ill = pool.submit(launch, job_folder, scenes, 'ill', 'custom_hooks.1.rank=1')
@@ -177,10 +165,7 @@ def test_one_machine_two_machines_and_slurm_train_to_the_same_bits(scenes, job_f
         free.bind(('127.0.0.1', 0))
         there = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=str(free.getsockname()[1]))
     with ThreadPoolExecutor() as pool:
-        nodes = [
-            pool.submit(launch, job_folder, scenes, 'two', gpus=1, NODE_RANK=str(r), **there)
-            for r in (0, 1)
-        ]
+        nodes = [pool.submit(launch, job_folder, scenes, 'two', gpus=1, NODE_RANK=str(r), **there) for r in (0, 1)]
     for node in nodes:
         assert node.result()[0].returncode == 0, node.result()[0].stderr[-3000:]
 
@@ -203,8 +188,6 @@ def test_two_processes_evaluate_to_the_numbers_of_one(scenes, job_folder):
     env = {**ENV, 'PYTHONPATH': path}
     one = subprocess.run(alone, cwd=job_folder, env=env, capture_output=True, text=True)
     assert one.returncode == 0, one.stderr[-3000:]
-    one, two = (
-        json.loads(next((job_folder / d).glob('*/*.json')).read_text()) for d in ('one', 'two')
-    )
+    one, two = (json.loads(next((job_folder / d).glob('*/*.json')).read_text()) for d in ('one', 'two'))
     scores = {'aAcc', 'mIoU', 'mAcc'}
     assert {k: one[k] for k in scores} == {k: two[k] for k in scores} and one['mIoU'] > 0

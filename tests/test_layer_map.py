@@ -26,15 +26,23 @@ def test_maps_follow_equations_3_and_6(depth, times):
 def test_partial_reuse_keeps_the_other_layers_once():
     # Table III, DeiT-B {4,5,6}: 1-based in the paper
     assert LayerMap.build(12, 2, 'interpolate', layers=(3, 4, 5)).sources == (
-        0, 1, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 9, 10, 11,
-    )  # fmt: skip
-    assert LayerMap.build(12, 3, 'stack', layers=range(10, 12)).sources == (
-        *range(12),
-        10,
-        11,
+        0,
+        1,
+        2,
+        3,
+        3,
+        4,
+        4,
+        5,
+        5,
+        6,
+        7,
+        8,
+        9,
         10,
         11,
     )
+    assert LayerMap.build(12, 3, 'stack', layers=range(10, 12)).sources == (*range(12), 10, 11, 10, 11)
 
 
 def test_stages_are_scaled_one_by_one():
@@ -88,14 +96,7 @@ def test_the_forms_that_command_lines_and_configs_give_are_understood():
 
     assert stage_maps((2, 2, 6, 2), sources={'3': [0, 0, 0, 1]})[3].sources == (0, 0, 0, 1)
     assert [len(m) for m in stage_maps((2, 2, 6, 2), stages=2)] == [2, 2, 12, 2]
-    assert LayerMap.build(4, np.int64(2), layers=np.arange(2)) == LayerMap.build(
-        4, 2, layers=(0, 1)
-    )
-    for bad in (
-        dict(layers=[0.5, 1]),
-        dict(times=1.3333),
-        dict(times=float('nan')),
-        dict(times=float('inf')),
-    ):
+    assert LayerMap.build(4, np.int64(2), layers=np.arange(2)) == LayerMap.build(4, 2, layers=(0, 1))
+    for bad in (dict(layers=[0.5, 1]), dict(times=1.3333), dict(times=float('nan')), dict(times=float('inf'))):
         with pytest.raises(ValueError, match='must be'):
             LayerMap.build(12, **bad)

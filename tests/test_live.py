@@ -1,4 +1,6 @@
-"""``scalenet_mm.scale`` on networks that hold more than one list of blocks, that share configs, or that it must refuse."""
+"""``scalenet_mm.scale`` on networks that hold more than one list of blocks, that share configs, or that it must
+refuse.
+"""
 
 import copy
 import doctest
@@ -29,9 +31,7 @@ def clip() -> nn.Module:
 
     one = dict(hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=3)
     text = dict(one, vocab_size=64, max_position_embeddings=16, bos_token_id=1, eos_token_id=2)
-    config = T.CLIPConfig(
-        text_config=text, vision_config=dict(one, image_size=32, patch_size=8), projection_dim=8
-    )
+    config = T.CLIPConfig(text_config=text, vision_config=dict(one, image_size=32, patch_size=8), projection_dim=8)
     return perturb(T.CLIPModel(config), std=0.1).eval()
 
 
@@ -39,12 +39,7 @@ def llava() -> nn.Module:
     import transformers as T
 
     vision = T.CLIPVisionConfig(
-        hidden_size=32,
-        num_attention_heads=2,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        image_size=32,
-        patch_size=8,
+        hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=2, image_size=32, patch_size=8
     )
     text = T.LlamaConfig(num_hidden_layers=3, **LANGUAGE)
     return T.LlavaForConditionalGeneration(
@@ -90,9 +85,7 @@ def test_two_towers_need_stages_and_only_the_named_one_is_touched():
 
 
 def test_layers_of_two_kinds_need_stages():
-    cait = timm_model(
-        'cait_xxs24_224', img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2
-    )
+    cait = timm_model('cait_xxs24_224', img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
     with pytest.raises(ValueError, match='blocks_token_only'):
         scale(cait)
     assert len(scale(cait, stages=['blocks']).blocks) == 4
@@ -131,9 +124,7 @@ def test_a_model_that_shares_its_config_is_not_changed():
 
 
 def test_norms_outside_a_scaled_part_are_not_trained():
-    whole = nn.ModuleDict(
-        dict(backbone=made('timm ViT'), neck=nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5)))
-    )
+    whole = nn.ModuleDict(dict(backbone=made('timm ViT'), neck=nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5))))
     scale(whole['backbone'])
     found = roles(whole)
     assert found['neck.1.weight'] is Role.OUTER
@@ -156,19 +147,11 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
     'scaled already': (lambda: scale(made('timm ViT')), {}, 'scaled already'),
     'layers': (lambda: made('timm ViT'), dict(layers=[7]), '7'),
     'times': (lambda: made('timm ViT'), dict(times=1.3), 'times'),
-    'times of stages': (
-        lambda: made('timm Swin'),
-        dict(times=[1, 2, 3]),
-        'one factor for each of the 2',
-    ),
+    'times of stages': (lambda: made('timm Swin'), dict(times=[1, 2, 3]), 'one factor for each of the 2'),
     'stages': (lambda: made('timm Swin'), dict(stages=[5]), r'stages must be .*got \[5\]'),
     'stages by name': (lambda: made('timm Swin'), dict(stages=['blocks']), 'stages must be'),
     'sources': (lambda: made('timm ViT'), dict(sources=[0, 1]), 'every one of them'),
-    'a stage of one layer that shifts no window': (
-        lambda: SWIN((2, 1)),
-        {},
-        'two layers or more',
-    ),
+    'a stage of one layer that shifts no window': (lambda: SWIN((2, 1)), {}, 'two layers or more'),
     'order': (lambda: made('timm ViT'), dict(order='shuffle'), 'order must be one of'),
     'rank': (lambda: made('timm ViT'), dict(adjust=dict(rank=0)), 'rank'),
     'adjust_on': (lambda: made('timm ViT'), dict(adjust_on='some'), 'adjust_on must be one of'),
@@ -217,12 +200,7 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
     'outputs by layer': (lambda: features_only(), {}, 'out_indices'),
     'stage names of Hugging Face': (
         lambda: huggingface(
-            'Dinov2Backbone',
-            'Dinov2Config',
-            hidden_size=32,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
+            'Dinov2Backbone', 'Dinov2Config', hidden_size=32, num_attention_heads=2, image_size=32, patch_size=8
         )((3,)),
         {},
         'ScaleNetHF',
@@ -249,12 +227,7 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
     ),
     'position embeddings by layer': (
         lambda: huggingface(
-            'YolosModel',
-            'YolosConfig',
-            hidden_size=32,
-            num_attention_heads=2,
-            image_size=[32, 32],
-            patch_size=8,
+            'YolosModel', 'YolosConfig', hidden_size=32, num_attention_heads=2, image_size=[32, 32], patch_size=8
         )((3,)),
         {},
         'mid_position_embeddings',
@@ -273,17 +246,9 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
         {},
         'window_block_indices',
     ),
-    'constants by the index of a layer': (
-        lambda: decoder('DiffLlama'),
-        {},
-        'lambda_init',
-    ),
+    'constants by the index of a layer': (lambda: decoder('DiffLlama'), {}, 'lambda_init'),
     'a compiled linear layer': (lambda: compiled_linear(), {}, 'scale first'),
-    'a list of blocks with hooks of accelerate': (
-        lambda: dispatched(),
-        {},
-        'scale first, then dispatch',
-    ),
+    'a list of blocks with hooks of accelerate': (lambda: dispatched(), {}, 'scale first, then dispatch'),
 }
 
 
@@ -325,13 +290,7 @@ def features_only() -> nn.Module:
     import timm
 
     return timm.create_model(
-        'vit_tiny_patch16_224',
-        img_size=32,
-        embed_dim=32,
-        depth=3,
-        num_heads=2,
-        features_only=True,
-        out_indices=(1, 2),
+        'vit_tiny_patch16_224', img_size=32, embed_dim=32, depth=3, num_heads=2, features_only=True, out_indices=(1, 2)
     )
 
 
@@ -448,9 +407,7 @@ def test_a_host_is_registered_in_five_lines():
 
 
 def test_blocks_of_different_mixers_in_one_list_are_each_read_by_their_own_structure():
-    blocks = nn.ModuleList(
-        [*made('timm ViT').blocks[:1], *made('Hugging Face Llama').model.layers[:1]]
-    )
+    blocks = nn.ModuleList([*made('timm ViT').blocks[:1], *made('Hugging Face Llama').model.layers[:1]])
     tied = scale_layers(blocks, LayerMap.build(2, 2, 'interpolate'), dict(type='LoRA', rank=2))
     names = {n for n, _ in tied.named_modules() if n.endswith('.adapter')}
     assert {'1.attn.qkv.adapter', '3.self_attn.q_proj.adapter', '3.mlp.gate_proj.adapter'} <= names
@@ -464,9 +421,7 @@ def test_a_list_subclass_and_its_hooks_stay():
 
     trunk, seen = Trunk(32, 2), []
     trunk.register_forward_hook(lambda *args: seen.append(1))
-    tied = scale_layers(
-        trunk, LayerMap.build(2, 2), dict(type='ParallelAdapter', rank=2), facts=MIXER
-    )
+    tied = scale_layers(trunk, LayerMap.build(2, 2), dict(type='ParallelAdapter', rank=2), facts=MIXER)
     tied(torch.randn(1, 16, 32))
     assert isinstance(tied, Trunk) and tied.width == 32 and len(tied) == 4 and seen == [1]
 

@@ -38,11 +38,7 @@ TINY_VIT = dict(embed_dim=32, depth=3, num_heads=2)
 # name -> (timm's arguments, those by which timm itself takes other sizes, an image of another size than its own)
 TIMM = {
     DINO: (dict(TINY_VIT, img_size=28), dict(dynamic_img_size=True), (56, 42)),
-    'vit_small_patch14_reg4_dinov2': (
-        dict(TINY_VIT, img_size=28),
-        dict(dynamic_img_size=True),
-        (42, 56),
-    ),
+    'vit_small_patch14_reg4_dinov2': (dict(TINY_VIT, img_size=28), dict(dynamic_img_size=True), (42, 56)),
     'swin_tiny_patch4_window7_224': (
         dict(embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2), img_size=64, window_size=4),
         dict(strict_img_size=False),
@@ -60,12 +56,7 @@ DINO_HF = dict(
     patch_size=14,
 )
 SWIN_HF = dict(
-    model_type='swin',
-    embed_dim=16,
-    depths=[2, 1, 2, 2],
-    num_heads=[1, 1, 2, 2],
-    image_size=64,
-    window_size=2,
+    model_type='swin', embed_dim=16, depths=[2, 1, 2, 2], num_heads=[1, 1, 2, 2], image_size=64, window_size=2
 )
 
 
@@ -106,12 +97,12 @@ def test_times_1_gives_timms_own_intermediates_bit_for_bit(name):
 @pytest.mark.parametrize('name', TIMM)
 @torch.no_grad()
 def test_times_2_gives_the_intermediates_of_timms_deep_network_of_copied_layers(name):
-    """A ViT interpolates, and counts its scaled layers; a hierarchical host stacks its last stage, and counts stages."""
+    """A ViT interpolates, and counts its scaled layers; a hierarchical host stacks its last stage, and counts
+    stages.
+    """
     host, image = timm_host(name), torch.randn(2, 3, *TIMM[name][2])
     vit = name.startswith('vit')
-    deep = timm_host(
-        name, **(dict(depth=6) if vit else dict(depths=(*TIMM[name][0]['depths'][:3], 4)))
-    )
+    deep = timm_host(name, **(dict(depth=6) if vit else dict(depths=(*TIMM[name][0]['depths'][:3], 4))))
     source = host.state_dict()
 
     def origin(key: str) -> str:
@@ -168,22 +159,16 @@ def test_each_output_type_is_what_its_name_says():
 def test_the_mean_passes_the_norm_of_a_host_that_has_it_there():
     host, image = timm_host('convnext_tiny'), torch.randn(2, 3, 64, 96)
     (ours,) = filled(backbone('convnext_tiny', scale=UNSCALED, out_type='avg_featmap'), host)(image)
-    torch.testing.assert_close(
-        ours, host.forward_head(host.forward_features(image), pre_logits=True)
-    )
+    torch.testing.assert_close(ours, host.forward_head(host.forward_features(image), pre_logits=True))
 
 
-# Attention on maps with channels last, which no attribute says; the first maps have as many channels as rows and columns.
+# Attention on maps with channels last, which no attribute says; the first maps have as many channels as rows and
+# columns.
 MAPS = {
     'tiny_vit_5m_224': dict(
-        embed_dims=(8, 8, 16, 32),
-        depths=(1, 1, 1, 2),
-        num_heads=(1, 1, 1, 2),
-        window_sizes=(4, 4, 4, 2),
+        embed_dims=(8, 8, 16, 32), depths=(1, 1, 1, 2), num_heads=(1, 1, 1, 2), window_sizes=(4, 4, 4, 2)
     ),
-    'swinv2_cr_tiny_224': dict(
-        embed_dim=16, depths=(1, 1, 1, 2), num_heads=(1, 1, 2, 2), img_size=64, window_size=2
-    ),
+    'swinv2_cr_tiny_224': dict(embed_dim=16, depths=(1, 1, 1, 2), num_heads=(1, 1, 2, 2), img_size=64, window_size=2),
     'convnext_tiny': dict(depths=(1, 1, 2, 2), dims=(16, 16, 32, 32)),
 }
 
@@ -193,14 +178,7 @@ MAPS = {
 def test_the_channels_of_a_map_are_found_where_its_layers_put_them(name):
     host = perturb(timm.create_model(name, num_classes=0, **MAPS[name]), std=0.05).eval()
     stages = [1, 2, 3] if name.startswith('tiny') else [0, 1, 2, 3]  # the first one is convolutions
-    net = ScaleNetTimm(
-        name,
-        scale=UNSCALED,
-        out_indices=range(len(stages)),
-        out_norm=False,
-        ops='plain',
-        **MAPS[name],
-    )
+    net = ScaleNetTimm(name, scale=UNSCALED, out_indices=range(len(stages)), out_norm=False, ops='plain', **MAPS[name])
     image = torch.randn(2, 3, 64, 64)
     theirs = host.forward_intermediates(image, stages, intermediates_only=True)
     assert theirs[0].shape[1] == theirs[0].shape[2] == theirs[0].shape[3]
@@ -231,10 +209,7 @@ def test_hugging_faces_outputs_are_its_own_hidden_states_at_either_depth():
         }
         deep.load_state_dict(copied)
         image, last = torch.randn(2, 3, 42, 56), deep.config.num_hidden_layers - 1
-        net = filled(
-            ScaleNetHF(DINO_HF, scale=scale, out_indices=(1, last), out_type='raw', ops='plain'),
-            source,
-        )
+        net = filled(ScaleNetHF(DINO_HF, scale=scale, out_indices=(1, last), out_type='raw', ops='plain'), source)
         told = deep(image, output_hidden_states=True)
         assert same(net(image), [deep.layernorm(told.hidden_states[2]), told.last_hidden_state])
 
@@ -256,10 +231,7 @@ def test_hugging_faces_swin_gives_its_stages_before_they_are_merged():
 
 @torch.no_grad()
 def test_copies_and_pickles_give_the_same_outputs_and_catch_their_own_layers():
-    net, image = (
-        perturb(backbone(DINO, out_indices=(2, 5)), std=0.05).eval(),
-        torch.randn(1, 3, 28, 28),
-    )
+    net, image = (perturb(backbone(DINO, out_indices=(2, 5)), std=0.05).eval(), torch.randn(1, 3, 28, 28))
     ours = net(image)
     net.net.forward_features(image)  # the host by itself
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
@@ -370,9 +342,7 @@ def test_positions_are_resampled_as_timm_does_it(tmp_path):
         num_classes=0,
         **{**TIMM[DINO][0], 'img_size': 56},
     )
-    net = backbone(
-        DINO, img_size=56, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'f.pth'))
-    )
+    net = backbone(DINO, img_size=56, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'f.pth')))
     net.init_weights()
     assert net.net.pos_embed.shape == (1, 17, 32)
     assert torch.equal(net.net.pos_embed, wanted.pos_embed)
@@ -380,16 +350,12 @@ def test_positions_are_resampled_as_timm_does_it(tmp_path):
     torch.save(scaled.state_dict(), tmp_path / 'scaled.pth')
     net.load_pretrained(str(tmp_path / 'scaled.pth'))
     assert net.net.pos_embed.shape == (1, 17, 32)
-    assert torch.equal(
-        net.net.blocks[0].mlp.fc1.adapter.down, scaled.net.blocks[0].mlp.fc1.adapter.down
-    )
+    assert torch.equal(net.net.blocks[0].mlp.fc1.adapter.down, scaled.net.blocks[0].mlp.fc1.adapter.down)
 
 
 def test_pretrained_names_the_librarys_own_address(tmp_path):
     net = backbone(DINO, pretrained=True)
-    assert net.init_cfg == dict(
-        type='Pretrained', checkpoint=f'hf://timm/{DINO}.lvd142m/model.safetensors'
-    )
+    assert net.init_cfg == dict(type='Pretrained', checkpoint=f'hf://timm/{DINO}.lvd142m/model.safetensors')
     source = perturb(AutoModel.from_config(AutoConfig.for_model(**DINO_HF)), std=0.1)
     source.save_pretrained(tmp_path)
     net = ScaleNetHF(str(tmp_path), pretrained=True)
@@ -491,9 +457,7 @@ def test_errors_name_the_rule_the_value_and_the_way_out():
     assert "scale has no key ['growth']" in error(scale=dict(growth='stack'))
     assert "'avg_featmap', 'raw'), got 'map'" in error(out_type='map')
     assert 'needs a class token' in error(name='convnext_tiny', out_type='cls_token')
-    assert 'No list of blocks of a known host' in error(
-        name='resnet18'
-    )  # which scalenet_mm.scale cannot scale
+    assert 'No list of blocks of a known host' in error(name='resnet18')  # which scalenet_mm.scale cannot scale
     assert 'timm cannot build' in error(embed_dims=3)
 
 
@@ -507,7 +471,8 @@ def test_a_missing_library_is_named_with_its_command(kind, name, monkeypatch):
 def test_importing_the_package_needs_neither_library():
     code = (
         'import sys; sys.modules.update({"timm": None, "transformers": None}); '
-        'from mmpretrain.utils import dependency; dependency.WITH_MULTIMODAL = False; '  # else it imports transformers 4
+        # else it imports transformers 4
+        'from mmpretrain.utils import dependency; dependency.WITH_MULTIMODAL = False; '
         'import scalenet_mm; '
         'from mmengine.registry import MODELS; assert MODELS.get("ScaleNetTimm") and MODELS.get("ScaleNetHF")'
     )
@@ -525,9 +490,7 @@ def test_mmdets_faster_rcnn_trains_on_the_stages_of_a_convnext(tmp_path):
     (tmp_path / 'c.py').write_text("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'")
     model_cfg = Config.fromfile(tmp_path / 'c.py').model
     host = dict(depths=(1, 1, 1, 1), dims=(8, 16, 32, 32))
-    model_cfg.backbone = dict(
-        type='ScaleNetTimm', model_name='convnext_tiny', out_indices=(0, 1, 2, 3), **host
-    )
+    model_cfg.backbone = dict(type='ScaleNetTimm', model_name='convnext_tiny', out_indices=(0, 1, 2, 3), **host)
     model_cfg.neck.update(in_channels=[8, 16, 32, 32], out_channels=16)
     model_cfg.rpn_head.update(in_channels=16, feat_channels=16)
     model_cfg.roi_head.bbox_roi_extractor.out_channels = 16
@@ -535,12 +498,8 @@ def test_mmdets_faster_rcnn_trains_on_the_stages_of_a_convnext(tmp_path):
     init_default_scope('mmdet')
     model = MODELS.build(model_cfg)
     trained = TrainPolicy(also=('neck', 'rpn_head', 'roi_head')).apply(model)
-    sample = DetDataSample(
-        metainfo=dict(img_shape=(90, 130), ori_shape=(90, 130), pad_shape=(96, 160))
-    )
-    sample.gt_instances = InstanceData(
-        bboxes=torch.tensor([[5.0, 5.0, 60.0, 70.0]]), labels=torch.tensor([1])
-    )
+    sample = DetDataSample(metainfo=dict(img_shape=(90, 130), ori_shape=(90, 130), pad_shape=(96, 160)))
+    sample.gt_instances = InstanceData(bboxes=torch.tensor([[5.0, 5.0, 60.0, 70.0]]), labels=torch.tensor([1]))
     losses = model(torch.randn(1, 3, 96, 160), [sample], mode='loss')
     sum(v if torch.is_tensor(v) else sum(v) for k, v in losses.items() if 'loss' in k).backward()
     given = {n for n, p in model.named_parameters() if p.grad is not None}
@@ -581,9 +540,7 @@ def source(tmp_path) -> Path:
     return tmp_path / 'dinov2.pth'
 
 
-def test_the_classifier_trains_validates_resumes_and_leaves_deltas_that_apply(
-    images, source, tmp_path, monkeypatch
-):
+def test_the_classifier_trains_validates_resumes_and_leaves_deltas_that_apply(images, source, tmp_path, monkeypatch):
     monkeypatch.setenv('SCALENET_IMAGENET_ROOT', str(images))
 
     def config(epochs: int, **changes) -> Config:
@@ -599,9 +556,7 @@ def test_the_classifier_trains_validates_resumes_and_leaves_deltas_that_apply(
     assert runner.iter == 2 and 'val/accuracy/top1' in runner.message_hub.log_scalars
     first = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert any(v.any() for k, v in first.items() if k.endswith('adapter.up'))
-    resumed = Runner.from_cfg(
-        config(2, resume=True, load_from=str(tmp_path / 'run' / 'epoch_1.pth'))
-    )
+    resumed = Runner.from_cfg(config(2, resume=True, load_from=str(tmp_path / 'run' / 'epoch_1.pth')))
     resumed.train()
     assert resumed.iter == 4
     last = torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)['state_dict']
@@ -627,9 +582,7 @@ def scenes(tmp_path_factory) -> Path:
     return made['ade']
 
 
-def test_the_segmentor_trains_and_validates_on_images_of_other_sizes(
-    scenes, source, tmp_path, monkeypatch
-):
+def test_the_segmentor_trains_and_validates_on_images_of_other_sizes(scenes, source, tmp_path, monkeypatch):
     monkeypatch.setenv('SCALENET_ADE_ROOT', str(scenes))
     cfg = tiny(Config.fromfile(HOSTS / 'upernet_scalenet_dinov2_s_40k.py'), source, size=56)
     cfg.model.backbone.out_indices = (1, 3, 4, 5)
@@ -649,9 +602,7 @@ def test_the_segmentor_trains_and_validates_on_images_of_other_sizes(
     saved = torch.load(tmp_path / 'run' / 'iter_2.pth', weights_only=False)['state_dict']
     assert any(v.any() for k, v in saved.items() if k.endswith('adapter.up'))
     assert for_model(saved, runner.model).keys() == saved.keys()
-    assert torch.load(source)['patch_embed.proj.bias'].equal(
-        saved['backbone.net.patch_embed.proj.bias']
-    )
+    assert torch.load(source)['patch_embed.proj.bias'].equal(saved['backbone.net.patch_embed.proj.bias'])
 
 
 # --- the configs at their size
@@ -699,9 +650,7 @@ def test_leaf_configs_are_short_and_begin_with_their_command(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('task', ['scalenet_dinov2_s_100e', 'upernet_scalenet_dinov2_s_40k'])
-def test_a_config_trains_two_iterations_at_full_size_by_its_command(
-    task, images, scenes, tmp_path, monkeypatch
-):
+def test_a_config_trains_two_iterations_at_full_size_by_its_command(task, images, scenes, tmp_path, monkeypatch):
     monkeypatch.setenv('SCALENET_IMAGENET_ROOT', str(images))
     monkeypatch.setenv('SCALENET_ADE_ROOT', str(scenes))
     host = timm.create_model(DINO, num_classes=0)
@@ -715,39 +664,17 @@ def test_a_config_trains_two_iterations_at_full_size_by_its_command(
             f'{part}_dataloader.batch_size=2',
         ]
     if task.startswith('scalenet'):
-        options += [
-            'train_cfg.max_epochs=1',
-            'param_scheduler.0.end=1',
-            'param_scheduler.1.begin=0',
-        ]
+        options += ['train_cfg.max_epochs=1', 'param_scheduler.0.end=1', 'param_scheduler.1.begin=0']
     else:
-        options += [
-            'train_cfg.max_iters=2',
-            'train_cfg.val_interval=2',
-            'val_dataloader.batch_size=1',
-        ]
+        options += ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'val_dataloader.batch_size=1']
         options += ['default_hooks.checkpoint.interval=2', 'default_hooks.logger.interval=1']
-    command = [
-        sys.executable,
-        'tools/train.py',
-        f'configs/hosts/{task}.py',
-        '--work-dir',
-        tmp_path / 'run',
-    ]
+    command = [sys.executable, 'tools/train.py', f'configs/hosts/{task}.py', '--work-dir', tmp_path / 'run']
     done = subprocess.run(
-        [*map(str, command), '--cfg-options', *options],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        cwd=ROOT,
+        [*map(str, command), '--cfg-options', *options], capture_output=True, text=True, timeout=900, cwd=ROOT
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-3000:]
     assert 'What is trained:' in output and ('accuracy/top1' in output or 'mIoU' in output)
-    (file,) = (tmp_path / 'run').glob(
-        'epoch_1.pth' if task.startswith('scalenet') else 'iter_2.pth'
-    )
+    (file,) = (tmp_path / 'run').glob('epoch_1.pth' if task.startswith('scalenet') else 'iter_2.pth')
     saved = torch.load(file, weights_only=False)['state_dict']
-    assert torch.equal(
-        saved['backbone.net.blocks.22.mlp.fc1.weight'], state['blocks.11.mlp.fc1.weight']
-    )
+    assert torch.equal(saved['backbone.net.blocks.22.mlp.fc1.weight'], state['blocks.11.mlp.fc1.weight'])

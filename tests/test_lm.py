@@ -23,14 +23,7 @@ from scalenet_mm.scaling import shared_names
 pytest.importorskip('transformers')
 ROOT = Path(__file__).resolve().parents[1]
 
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from scalenet_mm.lm import alpaca, toy_data, toy_study
 from scalenet_mm.lm.saving import from_pretrained, load_increments, save_increments
@@ -115,9 +108,7 @@ def test_every_instance_has_an_entry_of_its_own_in_the_cache(decoder):
 def test_beam_search_gives_the_same_beams_with_and_without_the_cache(decoder):
     tokens, mask = rows_padded_on_the_left()
     options = dict(attention_mask=mask, max_new_tokens=5, num_beams=3, do_sample=False)
-    assert torch.equal(
-        decoder.generate(tokens, **options), decoder.generate(tokens, use_cache=False, **options)
-    )
+    assert torch.equal(decoder.generate(tokens, **options), decoder.generate(tokens, use_cache=False, **options))
 
 
 @torch.no_grad()
@@ -219,9 +210,7 @@ def test_frozen_weights_stay_in_bfloat16_while_increments_are_trained_in_float32
     model = HOSTS['Llama']().to(torch.bfloat16)
     scalenet_mm.scale(model, adjust=ADAPTER)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    examples = [
-        dict(input_ids=row.tolist(), labels=row.tolist()) for row in batch()['input_ids']
-    ] * 4
+    examples = [dict(input_ids=row.tolist(), labels=row.tolist()) for row in batch()['input_ids']] * 4
     recipe = Recipe(lr=1e-2, batch_size=4, micro_batch=2, max_steps=6, bf16=True, save_steps=None)
     trainer = make_trainer(model, examples, tmp_path, recipe)
     trainer.train()
@@ -252,9 +241,7 @@ def test_a_saved_model_is_read_back_to_the_bit_with_its_ties(decoder, dtype, tmp
     again = from_pretrained(tmp_path, dtype=dtype)
     assert type(again) is type(decoder) and not again.training
     theirs = dict(decoder.named_parameters())
-    assert {n: p.tolist() for n, p in again.named_parameters()} == {
-        n: p.tolist() for n, p in theirs.items()
-    }
+    assert {n: p.tolist() for n, p in again.named_parameters()} == {n: p.tolist() for n, p in theirs.items()}
     assert not any(p.is_meta for p in (*again.parameters(), *again.buffers()))
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in theirs.values())
     tokens, _ = rows_padded_on_the_left((7,))
@@ -388,8 +375,7 @@ def toy_examples(tokenizer, n=24):
 def toy_model():
     torch.manual_seed(0)
     return scalenet_mm.scale(
-        LlamaForCausalLM(toy_data.toy_config(num_hidden_layers=2, attention_dropout=0.1)),
-        adjust=ADAPTER,
+        LlamaForCausalLM(toy_data.toy_config(num_hidden_layers=2, attention_dropout=0.1)), adjust=ADAPTER
     )
 
 
@@ -425,10 +411,7 @@ def test_the_rate_falls_by_a_cosine_and_the_batch_must_fit_the_micro_batch(token
     trainer.train()
     rates = [e['learning_rate'] for e in trainer.state.log_history if 'loss' in e]
     cosine = [1e-2 * (1 + math.cos(math.pi * i / 12)) / 2 for i in range(12)]
-    assert (
-        min(sum(abs(a - b) for a, b in zip(rates, shifted)) for shifted in (cosine, cosine[1:]))
-        < 1e-6
-    )
+    assert min(sum(abs(a - b) for a, b in zip(rates, shifted)) for shifted in (cosine, cosine[1:])) < 1e-6
     with pytest.raises(ValueError, match=r'batch_size must be a multiple .* got 10 and 4 x 1'):
         Recipe(batch_size=10, micro_batch=4).arguments(tmp_path)
     with pytest.raises(ValueError, match='lr must be above 0'):
@@ -480,9 +463,7 @@ def run_tool(name, folder, *args, code=0):
     """Runs a tool as a user does, offline, its caches below ``folder``."""
     environment = dict(os.environ, HF_HOME=str(folder / 'hf'), HF_HUB_OFFLINE='1')
     command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, timeout=600, env=environment
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600, env=environment)
     assert done.returncode == code, done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
     return done.stdout + done.stderr
@@ -626,9 +607,7 @@ def test_a_run_is_not_resumed_with_another_scale_or_policy(source_folder, capsys
         (('--limit', 0), '--limit must be at least 1'),
     ],
 )
-def test_wrong_arguments_of_evaluation_end_with_one_line(
-    source_folder, args, says, capsys, monkeypatch
-):
+def test_wrong_arguments_of_evaluation_end_with_one_line(source_folder, args, says, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'path', list(sys.path))
     try:
         code = tool('lm_eval').main([*map(str, ('--model', source_folder, *args))])
@@ -651,9 +630,9 @@ def test_where_the_extras_are_missing_all_modules_are_importable_and_the_tools_s
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     last = done.stderr.strip().splitlines()[-1]
-    assert last == (
-        'transformers, accelerate not installed; language models need: pip install scalenet_mm[lm]'
-    ), done.stderr
+    assert last == ('transformers, accelerate not installed; language models need: pip install scalenet_mm[lm]'), (
+        done.stderr
+    )
 
 
 def test_the_table_has_table_xs_columns_and_printed_figures_beside_ours():
@@ -661,9 +640,7 @@ def test_the_table_has_table_xs_columns_and_printed_figures_beside_ours():
 
     results = {task: dict(acc=0.5) for task in TASKS}
     results['piqa'] = dict(acc=0.5, acc_norm=0.625)
-    head, base, scaled, ours, metric = [
-        line.split() for line in table(results, 'ours').splitlines()
-    ]
+    head, base, scaled, ours, metric = [line.split() for line in table(results, 'ours').splitlines()]
     assert head[-7:] == ['BoolQ', 'PIQA', 'HellaSwag', 'WinoGrande', 'ARC-e', 'ARC-c', 'OBQA']
     assert base[-7:] == ['63.98', '74.59', '63.66', '60.69', '60.48', '36.26', '37.20']
     assert scaled[-7:] == ['66.12', '75.73', '64.98', '61.17', '60.82', '37.63', '36.80']

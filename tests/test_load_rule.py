@@ -58,9 +58,7 @@ def config(data: Path, source: Path, work_dir: Path, classes: int = 10, also=LAS
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     if classes != 10:
-        cfg.train_dataloader.dataset.dataset.metainfo = dict(
-            classes=[str(i) for i in range(classes)]
-        )
+        cfg.train_dataloader.dataset.dataset.metainfo = dict(classes=[str(i) for i in range(classes)])
     return cfg
 
 
@@ -87,9 +85,7 @@ def test_new_classes_train_a_new_head_and_the_rest_is_the_files(data, source, tm
     assert len(beside) > 20 and all(torch.equal(mine[n], theirs[n]) for n in beside)
     log = next((tmp_path / 'b').rglob('*.log')).read_text()
     (line,) = (x for x in log.splitlines() if 'load_from: ' in x)
-    assert line.endswith(
-        f'of another shape in the file, so as initialised: {", ".join(sorted([*LAST, LOGITS]))}.'
-    )
+    assert line.endswith(f'of another shape in the file, so as initialised: {", ".join(sorted([*LAST, LOGITS]))}.')
 
 
 def test_a_file_without_a_frozen_part_is_of_another_architecture(data, source, tmp_path):

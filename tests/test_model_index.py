@@ -38,11 +38,7 @@ def entry(config: str) -> dict:
 
 
 def test_every_config_is_listed_and_nothing_else(models):
-    there = {
-        p.relative_to(ROOT).as_posix()
-        for p in (ROOT / 'configs').rglob('*.py')
-        if p.parent.name != '_base_'
-    }
+    there = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('*.py') if p.parent.name != '_base_'}
     assert set(models) == there
     page = (ROOT / 'docs' / 'model_zoo.md').read_text()
     assert [c for c in there if f'(../{c})' not in page] == []
@@ -52,9 +48,7 @@ def test_names_are_unique_and_each_model_is_of_a_collection_that_exists(models):
     names = [m['Name'] for m in models.values()]
     assert len(set(names)) == len(names)
     files = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
-    collections = [
-        c['Name'] for f in files for c in yaml.safe_load((ROOT / f).read_text())['Collections']
-    ]
+    collections = [c['Name'] for f in files for c in yaml.safe_load((ROOT / f).read_text())['Collections']]
     assert len(set(collections)) == len(collections)
     assert {m['In Collection'] for m in models.values()} == set(collections)
 
@@ -72,9 +66,7 @@ def test_the_listed_counts_are_the_papers_integers(models, config, params, train
     assert (meta['Parameters'], meta['Trainable Parameters']) == (params, trained)
 
 
-@pytest.mark.parametrize(
-    'config', ['scalenet_swin_t_100e.py', 'demo/mask_rcnn_scalenet_swin_digits.py']
-)
+@pytest.mark.parametrize('config', ['scalenet_swin_t_100e.py', 'demo/mask_rcnn_scalenet_swin_digits.py'])
 def test_an_entry_is_what_its_config_says_now(models, config):
     assert models[f'configs/{config}'] == entry(config)
 
@@ -160,9 +152,7 @@ def test_mmengine_finds_a_config_of_ours_in_the_packages_mim_folder(tmp_path):
         (tmp_path / '.mim' / name).symlink_to(ROOT / name)
     found = _get_cfg_metainfo(str(tmp_path), 'demo/scalenet_deit_digits.py')
     assert found['Name'] == 'scalenet_deit_digits'
-    assert (
-        Config.fromfile(tmp_path / '.mim' / found['Config']).model.backbone.type == 'ScaleNetDeiT'
-    )
+    assert Config.fromfile(tmp_path / '.mim' / found['Config']).model.backbone.type == 'ScaleNetDeiT'
 
 
 def repository(folder: Path) -> Path:
@@ -187,9 +177,7 @@ def test_check_fails_for_a_config_that_is_not_listed_and_writing_mends_it(tmp_pa
     folder = repository(tmp_path)
     assert call(folder).returncode == 0
     assert call(folder, '--check').returncode == 0
-    shutil.copy(
-        folder / 'configs' / 'demo' / 'deit_digits.py', folder / 'configs' / 'demo' / 'new.py'
-    )
+    shutil.copy(folder / 'configs' / 'demo' / 'deit_digits.py', folder / 'configs' / 'demo' / 'new.py')
     done = call(folder, '--check')
     assert done.returncode == 1 and 'configs/demo/metafile.yml is not' in done.stdout
     bundle = dict(config='demo/new.py', metrics={'top-1': 12.5}, command='python tools/x.py')

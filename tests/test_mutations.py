@@ -24,14 +24,8 @@ def test_each_break_fits_its_file_once_and_leaves_python_behind():
 
 def test_each_named_test_exists():
     for file in {m.test.partition('::')[0] for m in MUTATIONS}:
-        functions = [
-            n for n in ast.parse((ROOT / file).read_text()).body if isinstance(n, ast.FunctionDef)
-        ]
-        named = {
-            m.test.partition('::')[2].partition('[')[0]
-            for m in MUTATIONS
-            if m.test.startswith(file)
-        }
+        functions = [n for n in ast.parse((ROOT / file).read_text()).body if isinstance(n, ast.FunctionDef)]
+        named = {m.test.partition('::')[2].partition('[')[0] for m in MUTATIONS if m.test.startswith(file)}
         assert named <= {f.name for f in functions if f.name.startswith('test_')}
 
 
@@ -59,9 +53,7 @@ def test_each_decision_is_broken_in_at_least_two_ways():
 def test_a_break_that_cannot_run_or_is_not_seen_is_not_caught():
     def report(*children: str) -> mutations.ElementTree.Element:
         cases = ''.join(f'<testcase>{c}</testcase>' for c in children)
-        return mutations.ElementTree.fromstring(
-            f'<testsuites><testsuite>{cases}</testsuite></testsuites>'
-        )
+        return mutations.ElementTree.fromstring(f'<testsuites><testsuite>{cases}</testsuite></testsuites>')
 
     for code, xml, outcome in (
         (0, report(''), mutations.SURVIVED),

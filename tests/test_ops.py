@@ -77,9 +77,7 @@ OPS = [
 @pytest.mark.parametrize('policy', ['increments', 'all'])
 @pytest.mark.parametrize('ops', OPS, ids=str)
 @pytest.mark.parametrize(
-    'make,size',
-    [(swin, (64, 64)), (swin, (52, 75)), (deit, (64, 64))],
-    ids=['swin', 'swin padded', 'deit'],
+    'make,size', [(swin, (64, 64)), (swin, (52, 75)), (deit, (64, 64))], ids=['swin', 'swin padded', 'deit']
 )
 def test_every_switch_gives_the_outputs_and_gradients_of_the_plain_path(make, size, ops, policy):
     net = make().double().train()
@@ -115,8 +113,7 @@ def test_the_gradients_of_an_adjusted_linear_layer_are_right(act, bias_grad):
 
     assert torch.autograd.gradcheck(run, (x, weight, bias, down, up))
     torch.testing.assert_close(
-        run(x, weight, bias, down, up),
-        x @ weight.T + bias + (sigma or (lambda z: z))(x @ down.T) @ up.T,
+        run(x, weight, bias, down, up), x @ weight.T + bias + (sigma or (lambda z: z))(x @ down.T) @ up.T
     )
 
 
@@ -149,18 +146,14 @@ def test_more_windows_than_a_kernels_grid_are_cut(monkeypatch):
     monkeypatch.setattr(window, 'MAX_WINDOWS', 5)
     real = F.scaled_dot_product_attention
     monkeypatch.setattr(
-        F,
-        'scaled_dot_product_attention',
-        lambda q, *a, **k: (calls.append(len(q)), real(q, *a, **k))[1],
+        F, 'scaled_dot_product_attention', lambda q, *a, **k: (calls.append(len(q)), real(q, *a, **k))[1]
     )
     for a, b in zip(net(x), whole):
         torch.testing.assert_close(a, b)
     assert max(calls) == 5 and METHODS[0] == 'auto'
 
 
-def test_a_frozen_tables_bias_is_made_once_for_all_its_instances_and_anew_when_it_changes(
-    monkeypatch,
-):
+def test_a_frozen_tables_bias_is_made_once_for_all_its_instances_and_anew_when_it_changes(monkeypatch):
     made = []
     real = window._biases_of
     monkeypatch.setattr(window, '_biases_of', lambda *a: (made.append(a), real(*a))[1])
@@ -175,9 +168,7 @@ def test_a_frozen_tables_bias_is_made_once_for_all_its_instances_and_anew_when_i
     assert len(made) == 8
     table = net.stages[2].blocks[0].attn.w_msa.relative_position_bias_table
     before = net(x)[-1]
-    table.add_(
-        1 * torch.arange(table.numel()).view_as(table) / 10
-    ) if not table.requires_grad else 0
+    table.add_(1 * torch.arange(table.numel()).view_as(table) / 10) if not table.requires_grad else 0
     assert not torch.equal(net(x)[-1], before) and len(made) == 9
     net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()})
     net(x)
@@ -414,8 +405,9 @@ def test_products_take_strides_empty_batches_and_either_library():
     x, weight, bias = torch.randn(40, 24), torch.randn(8, 24), torch.randn(8)
     for library in ('onednn', 'plain'):
         torch.testing.assert_close(product(x, weight, bias, library), x @ weight.T + bias)
-        torch.testing.assert_close(product(x.T, weight[:, :1].expand(8, 40), None, library),
-                                   x.T @ weight[:, :1].expand(8, 40).T)  # fmt: skip
+        torch.testing.assert_close(
+            product(x.T, weight[:, :1].expand(8, 40), None, library), x.T @ weight[:, :1].expand(8, 40).T
+        )
         assert product(x[:0], weight, bias, library).shape == (0, 8)
     y = linear(torch.randn(0, 24, requires_grad=True), weight, bias)
     assert y.shape == (0, 8)
@@ -432,9 +424,7 @@ def test_adjustments_of_another_form_are_added_plainly():
 
     layer = AdaptedLinear.wrap(nn.Linear(6, 5), perturb(Scaled(6, 5, 2)))
     x = torch.randn(4, 6)
-    expected = (
-        plain(x, layer.weight, layer.bias) + 3 * x @ layer.adapter.down.T @ layer.adapter.up.T
-    )
+    expected = plain(x, layer.weight, layer.bias) + 3 * x @ layer.adapter.down.T @ layer.adapter.up.T
     torch.testing.assert_close(layer(x), expected)
 
 

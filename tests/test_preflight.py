@@ -16,11 +16,7 @@ from scalenet_mm.engine.config import load_config, move_data_root
 from scalenet_mm.engine.preflight import head_classes, preflight, problems
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-DEMO = {
-    'coco': 'mask_rcnn_swin_digits.py',
-    'ade': 'upernet_swin_digits.py',
-    'imagenet': 'deit_digits.py',
-}
+DEMO = {'coco': 'mask_rcnn_swin_digits.py', 'ade': 'upernet_swin_digits.py', 'imagenet': 'deit_digits.py'}
 TRAIN_JSON = 'annotations/instances_train2017.json'
 
 
@@ -89,10 +85,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_way_out(run, tmp_path):
 def test_the_variable_of_a_folder_is_named_where_the_config_reads_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = f'_base_ = {str(CONFIGS / "demo" / DEMO["coco"])!r}\ntrain_dataloader = dict(dataset=dict(dataset=dict('
-    for name, root in (
-        ('with', "'{{$MY_COCO_ROOT:data/mine/}}'"),
-        ('without', "'data/mine/'"),
-    ):
+    for name, root in (('with', "'{{$MY_COCO_ROOT:data/mine/}}'"), ('without', "'data/mine/'")):
         (tmp_path / f'{name}.py').write_text(f'{text}data_root={root})))\n')
     assert 'export MY_COCO_ROOT=FOLDER' in said(load_config('with.py'))
     assert 'export' not in said(load_config('without.py'))
@@ -157,10 +150,7 @@ COCO = {
         spoil(lambda c: [i.update(file_name=f'x_{i["file_name"]}') for i in c['images']]),
         'there is no image',
     ),
-    'an entry without a name': (
-        spoil(lambda c: c['categories'][0].pop('name')),
-        "an entry of .* has no 'name'",
-    ),
+    'an entry without a name': (spoil(lambda c: c['categories'][0].pop('name')), "an entry of .* has no 'name'"),
 }
 
 
@@ -202,9 +192,7 @@ def test_a_head_for_another_number_of_classes(task, key, value, run):
 
 def test_heads_in_lists_and_of_two_numbers_are_counted_and_objectness_is_not():
     head = dict(num_classes=3)
-    cascade = dict(
-        rpn_head=dict(num_classes=1), roi_head=dict(bbox_head=[head, dict(num_classes=4)])
-    )
+    cascade = dict(rpn_head=dict(num_classes=1), roi_head=dict(bbox_head=[head, dict(num_classes=4)]))
     assert head_classes(Config(dict(model=cascade))) == {
         'model.roi_head.bbox_head.0.num_classes': 3,
         'model.roi_head.bbox_head.1.num_classes': 4,

@@ -58,8 +58,8 @@ class Right(BaseMetric):
         print('Running per image evaluation...')
         return dict(right=len(results))
 
-loader = dict(batch_size=1, num_workers=0, dataset=dict(type='Numbers'), sampler=dict(type='DefaultSampler', shuffle=False))
-cfg = Config(dict(
+loader = dict(batch_size=1, num_workers=0, dataset=dict(type='Numbers'), sampler=dict(type='DefaultSampler',
+shuffle=False)) cfg = Config(dict(
     model=dict(type='Tiny'), work_dir=WORK_DIR, default_scope='mmengine',
     train_dataloader=loader, val_dataloader=loader, test_dataloader=loader,
     train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1), val_cfg=dict(), test_cfg=dict(),
@@ -115,9 +115,7 @@ def screen(text: str) -> list[str]:
         elif token.startswith('\x1b'):
             continue
         else:
-            lines[row] = (
-                lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
-            )
+            lines[row] = lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
             column += len(token)
     return [line.rstrip() for line in lines]
 
@@ -129,9 +127,7 @@ def test_a_terminal_shows_a_live_bar_that_log_lines_and_prints_do_not_tear(tmp_p
     drawn = text.split('\r')
     bars = [d for d in drawn if re.search(r'tiny run: +\d+%\|.*\| \d+/40 \[', d)]
     assert len(bars) > 4  # redrawn in place
-    assert any(
-        re.search(r'\[\d\d:\d\d<\d\d:\d\d,.*loss \d\.\d+, memory \d+\.\d GB\]', b) for b in bars
-    )
+    assert any(re.search(r'\[\d\d:\d\d<\d\d:\d\d,.*loss \d\.\d+, memory \d+\.\d GB\]', b) for b in bars)
     assert any(re.search(r'validation: +\d+%\|.*/20 \[', d) for d in drawn)
     left = screen(text)
     kept = [line for line in left if 'tiny run:' in line]
@@ -205,19 +201,12 @@ def test_the_hook_and_the_curves_are_added_once():
         log_to_tensorboard(cfg)
     assert [h['type'] for h in cfg.custom_hooks] == ['AnyDialectHook', 'ProgressHook']
     assert cfg.custom_hooks[1]['what'] == 'run'
-    assert [b['type'] for b in cfg.visualizer.vis_backends] == [
-        'LocalVisBackend',
-        'TensorboardVisBackend',
-    ]
+    assert [b['type'] for b in cfg.visualizer.vis_backends] == ['LocalVisBackend', 'TensorboardVisBackend']
 
 
 def test_a_configs_own_visualizer_keeps_its_type_and_name():
     cfg = Config(
-        dict(
-            visualizer=dict(
-                type='DetLocalVisualizer', name='v', vis_backends=[dict(type='LocalVisBackend')]
-            )
-        )
+        dict(visualizer=dict(type='DetLocalVisualizer', name='v', vis_backends=[dict(type='LocalVisBackend')]))
     )
     log_to_tensorboard(cfg)
     assert (cfg.visualizer.type, cfg.visualizer.name) == ('DetLocalVisualizer', 'v')

@@ -1,4 +1,6 @@
-"""The quickstart as a newcomer calls it, on a few scenes; the training that its floors stand for is in docs/quickstart.md."""
+"""The quickstart as a newcomer calls it, on a few scenes; the training that its floors stand for is in
+docs/quickstart.md.
+"""
 
 import json
 import os
@@ -34,9 +36,7 @@ def command(task: str, folder: Path, *args) -> list[str]:
 
 
 def call(task: str, folder: Path, *args) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(task, folder, *args), capture_output=True, text=True, cwd=ROOT, env=ENV
-    )
+    return subprocess.run(command(task, folder, *args), capture_output=True, text=True, cwd=ROOT, env=ENV)
 
 
 @pytest.fixture(scope='module')
@@ -122,9 +122,7 @@ def test_the_ground_truth_of_a_detection_is_that_of_the_annotation_file(few_scen
     xywh = np.array([a['bbox'] for a in annotations])
     np.testing.assert_allclose(truth.boxes, np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]))
     assert truth.labels.tolist() == [a['category_id'] - 1 for a in annotations]
-    np.testing.assert_array_equal(
-        truth.masks, np.stack([decode_rle(a['segmentation']) for a in annotations])
-    )
+    np.testing.assert_array_equal(truth.masks, np.stack([decode_rle(a['segmentation']) for a in annotations]))
 
 
 def test_detections_with_a_score_below_the_threshold_are_not_drawn(few_scenes, tmp_path):
@@ -169,11 +167,7 @@ def test_an_epoch_is_one_pass_over_the_scenes_and_the_data_moves(task, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ('args', 'says'),
-    [
-        (['--epochs', '0', '1'], 'must be at least 1'),
-        (['--scenes', '8', '4'], 'other parameters'),
-    ],
+    ('args', 'says'), [(['--epochs', '0', '1'], 'must be at least 1'), (['--scenes', '8', '4'], 'other parameters')]
 )
 def test_a_bad_call_ends_with_one_sentence(few_scenes, tmp_path, capsys, args, says):
     places = ['--work-dir', str(tmp_path), '--data', str(few_scenes)]
@@ -188,12 +182,7 @@ def test_a_bad_call_ends_with_one_sentence(few_scenes, tmp_path, capsys, args, s
 def test_a_killed_call_continues_and_its_numbers_are_those_of_the_test_tool(task, tmp_path):
     args = ('--epochs', '2', '1', '--floor', '0')
     process = subprocess.Popen(
-        command(task, tmp_path, *args),
-        cwd=ROOT,
-        env=ENV,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        command(task, tmp_path, *args), cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     work = tmp_path / 'work' / task
     deadline = time.time() + 400
@@ -213,14 +202,21 @@ def test_a_killed_call_continues_and_its_numbers_are_those_of_the_test_tool(task
     out = tmp_path / 'metrics.json'
     again = subprocess.run(
         [
-            sys.executable, str(ROOT / 'tools/test.py'), str(ROOT / 'configs/demo' / job.scaled),
-            str(checkpoint), '--out', str(out), '--work-dir', str(tmp_path / 'again'),
-            '--cfg-options', f'data_root={tmp_path / "data" / job.layout}',
+            sys.executable,
+            str(ROOT / 'tools/test.py'),
+            str(ROOT / 'configs/demo' / job.scaled),
+            str(checkpoint),
+            '--out',
+            str(out),
+            '--work-dir',
+            str(tmp_path / 'again'),
+            '--cfg-options',
+            f'data_root={tmp_path / "data" / job.layout}',
         ],
         capture_output=True,
         text=True,
         env=ENV,
-    )  # fmt: skip
+    )
     assert again.returncode == 0, again.stderr[-2000:]
     metrics = json.loads(out.read_text())
     for column, (key, factor) in job.metrics.items():

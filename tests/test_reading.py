@@ -22,14 +22,7 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from safetensors.torch import save_file
 from yacs.config import CfgNode
 
-from scalenet_mm.checkpoint import (
-    CheckpointError,
-    compare,
-    read_checkpoint,
-    register_schemes,
-    require,
-    unwrap,
-)
+from scalenet_mm.checkpoint import CheckpointError, compare, read_checkpoint, register_schemes, require, unwrap
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,9 +65,7 @@ def served(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     Handler.asked.clear()
-    server = http.server.ThreadingHTTPServer(
-        ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder))
-    )
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield folder, f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
@@ -147,9 +138,7 @@ def test_hf_addresses_go_through_huggingface_hub(weights, served, tmp_path):
         'PYTHONPATH': str(ROOT),
         'PATH': '/usr/bin:/bin',
     }
-    done = subprocess.run(
-        [sys.executable, '-c', script], env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "['a', 'b']", done.stderr
     assert '/owner/repo/resolve/v1/sub/model.safetensors' in Handler.asked
 
@@ -240,9 +229,7 @@ def test_a_file_written_by_mmengines_runner_with_ema_loads(tmp_path):
     runner = Runner(
         model=Tiny(),
         work_dir=str(tmp_path),
-        train_dataloader=torch.utils.data.DataLoader(
-            torch.utils.data.TensorDataset(torch.randn(4, 2)), batch_size=2
-        ),
+        train_dataloader=torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(4, 2)), batch_size=2),
         train_cfg={'by_epoch': True, 'max_epochs': 1},
         optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1}},
         custom_hooks=[{'type': 'EMAHook'}],
@@ -252,9 +239,7 @@ def test_a_file_written_by_mmengines_runner_with_ema_loads(tmp_path):
     )
     runner.train()
     checkpoint = read_checkpoint(tmp_path / 'epoch_1.pth')
-    assert any(
-        isinstance(h, HistoryBuffer) for h in checkpoint['message_hub']['log_scalars'].values()
-    )
+    assert any(isinstance(h, HistoryBuffer) for h in checkpoint['message_hub']['log_scalars'].values())
     # what mmengine writes under 'state_dict' is the average already, in both readings
     for prefer_ema in (False, True):
         assert same(unwrap(checkpoint, prefer_ema), checkpoint['state_dict'])
@@ -284,9 +269,7 @@ def test_configs_arguments_and_numpy_values_of_official_files_load(weights, tmp_
 def test_a_file_that_runs_code_is_refused_by_the_name_of_what_it_stores(weights, tmp_path):
     Runs.ran = False
     torch.save({'state_dict': weights, 'hook': Runs()}, tmp_path / 'x.pth')
-    with pytest.raises(
-        CheckpointError, match=r'x\.pth was refused: it stores \S*_run.*weights_only'
-    ):
+    with pytest.raises(CheckpointError, match=r'x\.pth was refused: it stores \S*_run.*weights_only'):
         read_checkpoint(tmp_path / 'x.pth')
     assert not Runs.ran
 
@@ -315,9 +298,7 @@ def test_what_others_allowed_stays_allowed(tmp_path):
 
 def test_a_whole_pickled_model_is_refused(tmp_path):
     torch.save(torch.nn.Linear(1, 1), tmp_path / 'x.pth')
-    with pytest.raises(
-        CheckpointError, match=r'refused: it stores torch\.nn\.modules\.linear\.Linear'
-    ):
+    with pytest.raises(CheckpointError, match=r'refused: it stores torch\.nn\.modules\.linear\.Linear'):
         read_checkpoint(tmp_path / 'x.pth')
 
 
@@ -361,9 +342,7 @@ def test_a_truncated_file_is_refused_with_its_size(kind, kept, tmp_path):
         torch.save(state, path, _use_new_zipfile_serialization=kind == 'pth')
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(
-        CheckpointError, match=rf'\({path.stat().st_size:,} bytes\).*fetch it again'
-    ):
+    with pytest.raises(CheckpointError, match=rf'\({path.stat().st_size:,} bytes\).*fetch it again'):
         read_checkpoint(path)
 
 
@@ -374,12 +353,7 @@ def test_a_truncated_file_is_refused_with_its_size(kind, kept, tmp_path):
 def test_the_state_dict_is_found_and_wrappers_come_off(key, weights):
     inner = OrderedDict((f'module._orig_mod.{k}', v) for k, v in weights.items())
     inner._metadata = OrderedDict(
-        {
-            '': {},
-            'module': {},
-            'module._orig_mod': {'version': 3},
-            'module._orig_mod.a': {'version': 7},
-        }
+        {'': {}, 'module': {}, 'module._orig_mod': {'version': 3}, 'module._orig_mod.a': {'version': 7}}
     )
     state = unwrap({'epoch': 1, key: inner} if key else inner)
     assert same(state, weights)
@@ -417,12 +391,7 @@ def test_a_difference_of_each_kind_is_told_with_its_shapes(weights):
     assert differences.mis_shaped == {'a': ((4,), (3,))}
     with pytest.raises(CheckpointError) as caught:
         require(expected, weights, what='ScaleNetSwin', where='x.pth')
-    for part in (
-        'x.pth does not fit ScaleNetSwin',
-        'c (5, 6)',
-        'b (2, 2)',
-        'expected (4,), the file has (3,)',
-    ):
+    for part in ('x.pth does not fit ScaleNetSwin', 'c (5, 6)', 'b (2, 2)', 'expected (4,), the file has (3,)'):
         assert part in str(caught.value)
     assert pickle.loads(pickle.dumps(caught.value)).differences == differences
 

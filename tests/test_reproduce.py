@@ -148,9 +148,7 @@ def test_missing_gpus_and_missing_data_are_told_before_anything_is_fetched(tmp_p
     monkeypatch.setenv('SCALENET_IMAGENET_ROOT', str(tmp_path / 'nowhere'))
     with pytest.raises(SystemExit, match=r'8 GPUs are wanted and there is none.*19.8 hours'):
         run(make_plan('table7/deit_b'), tmp_path / 'out')
-    with pytest.raises(
-        SystemExit, match=r'(?s)there is no folder .*nowhere.*SCALENET_IMAGENET_ROOT'
-    ):
+    with pytest.raises(SystemExit, match=r'(?s)there is no folder .*nowhere.*SCALENET_IMAGENET_ROOT'):
         run(make_plan('table7/deit_b', cpu=True), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
@@ -190,9 +188,7 @@ def test_a_checkpoint_is_fetched_once_and_compared_with_its_name(digits, publish
     assert fetch(plan) == path  # from the cache
     path.write_bytes(b'cut off')
     found = hashlib.sha256(b'cut off').hexdigest()[:8]
-    with pytest.raises(
-        SystemExit, match=f'is not the published file.*{found}.*{plan.checkpoint.digits}'
-    ):
+    with pytest.raises(SystemExit, match=f'is not the published file.*{found}.*{plan.checkpoint.digits}'):
         fetch(plan)
 
 
@@ -238,10 +234,7 @@ def test_a_bundle_sets_the_result_beside_the_papers(tmp_path):
     result = json.loads((tmp_path / 'bundle' / 'result.json').read_text())
     assert result['metrics'] == {'box AP': 46.5, 'box AP50': 68.7}
     assert result['difference'] == {'box AP': -0.2, 'box AP50': 0.0}
-    assert (
-        result['training_hours'] == 2
-        and '8 images a step, the recipe has 16' in result['deviations']
-    )
+    assert result['training_hours'] == 2 and '8 images a step, the recipe has 16' in result['deviations']
     page = (tmp_path / 'bundle' / 'README.md').read_text()
     assert '| box AP | 46.50 | 46.7 | -0.20 |' in page
     assert '| box AP75 | not measured | 51.2 | – |' in page
@@ -283,11 +276,7 @@ def test_a_run_that_is_killed_continues_and_leaves_a_bundle_without_paths(digits
     assert not (out / 'bundle').exists()
 
     done = subprocess.run(
-        call(digits, tmp_path / 'out', '--seed', '7'),
-        env=env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        call(digits, tmp_path / 'out', '--seed', '7'), env=env, cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     bundle = out / 'bundle'
@@ -300,20 +289,13 @@ def test_a_run_that_is_killed_continues_and_leaves_a_bundle_without_paths(digits
         for place in (tmp_path, digits[0], digits[1].parent, ROOT, Path(sys.prefix)):
             assert str(place).encode() not in path.read_bytes(), f'{path.name}: {place}'
     result = json.loads((bundle / 'result.json').read_text())
-    assert (
-        result['seed'] == 7
-        and result['checkpoint']['sha256'] == hashlib.sha256(digits[1].read_bytes()).hexdigest()
-    )
+    assert result['seed'] == 7 and result['checkpoint']['sha256'] == hashlib.sha256(digits[1].read_bytes()).hexdigest()
     assert json.loads((bundle / 'environment.json').read_text())['torch'] == torch.__version__
 
     # what is done is not done again
     before = {p: p.stat().st_mtime_ns for p in out.rglob('*')}
     again = subprocess.run(
-        call(digits, tmp_path / 'out', '--seed', '7'),
-        env=env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        call(digits, tmp_path / 'out', '--seed', '7'), env=env, cwd=tmp_path, capture_output=True, text=True
     )
     assert again.returncode == 0 and 'is done already' in again.stdout
     assert {p: p.stat().st_mtime_ns for p in out.rglob('*')} == before
@@ -322,9 +304,7 @@ def test_a_run_that_is_killed_continues_and_leaves_a_bundle_without_paths(digits
     command = [sys.executable, ROOT / 'tools' / 'test.py', bundle / 'config.py', digits[1]]
     command += ['--delta', bundle / 'epoch_3.delta.safetensors', '--out', tmp_path / 'm.json']
     command += ['--cfg-options', f'test_dataloader.dataset.data_root={digits[0]}']
-    tested = subprocess.run(
-        list(map(str, command)), env=env, cwd=tmp_path, capture_output=True, text=True
-    )
+    tested = subprocess.run(list(map(str, command)), env=env, cwd=tmp_path, capture_output=True, text=True)
     assert tested.returncode == 0, tested.stderr[-3000:]
     assert json.loads((tmp_path / 'm.json').read_text()) == result['all_metrics']
 
@@ -332,9 +312,7 @@ def test_a_run_that_is_killed_continues_and_leaves_a_bundle_without_paths(digits
 @pytest.mark.slow
 def test_the_tool_lists_all_rows_and_prints_pure_json():
     env = os.environ | {'OMP_NUM_THREADS': '1'}
-    listed = subprocess.run(
-        [sys.executable, TOOL, '--list'], env=env, capture_output=True, text=True
-    )
+    listed = subprocess.run([sys.executable, TOOL, '--list'], env=env, capture_output=True, text=True)
     assert {line.split()[0] for line in listed.stdout.splitlines()[2:]} == {r.key for r in ROWS}
     command = [sys.executable, TOOL, 'table8/swin_t', '--json']
     told = json.loads(subprocess.run(command, env=env, capture_output=True, text=True).stdout)

@@ -30,13 +30,9 @@ class Jitter(BaseTransform):
         return results
 """
 LOOPS = {
-    'epochs': dict(
-        train_cfg=dict(by_epoch=True, max_epochs=4, val_interval=1), interval=1, by_epoch=True
-    ),
+    'epochs': dict(train_cfg=dict(by_epoch=True, max_epochs=4, val_interval=1), interval=1, by_epoch=True),
     'iterations': dict(
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=16, val_interval=4),
-        interval=4,
-        by_epoch=False,
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=16, val_interval=4), interval=4, by_epoch=False
     ),
 }
 
@@ -45,9 +41,7 @@ LOOPS = {
 def digits(tmp_path_factory):
     from scalenet_mm.data import make_demo_data
 
-    return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=76, val=38)[
-        'imagenet'
-    ]
+    return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=76, val=38)['imagenet']
 
 
 def write_config(folder: Path, digits: Path, loop: str, workers: int) -> Path:
@@ -64,14 +58,9 @@ def write_config(folder: Path, digits: Path, loop: str, workers: int) -> Path:
         out_type='avg_featmap',
     )
     cfg.model.head = dict(
-        type='LinearClsHead',
-        num_classes=19,
-        in_channels=32,
-        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1),
+        type='LinearClsHead', num_classes=19, in_channels=32, loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1)
     )
-    cfg.model.train_cfg = dict(
-        augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
-    )
+    cfg.model.train_cfg = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         data = loader.dataset.get('dataset', loader.dataset)
         data.data_root, loader.batch_size = str(digits), 19
@@ -90,10 +79,7 @@ def write_config(folder: Path, digits: Path, loop: str, workers: int) -> Path:
     spec = LOOPS[loop]
     cfg.train_cfg = spec['train_cfg']
     cfg.default_hooks.checkpoint = dict(
-        type='CheckpointHook',
-        interval=spec['interval'],
-        by_epoch=spec['by_epoch'],
-        max_keep_ckpts=-1,
+        type='CheckpointHook', interval=spec['interval'], by_epoch=spec['by_epoch'], max_keep_ckpts=-1
     )
     cfg.custom_hooks = [dict(type='EMAHook', momentum=0.1)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,21 +95,9 @@ def run(config: Path, work_dir: Path, *args: str, sleep: float = 0.0) -> subproc
         'JITTER_SLEEP': str(sleep),
         'OMP_NUM_THREADS': '1',
     }
-    command = [
-        sys.executable,
-        str(ROOT / 'tools' / 'train.py'),
-        str(config),
-        '--work-dir',
-        str(work_dir),
-        *args,
-    ]
+    command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), '--work-dir', str(work_dir), *args]
     return subprocess.Popen(
-        command,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
@@ -173,12 +147,8 @@ def test_a_killed_run_resumes_to_the_same_bits(loop, workers, digits, tmp_path):
         assert a[key].keys() == b[key].keys()
         assert all(torch.equal(a[key][k], b[key][k]) for k in a[key])
     for i, state in a['optimizer']['state'].items():
-        assert all(
-            torch.equal(state[k], b['optimizer']['state'][i][k]) for k in ('exp_avg', 'exp_avg_sq')
-        )
-    whole_log, resumed_log = (
-        s['message_hub']['log_scalars']['val/accuracy/top1']._log_history for s in (a, b)
-    )
+        assert all(torch.equal(state[k], b['optimizer']['state'][i][k]) for k in ('exp_avg', 'exp_avg_sq'))
+    whole_log, resumed_log = (s['message_hub']['log_scalars']['val/accuracy/top1']._log_history for s in (a, b))
     # mmengine saves before it validates: the validation of the checkpoint's own epoch is lost with the killed process
     assert np.array_equal(np.delete(whole_log, 1), resumed_log) and len(resumed_log) == 2
 
@@ -219,15 +189,10 @@ def test_seeded_indices_survive_the_way_to_a_worker():
 
 def test_any_config_is_made_resumable_once():
     cfg = Config(
-        dict(
-            train_dataloader=dict(dataset=dict(type='A'), sampler=dict(type='B')),
-            randomness=dict(deterministic=True),
-        )
+        dict(train_dataloader=dict(dataset=dict(type='A'), sampler=dict(type='B')), randomness=dict(deterministic=True))
     )
     make_resumable(cfg)
     make_resumable(cfg)
     assert cfg.train_dataloader.dataset == dict(type='SeededDataset', dataset=dict(type='A'))
     assert cfg.train_dataloader.sampler == dict(type='SeededSampler', sampler=dict(type='B'))
-    assert cfg.custom_hooks == [dict(type='ReseedHook')] and cfg.randomness == dict(
-        deterministic=True, seed=0
-    )
+    assert cfg.custom_hooks == [dict(type='ReseedHook')] and cfg.randomness == dict(deterministic=True, seed=0)

@@ -20,9 +20,7 @@ def swin_classifier(**backbone):
 
 def test_every_parameter_has_one_role_by_what_holds_it():
     model = Encoder()
-    model.layers = scale_layers(
-        model.layers, LayerMap.build(3, 2, 'stack', layers=(0,)), dict(rank=2)
-    )
+    model.layers = scale_layers(model.layers, LayerMap.build(3, 2, 'stack', layers=(0,)), dict(rank=2))
     model.head = nn.Linear(32, 2)
     found = roles(model)
     assert set(found) == {n for n, _ in model.named_parameters()}
@@ -43,9 +41,7 @@ def test_names_do_not_decide():
             self.first = nn.LayerNorm(2)
 
     assert set(roles(Odd()).values()) == {Role.OUTER, Role.NORM}
-    assert (
-        roles(Odd())['adapter.weight'] is Role.OUTER and roles(Odd())['first.weight'] is Role.NORM
-    )
+    assert roles(Odd())['adapter.weight'] is Role.OUTER and roles(Odd())['first.weight'] is Role.NORM
 
 
 def test_norms_of_a_head_are_not_increments():
@@ -85,9 +81,7 @@ def test_frozen_leaves_stay_in_eval_after_train():
     model.train()
     x, before = torch.randn(8, 768), model.head.bn.running_mean.clone()
     out = model.head.fc(x)
-    assert torch.equal(model.head.bn.running_mean, before), (
-        'statistics of a frozen BatchNorm do not move'
-    )
+    assert torch.equal(model.head.bn.running_mean, before), 'statistics of a frozen BatchNorm do not move'
     assert torch.equal(out, model.head.fc(x)), 'frozen drop-out does not drop'
     images = torch.randn(2, 3, 128, 128)
     a, b = (model.backbone(images)[0] for _ in range(2))

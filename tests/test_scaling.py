@@ -48,8 +48,8 @@ def test_the_core_imports_torch_only():
 import sys
 for name in {blocked}: sys.modules[name] = None
 import importlib.util
-importlib.util.find_spec = lambda name, package=None, f=importlib.util.find_spec: None if name in {blocked} else f(name, package)
-from scalenet_mm import scale_layers, tie, LayerMap, TrainPolicy
+importlib.util.find_spec = lambda name, package=None, f=importlib.util.find_spec: None if name in {blocked} else f(name,
+package) from scalenet_mm import scale_layers, tie, LayerMap, TrainPolicy
 from torch import nn
 layers = scale_layers([nn.TransformerEncoderLayer(8, 2, 8)], LayerMap.build(1, 2))
 assert layers[0].linear1.weight is layers[1].linear1.weight
@@ -92,9 +92,7 @@ def test_one_tensor_one_key(live_host):
     assert len(set(pointers)) == len(pointers)
     assert {n for n, _ in model.named_parameters()} <= set(state)
     extra = sum('adapter' in k for k in state) + sum(
-        is_norm(m) * len(m.state_dict())
-        for layer in getattr(source, live_host[1])
-        for m in layer.modules()
+        is_norm(m) * len(m.state_dict()) for layer in getattr(source, live_host[1]) for m in layer.modules()
     )
     assert len(state) == len(source.state_dict()) + extra
 
@@ -105,9 +103,7 @@ def test_keys_of_source_layers_are_the_hosts_own():
     source.blocks = scale_layers(source.blocks, LayerMap.build(3, 2, 'stack'))
     assert keys <= set(source.state_dict())
     extra = set(source.state_dict()) - keys
-    assert extra == {
-        f'blocks.{i}.norm{j}.{p}' for i in (3, 4, 5) for j in (1, 2) for p in ('weight', 'bias')
-    }
+    assert extra == {f'blocks.{i}.norm{j}.{p}' for i in (3, 4, 5) for j in (1, 2) for p in ('weight', 'bias')}
 
 
 def test_a_saved_file_holds_each_tensor_once(live_host, tmp_path):
@@ -237,9 +233,7 @@ def test_ties_survive_export():
     assert weights['layers.0.linear1.weight'] == weights.get(
         'layers.1.linear1.weight', weights['layers.0.linear1.weight']
     )
-    assert sum(p.numel() for p in exported.parameters()) == sum(
-        p.numel() for p in model.parameters()
-    )
+    assert sum(p.numel() for p in exported.parameters()) == sum(p.numel() for p in model.parameters())
 
 
 def test_gradients_of_a_shared_tensor_are_the_sum_over_its_instances(live_host):
@@ -252,9 +246,7 @@ def test_gradients_of_a_shared_tensor_are_the_sum_over_its_instances(live_host):
         pairs = zip(copies[i].named_parameters(), copies[i + 1].named_parameters())
         for (name, a), (_, b) in pairs:
             expected = a.grad + b.grad if name in shared_names(copies[i]) else a.grad
-            torch.testing.assert_close(
-                dict(shared[i].named_parameters())[name].grad, expected, rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(dict(shared[i].named_parameters())[name].grad, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_unscaled_state_dict_loads_with_norms_copied(live_host):
@@ -311,9 +303,7 @@ def test_a_file_of_another_map_with_the_same_keys_is_refused():
 
 def test_a_file_of_an_independent_copy_network_is_refused(live_host):
     source, model, _ = scaled(live_host, adjust=None)
-    deep = perturb(
-        deep_copy_of(source, live_host[1], LayerMap.build(3, 2, 'interpolate').sources), seed=1
-    )
+    deep = perturb(deep_copy_of(source, live_host[1], LayerMap.build(3, 2, 'interpolate').sources), seed=1)
     with pytest.raises(ValueError, match='independent-copy'):
         model.load_state_dict(deep.state_dict())
 
@@ -332,23 +322,15 @@ def test_the_function_preserving_start_is_bit_equal_and_alive(live_host, order, 
     perturb_head = first(model(x)).square().sum()
     perturb_head.backward()
     gates = [p for n, p in model.named_parameters() if n.endswith('gate.scale')]
-    ups = [
-        p
-        for n, p in model.named_parameters()
-        if n.endswith('fc2.adapter.up') or n.endswith('layers.1.adapter.up')
-    ]
+    ups = [p for n, p in model.named_parameters() if n.endswith('fc2.adapter.up') or n.endswith('layers.1.adapter.up')]
     assert len(gates) == 2 * 3 * (times - 1) and len(ups) == 3 * times
     assert all(p.grad.abs().max() > 0 for p in (*gates, *ups))
 
 
 def test_adjustments_sit_on_all_instances_or_on_the_reused_ones():
     for adjust_on, expected in (('all', range(4)), ('reused', (0, 3))):
-        layers = scale_layers(
-            Encoder().layers, LayerMap.build(3, 2, 'stack', layers=(0,)), ADAPTER, adjust_on
-        )
-        found = {
-            i for i, b in enumerate(layers) if any(isinstance(m, Adjustment) for m in b.modules())
-        }
+        layers = scale_layers(Encoder().layers, LayerMap.build(3, 2, 'stack', layers=(0,)), ADAPTER, adjust_on)
+        found = {i for i, b in enumerate(layers) if any(isinstance(m, Adjustment) for m in b.modules())}
         assert found == set(expected)
 
 
@@ -367,16 +349,11 @@ def test_tie_is_idempotent_and_refuses_a_wrong_length():
 def test_unknown_blocks_and_keys_are_refused():
     with pytest.raises(ValueError, match='HostFacts'):
         scale_layers([nn.Linear(2, 2)], LayerMap.build(1, 2), ADAPTER)
-    plain = scale_layers(
-        [nn.Linear(2, 2)], LayerMap.build(1, 2)
-    )  # sharing alone asks nothing of the host
+    plain = scale_layers([nn.Linear(2, 2)], LayerMap.build(1, 2))  # sharing alone asks nothing of the host
     assert plain[0].weight is plain[1].weight
     with pytest.raises(ValueError, match='source layers'):
         scale_layers(Encoder().layers, LayerMap.build(4, 2))
-    for kwargs, says in (
-        (dict(adjust_on='new'), 'adjust_on'),
-        (dict(start='zero'), 'start must be'),
-    ):
+    for kwargs, says in ((dict(adjust_on='new'), 'adjust_on'), (dict(start='zero'), 'start must be')):
         with pytest.raises(ValueError, match=says):
             scale_layers(Encoder().layers, LayerMap.build(3, 2), ADAPTER, **kwargs)
 

@@ -28,9 +28,7 @@ def parts():
     sys.path.insert(0, str(ROOT / 'tools' / '_setup'))
     try:
         found = {name: importlib.import_module(name) for name in ('base', 'steps', 'mmcv_wheel')}
-        spec = importlib.util.spec_from_file_location(
-            'setup_main', ROOT / 'tools' / '_setup' / '__main__.py'
-        )
+        spec = importlib.util.spec_from_file_location('setup_main', ROOT / 'tools' / '_setup' / '__main__.py')
         found['main'] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(found['main'])
         return found
@@ -108,9 +106,7 @@ def _there(name: str) -> bool:
         return False
 
 
-def test_variables_that_lead_pip_or_python_elsewhere_are_dropped_and_indexes_kept(
-    parts, monkeypatch
-):
+def test_variables_that_lead_pip_or_python_elsewhere_are_dropped_and_indexes_kept(parts, monkeypatch):
     for name in ('PIP_USER', 'PIP_TARGET', 'PIP_NO_DEPS', 'PIP_CONSTRAINT', 'PYTHONPATH'):
         monkeypatch.setenv(name, '1')
     for name in ('PIP_INDEX_URL', 'PIP_FIND_LINKS', 'HTTPS_PROXY'):
@@ -127,9 +123,7 @@ def test_variables_that_lead_pip_or_python_elsewhere_are_dropped_and_indexes_kep
 def test_a_python_of_another_version_is_refused(tmp_path):
     done = setup_env('--python', '/bin/false', '--env', tmp_path / 'env')
     assert done.returncode == 1
-    assert done.stderr == (
-        'setup_env: /bin/false is no Python 3.10, 3.11 or 3.12; name another one with --python.\n'
-    )
+    assert done.stderr == ('setup_env: /bin/false is no Python 3.10, 3.11 or 3.12; name another one with --python.\n')
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
@@ -155,9 +149,7 @@ def test_a_missing_compiler_is_noticed_before_anything_long_and_names_remedy_and
     assert done.stdout.startswith('[1/8] check the machine (usually a second)')
     assert '[2/8]' not in done.stdout
     sentence = done.stderr.strip()
-    assert sentence.startswith(
-        'setup_env: Step 1 (check the machine) failed. Install a C++ compiler'
-    )
+    assert sentence.startswith('setup_env: Step 1 (check the machine) failed. Install a C++ compiler')
     assert sentence.endswith(f'The log is {tmp_path}/env/.scalenet_mm/setup.log.')
     assert len(sentence.splitlines()) == 1
 
@@ -299,9 +291,7 @@ def test_upstream_openmmlab_is_not_joined_by_the_maintained_family(parts, state,
 def test_both_families_together_fail_the_check(parts, state):
     add(state, 'mmengine', '0.10.7')
     add(state, 'onedl_mmengine', '0.10.12')
-    with pytest.raises(
-        parts['base'].SetupError, match='Two families .* uninstall onedl-mmengine mmengine'
-    ):
+    with pytest.raises(parts['base'].SetupError, match='Two families .* uninstall onedl-mmengine mmengine'):
         parts['steps'].check_result(state)
 
 
@@ -389,10 +379,7 @@ def test_a_wheel_carries_configs_and_tools_and_requires_no_openmmlab(tmp_path):
     asked = [line for line in metadata.splitlines() if line.startswith('Requires-Dist')]
     always = [line for line in asked if 'extra ==' not in line]
     assert always == ['Requires-Dist: safetensors>=0.4']
-    assert any(
-        'onedl-mmcv==2.3.6' in line and "extra == 'onedl'" in line.replace('"', "'")
-        for line in asked
-    )
+    assert any('onedl-mmcv==2.3.6' in line and "extra == 'onedl'" in line.replace('"', "'") for line in asked)
 
 
 def test_the_extras_and_the_pins_name_the_same_versions(parts):
@@ -420,9 +407,7 @@ def test_run_tests_sets_up_first_and_passes_the_rest_to_pytest(tmp_path, argumen
     shutil.copy(ROOT / 'tools' / 'run_tests.sh', tools)
     (tools / 'setup_env.sh').write_text('touch "$(dirname "$0")/was_set_up"\n')
     python = tmp_path / 'a checkout' / '.venv' / 'bin' / 'python'
-    python.write_text(
-        '#!/bin/bash\nprintf "%s\\n" "$PWD" "$OMP_NUM_THREADS" "${PYTHONPATH-unset}" "$@"\n'
-    )
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$PWD" "$OMP_NUM_THREADS" "${PYTHONPATH-unset}" "$@"\n')
     python.chmod(0o755)
     env = {k: v for k, v in os.environ.items() if k not in ('SCALENET_ENV', 'OMP_NUM_THREADS')}
     command = ['bash', tools / 'run_tests.sh', *arguments]

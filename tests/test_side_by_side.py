@@ -24,15 +24,7 @@ from scalenet_mm.analysis.matching import (
     difference_map,
     match,
 )
-from scalenet_mm.analysis.side_by_side import (
-    AREAS,
-    STYLES,
-    Panel,
-    Row,
-    draw_side_by_side,
-    mark_against,
-    mark_pair,
-)
+from scalenet_mm.analysis.side_by_side import AREAS, STYLES, Panel, Row, draw_side_by_side, mark_against, mark_pair
 from scalenet_mm.data import make_demo_data
 
 ROOT = Path(__file__).parents[1]
@@ -93,11 +85,7 @@ def test_an_object_is_paired_once_and_pairs_overlap_as_much_as_possible():
 
 
 def test_two_detections_are_marked_by_what_the_other_has():
-    a, b = mark_pair(
-        panel((LEFT, CAT), (MIDDLE, DOG), (RIGHT, OWL)),
-        panel((LEFT_MOVED, CAT), (MIDDLE, CAT)),
-        CLASSES,
-    )
+    a, b = mark_pair(panel((LEFT, CAT), (MIDDLE, DOG), (RIGHT, OWL)), panel((LEFT_MOVED, CAT), (MIDDLE, CAT)), CLASSES)
     assert a.marks == ['same', 'there: cat', 'only here']
     assert b.marks == ['same', 'there: dog']
 
@@ -107,22 +95,16 @@ def test_a_detection_is_marked_by_the_truth_and_shows_what_it_missed():
     predicted = panel((LEFT_MOVED, CAT), (MIDDLE, OWL), (LEFT, CAT), scores=[0.4, 0.8, 0.9])
     predicted.masks = np.ones((3, 12, 60), bool)
     marked = mark_against(truth, predicted, CLASSES)
-    assert marked.marks == [
-        'false',
-        'truth: dog',
-        'found',
-        'missed',
-    ]  # the second cat there is false
+    assert marked.marks == ['false', 'truth: dog', 'found', 'missed']  # the second cat there is false
     assert marked.boxes[3].tolist() == RIGHT and marked.labels[3] == OWL
     assert np.isnan(marked.scores[3]) and not marked.masks[3].any()
     assert predicted.marks is None and len(predicted.boxes) == 3  # as it was
 
 
-@pytest.mark.parametrize('truth, predicted, marks', [
-    (panel(), panel((LEFT, CAT)), ['false']),
-    (panel((LEFT, CAT)), panel(), ['missed']),
-    (panel(), panel(), []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'truth, predicted, marks',
+    [(panel(), panel((LEFT, CAT)), ['false']), (panel((LEFT, CAT)), panel(), ['missed']), (panel(), panel(), [])],
+)
 def test_nothing_found_and_nothing_there_are_no_special_cases(truth, predicted, marks):
     assert mark_against(truth, predicted, CLASSES).marks == marks
 
@@ -152,10 +134,9 @@ def test_the_report_counts_what_the_picture_marks():
     assert report['a'] == {'found': 1, 'wrong_class': 1, 'missed': 1, 'false': 0}
     assert report['b'] == {'found': 2, 'wrong_class': 0, 'missed': 1, 'false': 1}
     assert [x['class'] for x in report['found_only_by_b']] == ['dog', 'owl']
-    assert report['class_changed'] == [[
-        {'class': 'cat', 'box': RIGHT, 'score': 0.5},
-        {'class': 'owl', 'box': RIGHT, 'score': 0.6},
-    ]]  # fmt: skip
+    assert report['class_changed'] == [
+        [{'class': 'cat', 'box': RIGHT, 'score': 0.5}, {'class': 'owl', 'box': RIGHT, 'score': 0.6}]
+    ]
     summed = totals([report, report])
     assert summed['b.found'] == 4 and summed['class_changed'] == 2 and summed['in_both'] == 0
 
@@ -213,22 +194,14 @@ def test_every_kind_of_result_is_drawn(extreme, tmp_path):
         'classes of the image': Panel(labels=np.array([0, 1]), scores=np.array([0.8, 0.2])),
         'outside': panel(([-5, -5, 40, 40], CAT), scores=[0.5]),
     }[extreme]
-    image = (
-        np.full((16, 24, 3), 200, np.uint8)
-        if extreme != 'masks alone'
-        else np.full((16, 16, 3), 200, np.uint8)
-    )
+    image = np.full((16, 24, 3), 200, np.uint8) if extreme != 'masks alone' else np.full((16, 16, 3), 200, np.uint8)
     draw_side_by_side([Row(image, [made])], ['one'], tmp_path / 'p.png', CLASSES)
     assert cv2.imread(str(tmp_path / 'p.png')) is not None
 
 
 def test_a_row_with_too_few_panels_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match='a panel for each of the 2 columns; got 1 rows, one of them with 1 panels'
-    ):
-        draw_side_by_side(
-            [Row(np.zeros((8, 8, 3), np.uint8), [Panel()])], ['a', 'b'], tmp_path / 'p.png', CLASSES
-        )
+    with pytest.raises(ValueError, match='a panel for each of the 2 columns; got 1 rows, one of them with 1 panels'):
+        draw_side_by_side([Row(np.zeros((8, 8, 3), np.uint8), [Panel()])], ['a', 'b'], tmp_path / 'p.png', CLASSES)
     assert not any(tmp_path.iterdir())
 
 
@@ -239,7 +212,9 @@ def run(*args: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    """Two detectors and two segmentors with weights of their own, and images: a stock Swin of each and its scaled one."""
+    """Two detectors and two segmentors with weights of their own, and images: a stock Swin of each and its scaled
+    one.
+    """
     from conftest import perturb
 
     from scalenet_mm.checkpoint.export import build_model
@@ -247,12 +222,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp('compare')
     make_demo_data(folder / 'data', ['coco', 'ade'], train=16, val=8)
     made = {}
-    for name in (
-        'mask_rcnn_swin',
-        'mask_rcnn_scalenet_swin',
-        'upernet_swin',
-        'upernet_scalenet_swin',
-    ):
+    for name in ('mask_rcnn_swin', 'mask_rcnn_scalenet_swin', 'upernet_swin', 'upernet_scalenet_swin'):
         cfg = Config.fromfile(ROOT / f'configs/demo/{name}_digits.py')
         torch.manual_seed(len(made))
         model = perturb(build_model(cfg), std=0.05)
@@ -265,8 +235,17 @@ def test_two_segmentors_are_compared_against_label_maps(models, tmp_path):
     folder, made = models
     ade = folder / 'data/ade'
     images = sorted((ade / 'images/validation').iterdir())[:5]
-    done = run(*made['upernet_swin'], *made['upernet_scalenet_swin'], *images,
-               '--ann', ade / 'annotations/validation', '--out', tmp_path, '--device', 'cpu')  # fmt: skip
+    done = run(
+        *made['upernet_swin'],
+        *made['upernet_scalenet_swin'],
+        *images,
+        '--ann',
+        ade / 'annotations/validation',
+        '--out',
+        tmp_path,
+        '--device',
+        'cpu',
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / 'differences.json').read_text())
     assert list(told['images']) == [str(i) for i in images]
@@ -286,16 +265,24 @@ def test_two_detectors_are_compared_against_a_coco_json(models, tmp_path):
     folder, made = models
     coco = folder / 'data/coco'
     ann = coco / 'annotations/instances_val2017.json'
-    done = run(*made['mask_rcnn_swin'], *made['mask_rcnn_scalenet_swin'], coco / 'val2017',
-               '--ann', ann, '--out', tmp_path, '--score-thr', '0.05', '--device', 'cpu')  # fmt: skip
+    done = run(
+        *made['mask_rcnn_swin'],
+        *made['mask_rcnn_scalenet_swin'],
+        coco / 'val2017',
+        '--ann',
+        ann,
+        '--out',
+        tmp_path,
+        '--score-thr',
+        '0.05',
+        '--device',
+        'cpu',
+    )
     assert done.returncode == 0, done.stderr
     total = json.loads((tmp_path / 'differences.json').read_text())['total']
     objects = len(json.loads(ann.read_text())['annotations'])
     for side in 'ab':
-        assert (
-            total[f'{side}.found'] + total[f'{side}.wrong_class'] + total[f'{side}.missed']
-            == objects
-        )
+        assert total[f'{side}.found'] + total[f'{side}.wrong_class'] + total[f'{side}.missed'] == objects
     assert (tmp_path / 'page_2.png').is_file() and not (tmp_path / 'page_3.png').exists()
 
 
@@ -319,7 +306,5 @@ def test_what_cannot_be_compared_is_told_without_a_traceback(models, tmp_path):
         ([*a, *a, image, '--ann', tmp_path / 'no.json'], 'There is no annotation file'),
     ):
         done = run(*args, '--out', out, '--device', 'cpu')
-        assert done.returncode == 1 and message in done.stderr and 'Traceback' not in done.stderr, (
-            done.stderr
-        )
+        assert done.returncode == 1 and message in done.stderr and 'Traceback' not in done.stderr, done.stderr
     assert not out.exists()

@@ -1,4 +1,6 @@
-"""Start-up, data loading and whole detectors beside the host: what is measured is what is said, and imports stay light."""
+"""Start-up, data loading and whole detectors beside the host: what is measured is what is said, and imports stay
+light.
+"""
 
 import copy
 import time
@@ -110,9 +112,7 @@ def test_the_shipped_pipeline_reads_the_made_images_at_the_size_asked_for(images
             assert image.shape[1:] == size and 0 <= int(sample.gt_label) < 1000
         elif family == 'segmentation':
             labels = set(sample.gt_sem_seg.data.unique().tolist()) - {255}
-            fits = [
-                0 < a <= b for a, b in zip(image.shape[1:], size)
-            ]  # a small one is padded later
+            fits = [0 < a <= b for a, b in zip(image.shape[1:], size)]  # a small one is padded later
             assert all(fits) and labels <= set(range(11))
         else:
             masks, boxes = sample.gt_instances.masks.masks, sample.gt_instances.bboxes
@@ -157,9 +157,7 @@ def test_all_variants_of_a_detector_compute_one_loss(variants):
         with torch.no_grad():
             inputs = model.data_preprocessor(copy.deepcopy(batch), True)
             losses[name] = model.parse_losses(model._run_forward(inputs, 'loss'))[0].item()
-    assert len(losses) == 4 and max(losses.values()) - min(losses.values()) < 1e-4 * min(
-        losses.values()
-    )
+    assert len(losses) == 4 and max(losses.values()) - min(losses.values()) < 1e-4 * min(losses.values())
 
 
 def test_the_frozen_stock_detector_trains_what_ours_does_but_the_adapters(variants):

@@ -16,15 +16,7 @@ from sklearn.datasets import load_digits
 
 from scalenet_mm.analysis.paper import ROWS as PAPER
 from scalenet_mm.study import paper_scale
-from scalenet_mm.study.claims import (
-    CLAIMS,
-    FOLLOW_UP,
-    NOT_REPRODUCED,
-    REPRODUCED,
-    UNDECIDED,
-    Claim,
-    verdicts,
-)
+from scalenet_mm.study.claims import CLAIMS, FOLLOW_UP, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, verdicts
 from scalenet_mm.study.pool import RECORD, RESULTS, Job, alone, latest, read_results, run_all
 from scalenet_mm.study.rank import RankBatches, RankHead, RankMetric
 from scalenet_mm.study.rows import PILOT, ROWS, STUDIES
@@ -45,9 +37,7 @@ def test_a_label_is_the_number_of_cells_with_a_smaller_digit():
     held_out = {im.tobytes() for im in batches.images}
     assert held_out.isdisjoint(im.tobytes() for im in RankBatches('train', 1, 1, 0).images)
     assert len(batches.images) + len(RankBatches('train', 1, 1, 0).images) == len(images) == 1797
-    batches.images = (
-        np.ones_like(batches.images) * batches.labels[:, None, None]
-    )  # pixels tell the digit
+    batches.images = np.ones_like(batches.images) * batches.labels[:, None, None]  # pixels tell the digit
     import scalenet_mm.study.rank as rank
 
     noise, contrast, rank.NOISE, rank.CONTRAST = rank.NOISE, rank.CONTRAST, 0.0, (1.0, 1.0)
@@ -58,11 +48,7 @@ def test_a_label_is_the_number_of_cells_with_a_smaller_digit():
     pixels = batch['inputs'] * rank.STD + rank.MEAN
     assert pixels.shape == (5, 1, 32, 32)
     for scene, ranks in zip(pixels[:, 0], batch['data_samples']):
-        digits = [
-            round(float(scene[8 * r : 8 * r + 8, 8 * c : 8 * c + 8].max()))
-            for r in range(4)
-            for c in range(4)
-        ]
+        digits = [round(float(scene[8 * r : 8 * r + 8, 8 * c : 8 * c + 8].max())) for r in range(4) for c in range(4)]
         assert ranks.tolist() == [sum(other < mine for other in digits) for mine in digits]
 
 
@@ -81,14 +67,10 @@ def test_top1_and_loss_are_those_of_all_cells():
     for part in (slice(0, 2), slice(2, 6)):
         metric.process(None, head.predict((feats[0][part],), ranks[part]))
     got = metric.evaluate(2)
-    logits = torch.stack(
-        [head.fc(feats[0][:, :, r, c]) for r in range(4) for c in range(4)], 1
-    ).double()
+    logits = torch.stack([head.fc(feats[0][:, :, r, c]) for r in range(4) for c in range(4)], 1).double()
     expected = -logits.log_softmax(-1).gather(-1, ranks[..., None]).mean()
     assert got['rank/loss'] == pytest.approx(float(expected), rel=1e-5)
-    assert got['rank/top1'] == pytest.approx(
-        100 * float((logits.argmax(-1) == ranks).double().mean())
-    )
+    assert got['rank/top1'] == pytest.approx(100 * float((logits.argmax(-1) == ranks).double().mean()))
     assert float(head.loss(feats, ranks)['loss']) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -132,11 +114,7 @@ def test_a_verdict_needs_an_interval_without_zero_and_a_corrected_p():
     values = {'h/base': base, 'h/noisy': [b + d for b, d in zip(base, [3, -2, 1, -1, 0])]}
     values |= {f'h/{k}': [b + d + n for b, n in zip(base, noise)] for k, d in shift.items()}
     claims = [Claim(k, f'h/{k}', 'h/base') for k in ('up', 'down', 'noisy')]
-    assert [v.word for v in verdicts(records(values), claims)] == [
-        REPRODUCED,
-        NOT_REPRODUCED,
-        UNDECIDED,
-    ]
+    assert [v.word for v in verdicts(records(values), claims)] == [REPRODUCED, NOT_REPRODUCED, UNDECIDED]
     # p = 0.03 alone; among ten claims it is not enough
     weak = [0.5, 1.2, 0.1, 1.4, 0.7]
     one = records({'h/base': base, 'h/weak': [b + w for b, w in zip(base, weak)]})
@@ -162,9 +140,7 @@ def test_studies_and_claims_name_rows_and_every_row_is_in_a_study():
     pilot = {row.key for row in PILOT}
     assert all(bool(pilot & set(keys)) == (name == 'pilot') for name, keys in STUDIES.items())
     printed = {row.key for row in PAPER}
-    assert not {
-        row.key: row.paper for row in ROWS.values() if row.paper and row.paper not in printed
-    }
+    assert not {row.key: row.paper for row in ROWS.values() if row.paper and row.paper not in printed}
 
 
 def test_a_digest_changes_with_the_row_and_the_source_it_starts_from(monkeypatch):
@@ -184,9 +160,7 @@ def test_jobs_come_sources_first_each_once():
     jobs = jobs_of(['deit/on', 'deit/scratch', 'deit/source', 'deit/on'], [0, 1])
     names = [(j.row, j.seed) for j in jobs]
     assert len(names) == len(set(names)) == 6
-    assert all(
-        j.needs is None or names.index((j.needs.row, j.needs.seed)) < i for i, j in enumerate(jobs)
-    )
+    assert all(j.needs is None or names.index((j.needs.row, j.needs.seed)) < i for i, j in enumerate(jobs))
     assert {j.row for j in jobs if j.needs} == {'deit/on'}
 
 
@@ -203,22 +177,14 @@ def fake_run(row, seed, digest, root, folder, source, device, log=None):
     record = dict(row=row, seed=seed, digest=digest, status='done', checkpoint=f'{folder}/x.pth')
     record |= dict(top1=1.0, loss=2.0, minutes=0.1)
     if row == 'fails':
-        record = dict(
-            row=row, seed=seed, digest=digest, status='failed', error='ValueError: on purpose'
-        )
+        record = dict(row=row, seed=seed, digest=digest, status='failed', error='ValueError: on purpose')
     (root / folder / RECORD).write_text(json.dumps(record))
 
 
 def small_jobs():
     source = Job('source', 0, 'd', 1.0)
     bad = Job('dies', 0, 'd', 1.0)
-    return [
-        source,
-        bad,
-        Job('fails', 0, 'd', 1.0),
-        Job('good', 0, 'd', 1.0, source),
-        Job('orphan', 0, 'd', 1.0, bad),
-    ]
+    return [source, bad, Job('fails', 0, 'd', 1.0), Job('good', 0, 'd', 1.0, source), Job('orphan', 0, 'd', 1.0, bad)]
 
 
 def test_a_run_that_dies_or_fails_is_recorded_and_costs_no_other(tmp_path):
@@ -240,14 +206,9 @@ def test_a_run_that_dies_or_fails_is_recorded_and_costs_no_other(tmp_path):
         f.write('{"row": "goo')
     (tmp_path / 'started').unlink()
     run_all(small_jobs(), tmp_path, 2, fake_run, tell=told.append)
-    assert sorted(line.split()[0] for line in (tmp_path / 'started').read_text().splitlines()) == [
-        'dies0',
-        'fails0',
-    ]
+    assert sorted(line.split()[0] for line in (tmp_path / 'started').read_text().splitlines()) == ['dies0', 'fails0']
     lines = (tmp_path / RESULTS).read_text().splitlines()
-    assert [line for line in lines if line == '{"row": "goo'] and len(
-        read_results(tmp_path / RESULTS)
-    ) == 6
+    assert [line for line in lines if line == '{"row": "goo'] and len(read_results(tmp_path / RESULTS)) == 6
 
 
 def test_two_calls_in_one_folder_are_refused(tmp_path):

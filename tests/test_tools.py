@@ -14,18 +14,14 @@ ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 def call(tool: str, *args, cwd=ROOT, timeout=500) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=ENV
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=ENV)
 
 
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
     from scalenet_mm.data import make_demo_data
 
-    return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=266, val=57)[
-        'imagenet'
-    ]
+    return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=266, val=57)['imagenet']
 
 
 def options(digits):
@@ -43,27 +39,34 @@ def test_train_then_test_gives_the_same_accuracy(digits, tmp_path):
     done = call('train.py', config, '--work-dir', tmp_path, '--cfg-options', *options(digits))
     assert done.returncode == 0, done.stderr[-2000:]
     (trained,) = (
-        json.loads(line)
-        for line in next(tmp_path.rglob('scalars.json')).read_text().splitlines()
-        if 'accuracy' in line
+        json.loads(line) for line in next(tmp_path.rglob('scalars.json')).read_text().splitlines() if 'accuracy' in line
     )
     out = tmp_path / 'metrics.json'
     done = call(
-        'test.py', config, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 't', '--out', out,
-        '--cfg-options', *options(digits),
-    )  # fmt: skip
+        'test.py',
+        config,
+        tmp_path / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path / 't',
+        '--out',
+        out,
+        '--cfg-options',
+        *options(digits),
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(out.read_text())['accuracy/top1'] == trained['accuracy/top1']
     scaled = ROOT / 'configs' / 'demo' / 'scalenet_deit_digits.py'
     done = call(
-        'train.py', scaled, '--work-dir', tmp_path / 's', '--cfg-options', *options(digits),
+        'train.py',
+        scaled,
+        '--work-dir',
+        tmp_path / 's',
+        '--cfg-options',
+        *options(digits),
         f'load_from={tmp_path / "epoch_1.pth"}',
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (
-        'not match exactly' not in done.stdout + done.stderr
-        and 'What is trained:' in done.stdout + done.stderr
     )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'not match exactly' not in done.stdout + done.stderr and 'What is trained:' in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -75,12 +78,7 @@ def test_train_then_test_gives_the_same_accuracy(digits, tmp_path):
         ('test.py', ['configs/demo/deit_digits.py', 'nothing.pth'], 'no checkpoint nothing.pth'),
         (
             'train.py',
-            [
-                'configs/scalenet_swin_t_100e.py',
-                '--no-preflight',
-                '--cfg-options',
-                'model.backbone.frozen_stages=1',
-            ],
+            ['configs/scalenet_swin_t_100e.py', '--no-preflight', '--cfg-options', 'model.backbone.frozen_stages=1'],
             'frozen_stages=1',
         ),
     ],
@@ -103,26 +101,28 @@ def test_resume_before_the_first_checkpoint_starts_from_the_pretrained_file(digi
 
     config = ROOT / 'configs' / 'demo' / 'scalenet_deit_digits.py'
     source = scalenet_mm.build(
-        dict(
-            Config.fromfile(config).model,
-            backbone=Config.fromfile(config.with_name('deit_digits.py')).model.backbone,
-        )
+        dict(Config.fromfile(config).model, backbone=Config.fromfile(config.with_name('deit_digits.py')).model.backbone)
     )
     torch.save({'state_dict': source.state_dict()}, tmp_path / 'source.pth')
     done = call(
-        'train.py', config, '--work-dir', tmp_path / 'run', '--resume', '--cfg-options', *options(digits),
-        f'load_from={tmp_path / "source.pth"}', 'policy.train=increments', "policy.also=['head']",
-    )  # fmt: skip
+        'train.py',
+        config,
+        '--work-dir',
+        tmp_path / 'run',
+        '--resume',
+        '--cfg-options',
+        *options(digits),
+        f'load_from={tmp_path / "source.pth"}',
+        'policy.train=increments',
+        "policy.also=['head']",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'starts from its beginning' in done.stdout
     state = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert torch.equal(
-        state['backbone.layers.0.attn.qkv.weight'],
-        source.state_dict()['backbone.layers.0.attn.qkv.weight'],
+        state['backbone.layers.0.attn.qkv.weight'], source.state_dict()['backbone.layers.0.attn.qkv.weight']
     )
-    assert not torch.equal(state['head.fc.weight'], source.state_dict()['head.fc.weight']), (
-        'the head is trained too'
-    )
+    assert not torch.equal(state['head.fc.weight'], source.state_dict()['head.fc.weight']), 'the head is trained too'
 
 
 class Evil:
@@ -136,8 +136,13 @@ def test_load_from_runs_no_code_of_the_file(digits, tmp_path):
     torch.save({'state_dict': {}, 'evil': Evil()}, tmp_path / 'evil.pth')
     config = ROOT / 'configs' / 'demo' / 'scalenet_deit_digits.py'
     done = call(
-        'train.py', config, '--work-dir', tmp_path / 'run', '--cfg-options', *options(digits),
+        'train.py',
+        config,
+        '--work-dir',
+        tmp_path / 'run',
+        '--cfg-options',
+        *options(digits),
         f'load_from={tmp_path / "evil.pth"}',
-    )  # fmt: skip
+    )
     assert done.returncode != 0 and 'code of the file ran' not in done.stdout
     assert 'eights only load failed' in done.stderr

@@ -161,9 +161,7 @@ def used_without_gradients():
 
 def test_a_trained_bias_serves_where_no_gradient_is_wanted(interpreted):
     args, _ = inputs((7, 5), 3, 1, 16)
-    torch.testing.assert_close(
-        interpreted(used_without_gradients), reference(*args), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(interpreted(used_without_gradients), reference(*args), rtol=1e-5, atol=1e-5)
 
 
 def run(code: str, **environment) -> str:

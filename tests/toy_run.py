@@ -54,7 +54,9 @@ class ToyImages(Dataset):
 
 @METRICS.register_module()
 class ToyMetric(BaseMetric):
-    """Goes up by one with every validation, or falls after the one numbered ``peak``: a best checkpoint comes and goes."""
+    """Goes up by one with every validation, or falls after the one numbered ``peak``: a best checkpoint comes and
+    goes.
+    """
 
     def __init__(self, peak: int = 99):
         super().__init__()
@@ -71,12 +73,7 @@ class ToyMetric(BaseMetric):
 def toy_config(work_dir, base=None, loop='epochs', policy=None, hooks=(), **checkpoint) -> Config:
     """Four epochs of four iterations, a checkpoint and a validation after each (16 iterations, every 4)."""
     by_epoch = loop == 'epochs'
-    loader = dict(
-        batch_size=3,
-        num_workers=0,
-        dataset=dict(type='ToyImages'),
-        collate_fn=dict(type='default_collate'),
-    )
+    loader = dict(batch_size=3, num_workers=0, dataset=dict(type='ToyImages'), collate_fn=dict(type='default_collate'))
     policy = dict(policy or dict(train='increments', also=['fc']))
     return Config(
         dict(
@@ -86,10 +83,7 @@ def toy_config(work_dir, base=None, loop='epochs', policy=None, hooks=(), **chec
             experiment_name=uuid.uuid4().hex,  # runs of the same second would share a MessageHub
             model=dict(type='ToyClassifier', backbone=SCALED),
             train_dataloader=dict(
-                **loader,
-                sampler=dict(
-                    type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True
-                ),
+                **loader, sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)
             ),
             val_dataloader=dict(**loader, sampler=dict(type='DefaultSampler', shuffle=False)),
             val_evaluator=dict(type='ToyMetric'),
@@ -106,12 +100,7 @@ def toy_config(work_dir, base=None, loop='epochs', policy=None, hooks=(), **chec
             randomness=dict(seed=0),
             custom_hooks=[dict(type='ReseedHook'), *hooks],
             default_hooks=dict(
-                checkpoint=dict(
-                    type='CheckpointHook',
-                    interval=1 if by_epoch else 4,
-                    by_epoch=by_epoch,
-                    **checkpoint,
-                )
+                checkpoint=dict(type='CheckpointHook', interval=1 if by_epoch else 4, by_epoch=by_epoch, **checkpoint)
             ),
             load_from=str(base) if base else None,
         )

@@ -5,9 +5,9 @@
     python tools/analyze.py cka       CONFIG CKPT CONFIG CKPT [...]     # Fig. 5: the first model against each other one
     python tools/analyze.py droppath  CONFIG RATE=CKPT [RATE=CKPT ...]  # Fig. 6: top-1 and loss against drop path
 
-CKPT is a checkpoint of any dialect, BASE+DELTA, the folder of a run, or none for random weights. A checkpoint of the unscaled
-network under a scaled config gives the scaled network before training. All models see the same images, drawn from the
-first config's data, or images of noise (--random). docs/analysis.md says what the numbers are.
+CKPT is a checkpoint of any dialect, BASE+DELTA, the folder of a run, or none for random weights. A checkpoint of the
+unscaled network under a scaled config gives the scaled network before training. All models see the same images, drawn
+from the first config's data, or images of noise (--random). docs/analysis.md says what the numbers are.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ from scalenet_mm.engine.progress import Progress, peak_memory
 def images_of(args: argparse.Namespace, first: Given, size: int) -> Batches:
     """The images that all models see, in batches of at most ``size``."""
     if args.random:
-        return random_batches(
-            first.load('cpu'), args.images, size, args.size, labels=args.figure == 'gradients'
-        )
+        return random_batches(first.load('cpu'), args.images, size, args.size, labels=args.figure == 'gradients')
     return Batches(first.cfg, args.split, args.images, size, args.seed)
 
 
@@ -66,13 +64,7 @@ def features(args: argparse.Namespace) -> dict:
     models = pairs(args.models, args.labels)
     batches, told, panels = images_of(args, models[0], args.batch), [], {}
     for given in models:
-        found = histograms(
-            given.load(args.device),
-            shown(batches, given.label),
-            args.panels,
-            args.bins,
-            args.layers,
-        )
+        found = histograms(given.load(args.device), shown(batches, given.label), args.panels, args.bins, args.layers)
         told.append(dict(**asdict(given), layers=found))
         panels[given.label] = found
     plots.draw_features(panels, args.out / 'features.png')
@@ -115,9 +107,7 @@ def droppath(args: argparse.Namespace) -> dict:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     figures = p.add_subparsers(dest='figure', required=True, metavar='FIGURE')
 
     def figure(name: str, make, text: str, split: str, images: int, batch: int | None):
@@ -135,47 +125,19 @@ def parser() -> argparse.ArgumentParser:
         f.add_argument('models', nargs='+', metavar='CONFIG CKPT')
         f.add_argument('--labels', nargs='+', help='names in the legend, one a model')
         f.add_argument('--random', action='store_true', help='images of noise, random labels')
+        f.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'), help="of --random; default: the model's")
         f.add_argument(
-            '--size',
-            nargs=2,
-            type=int,
-            metavar=('H', 'W'),
-            help="of --random; default: the model's",
-        )
-        f.add_argument(
-            '--layers',
-            nargs='+',
-            default=(),
-            metavar='PATTERN',
-            help='containers of layers of an unknown host',
+            '--layers', nargs='+', default=(), metavar='PATTERN', help='containers of layers of an unknown host'
         )
         return f
 
     f = figure('gradients', gradients, 'gradient norm of every source layer', 'train', 256, None)
-    f.add_argument(
-        '--batch',
-        dest='images',
-        type=int,
-        default=256,
-        help='images whose mean loss is derived (256)',
-    )
-    f.add_argument(
-        '--micro-batch',
-        type=int,
-        default=16,
-        help='images at a time; changes memory, not norms (16)',
-    )
-    f.add_argument(
-        '--tensors',
-        choices=TENSORS,
-        default='shared',
-        help='shared weights, or norms and adapters too',
-    )
+    f.add_argument('--batch', dest='images', type=int, default=256, help='images whose mean loss is derived (256)')
+    f.add_argument('--micro-batch', type=int, default=16, help='images at a time; changes memory, not norms (16)')
+    f.add_argument('--tensors', choices=TENSORS, default='shared', help='shared weights, or norms and adapters too')
     f = figure('features', features, 'histograms of activations', 'val', 256, 16)
     f.add_argument('--panels', type=int, default=4, metavar='N', help='layers a model (4)')
-    f.add_argument(
-        '--bins', type=int, default=BINS, help=f'over {RANGE[0]:g}..{RANGE[1]:g} ({BINS})'
-    )
+    f.add_argument('--bins', type=int, default=BINS, help=f'over {RANGE[0]:g}..{RANGE[1]:g} ({BINS})')
     figure('cka', similarity, 'linear CKA between the layers of two models', 'val', 512, 64)
     f = figure('droppath', droppath, 'top-1 and loss against drop path', 'val', 10**9, 64)
     f.add_argument('config', nargs='?', metavar='CONFIG')
@@ -187,13 +149,7 @@ def parser() -> argparse.ArgumentParser:
         metavar='FILE',
         help='JSON lines of tools/study.py, or: drop_path, top1, loss',
     )
-    f.add_argument(
-        '--rows',
-        nargs='+',
-        default=(),
-        metavar='RATE=ROW',
-        help='rows of FILE whose name has no rate',
-    )
+    f.add_argument('--rows', nargs='+', default=(), metavar='RATE=ROW', help='rows of FILE whose name has no rate')
     return p
 
 
@@ -203,9 +159,7 @@ def main() -> None:
         numbers = args.make(args)
     except (CheckpointError, ImportError, OSError, ValueError) as error:
         sys.exit(f'error: {error}')
-    numbers = dict(
-        figure=args.figure, split='noise' if args.random else args.split, seed=args.seed, **numbers
-    )
+    numbers = dict(figure=args.figure, split='noise' if args.random else args.split, seed=args.seed, **numbers)
     numbers['peak_memory'] = peak_memory()
     file = args.out / f'{args.figure}.json'
     file.write_text(json.dumps(numbers, indent=1))

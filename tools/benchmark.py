@@ -8,8 +8,9 @@
     python tools/benchmark.py --device cuda --compiled --json docs/results/performance_gpu.json
     python tools/benchmark.py --report docs/results/performance_*.json     # the table of what was measured
 
-Both sides run in one process with the same inputs, weights, dtype and gradient flags, in turn (ABBA). A row whose sides do
-not compute the same tells no speed. Ends with 1 if a row failed or lost parity; a goal that was missed is no failure.
+Both sides run in one process with the same inputs, weights, dtype and gradient flags, in turn (ABBA). A row whose sides
+do not compute the same tells no speed. Ends with 1 if a row failed or lost parity; a goal that was missed is no
+failure.
 """
 
 from __future__ import annotations
@@ -25,33 +26,21 @@ OUT = Path('docs/results/performance.md')
 
 def parser() -> argparse.ArgumentParser:
     head, _, usage = __doc__.partition('\n\n')
-    p = argparse.ArgumentParser(
-        description=head, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=head, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--pairs', help='comma-separated, see --list (default: P1 to P10)')
     p.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     p.add_argument('--dtype', help="fp32, bf16 or both, comma-separated (default: each pair's own)")
     p.add_argument('--json', type=Path, metavar='FILE', help='add the run to this file')
-    p.add_argument(
-        '--size', choices=['full', 'quick', 'micro'], default='full', help=argparse.SUPPRESS
-    )
-    p.add_argument(
-        '--quick', action='store_const', dest='size', const='quick', help='one image a batch'
-    )
+    p.add_argument('--size', choices=['full', 'quick', 'micro'], default='full', help=argparse.SUPPRESS)
+    p.add_argument('--quick', action='store_const', dest='size', const='quick', help='one image a batch')
     p.add_argument('--rounds', type=int, default=7, metavar='N', help='rounds after warm-up (7)')
     p.add_argument('--ops', default='', help="our switches, as 'linear=plain,recompute=True'")
     p.add_argument(
-        '--compiled',
-        action='store_true',
-        help='torch.compile both sides too; takes minutes a network on a CPU',
+        '--compiled', action='store_true', help='torch.compile both sides too; takes minutes a network on a CPU'
     )
     p.add_argument('--list', action='store_true', help='print pairs, goals and switches')
     p.add_argument(
-        '--report',
-        type=Path,
-        nargs='+',
-        metavar='JSON',
-        help='measure nothing, write the table of these files',
+        '--report', type=Path, nargs='+', metavar='JSON', help='measure nothing, write the table of these files'
     )
     p.add_argument('--out', type=Path, default=OUT, help=f'where --report writes ({OUT})')
     return p

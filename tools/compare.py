@@ -3,8 +3,9 @@
     python tools/compare.py CONFIG_A CKPT_A CONFIG_B CKPT_B IMAGE [IMAGE ...] [--delta-a FILE] [--delta-b FILE]
         [--ann FILE | --gt] [--out DIR] [--score-thr 0.3] [--names A B] [--rows 4]
 
-Configs of mmdet or mmseg, ours and others; IMAGE is a file, a folder or a quoted pattern. Ground truth: --gt takes that of
-config A's test data, --ann a COCO json or a folder of label maps. Writes DIR/page_1.png, ... and DIR/differences.json.
+Configs of mmdet or mmseg, ours and others; IMAGE is a file, a folder or a quoted pattern. Ground truth: --gt takes that
+of config A's test data, --ann a COCO json or a folder of label maps. Writes DIR/page_1.png, ... and
+DIR/differences.json.
 """
 
 from __future__ import annotations
@@ -26,26 +27,18 @@ from scalenet_mm.inference import SCORE, as_panel, find_images, load_model, pred
 
 
 def parse_args() -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for side in 'AB':
         p.add_argument(f'config_{side.lower()}', metavar=f'CONFIG_{side}')
         p.add_argument(f'checkpoint_{side.lower()}', metavar=f'CKPT_{side}')
         p.add_argument(f'--delta-{side.lower()}', help=f'increments of {side}, on CKPT_{side}')
     p.add_argument('images', metavar='IMAGE', nargs='+')
     truth = p.add_mutually_exclusive_group()
-    truth.add_argument(
-        '--ann', type=Path, help='ground truth: a COCO json, or a folder of label maps'
-    )
+    truth.add_argument('--ann', type=Path, help='ground truth: a COCO json, or a folder of label maps')
     truth.add_argument('--gt', action='store_true', help="ground truth: config A's test data")
     p.add_argument('--out', type=Path, default=Path('work_dirs/compare'), metavar='DIR')
-    p.add_argument(
-        '--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})'
-    )
-    p.add_argument(
-        '--names', nargs=2, default=('A', 'B'), metavar=('A', 'B'), help='heads of the columns'
-    )
+    p.add_argument('--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})')
+    p.add_argument('--names', nargs=2, default=('A', 'B'), metavar=('A', 'B'), help='heads of the columns')
     p.add_argument('--rows', type=int, default=4, help='images a page (4)')
     p.add_argument('--device', help='by default a GPU where there is one')
     return p.parse_args()
@@ -76,18 +69,8 @@ def run(args: argparse.Namespace) -> None:
             progress.update(i)
     summed = totals(list(reports.values()))
     told = {
-        'a': dict(
-            name=args.names[0],
-            config=args.config_a,
-            checkpoint=args.checkpoint_a,
-            delta=args.delta_a,
-        ),
-        'b': dict(
-            name=args.names[1],
-            config=args.config_b,
-            checkpoint=args.checkpoint_b,
-            delta=args.delta_b,
-        ),
+        'a': dict(name=args.names[0], config=args.config_a, checkpoint=args.checkpoint_a, delta=args.delta_a),
+        'b': dict(name=args.names[1], config=args.config_b, checkpoint=args.checkpoint_b, delta=args.delta_b),
         'score_thr': args.score_thr,
         'total': summed,
         'images': reports,
@@ -95,9 +78,7 @@ def run(args: argparse.Namespace) -> None:
     (args.out / 'differences.json').write_text(json.dumps(told, indent=1))
     shown = [(k, v) for k, v in summed.items() if not k.startswith('by_class.')]
     print(format_table((f'{len(images)} images', ''), shown))
-    print(
-        f'Pictures: {args.out}/page_1.png ... page_{pages}.png   Differences: {args.out}/differences.json'
-    )
+    print(f'Pictures: {args.out}/page_1.png ... page_{pages}.png   Differences: {args.out}/differences.json')
 
 
 def main() -> None:

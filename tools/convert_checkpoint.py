@@ -23,31 +23,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scalenet_mm.checkpoint import (
-    CheckpointError,
-    read_checkpoint,
-    recognise,
-    rewrite,
-    unwrap,
-)
+from scalenet_mm.checkpoint import CheckpointError, read_checkpoint, recognise, rewrite, unwrap
 from scalenet_mm.checkpoint.reading import strip_prefix
 
 SUFFIXES = ('.pth', '.safetensors')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SRC')
     parser.add_argument('target', metavar='DST', type=Path)
     parser.add_argument('--to', choices=['mmpretrain'], default='mmpretrain', help='names to write')
-    parser.add_argument(
-        '--backbone-only', action='store_true', help='leave heads out, and the prefix `backbone.`'
-    )
-    parser.add_argument(
-        '--ema', action='store_true', help='take the averaged weights where the file has both'
-    )
+    parser.add_argument('--backbone-only', action='store_true', help='leave heads out, and the prefix `backbone.`')
+    parser.add_argument('--ema', action='store_true', help='take the averaged weights where the file has both')
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
     args = parser.parse_args()
     if args.target.suffix not in SUFFIXES:
@@ -57,9 +45,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def convert(
-    source: str, backbone_only: bool = False, ema: bool = False
-) -> tuple[str, OrderedDict[str, Tensor]]:
+def convert(source: str, backbone_only: bool = False, ema: bool = False) -> tuple[str, OrderedDict[str, Tensor]]:
     """Read and translate a checkpoint; returns its dialect's name and the new state dict."""
     state = unwrap(read_checkpoint(source), prefer_ema=ema)
     dialect = recognise(state).name
@@ -77,9 +63,7 @@ def own_storage(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
         storage = tensor.untyped_storage()
         alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
         seen.add(storage.data_ptr())
-        owned[key] = (
-            tensor.detach() if alone and tensor.is_contiguous() else tensor.detach().clone()
-        )
+        owned[key] = tensor.detach() if alone and tensor.is_contiguous() else tensor.detach().clone()
         owned[key] = owned[key].contiguous()
     owned._metadata = OrderedDict(getattr(state_dict, '_metadata', {}))
     return owned

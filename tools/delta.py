@@ -27,9 +27,7 @@ from scalenet_mm.engine.optim import format_table
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     export = commands.add_parser('export', help="a full checkpoint's delta")
     export.add_argument('checkpoint', metavar='CKPT')

@@ -48,10 +48,7 @@ UPSTREAM = {
 
 # What a failed import prints, and what to do about it. The first that matches counts.
 GATES = {
-    'pkg_resources': (
-        r'pkg_resources',
-        f'setuptools 82 dropped pkg_resources: {PIP} install "setuptools<82"',
-    ),
+    'pkg_resources': (r'pkg_resources', f'setuptools 82 dropped pkg_resources: {PIP} install "setuptools<82"'),
     'numpy ABI': (
         r'compiled using NumPy 1|_ARRAY_API not found|multiarray failed to import|dtype size changed'
         r'|Numpy is not available',
@@ -144,9 +141,7 @@ class Probe(NamedTuple):
 def probe(code: str) -> Probe:
     """Runs code with this interpreter, somewhere with nothing to import by accident."""
     try:
-        done = subprocess.run(
-            [sys.executable, '-c', code], cwd='/', capture_output=True, text=True, timeout=300
-        )
+        done = subprocess.run([sys.executable, '-c', code], cwd='/', capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:
         return Probe(False, '', 'TimeoutError: it took more than 5 minutes')
     said = done.stdout.strip().splitlines()[-1:]
@@ -190,9 +185,7 @@ def family(of: dict[str, tuple[str, ...]]) -> list[str]:
 def check_python() -> Row:
     here, number = sys.version.split()[0], tuple(sys.version_info[:2])
     if number < (3, 10):
-        return Row(
-            FAIL, here, f'make an environment of Python 3.10 to 3.12: bash {TOOLS}/setup_env.sh'
-        )
+        return Row(FAIL, here, f'make an environment of Python 3.10 to 3.12: bash {TOOLS}/setup_env.sh')
     if number >= (3, 13):
         return Row(WARN, here, 'not tried; Python 3.10 to 3.12 are')
     return Row(OK, f'{here} at {sys.executable}')
@@ -236,9 +229,7 @@ def check_torch() -> Row:
 
 
 def check_torchvision() -> Row:
-    done = probe(
-        f'import torch, torchvision; from torchvision.ops import nms; {NMS}; print(torchvision.__version__)'
-    )
+    done = probe(f'import torch, torchvision; from torchvision.ops import nms; {NMS}; print(torchvision.__version__)')
     if done.ok:
         return Row(OK, f'{done.said}, its compiled ops run')
     otherwise = 'install the torchvision that belongs to this torch'
@@ -304,7 +295,8 @@ def check_imports() -> Row:
         return Row(FAIL, '; '.join(failed), '; '.join(dict.fromkeys(remedies)))
     if mended:
         hint = (
-            "nothing where scalenet_mm is imported first, as our tools do: it leaves out mmpretrain's multimodal models, which "
+            "nothing where scalenet_mm is imported first, as our tools do: it leaves out mmpretrain's multimodal "
+            'models, which '
             f'are written for transformers 4; or {PIP} install "transformers<5"'
         )
         return Row(WARN, f'{", ".join(mended)}: only after `import scalenet_mm`', hint)
@@ -319,9 +311,7 @@ def _mended(code: str, mending: str) -> Row:
     if COMPAT.exists() and probe(PATCH + code).ok:
         hint = 'nothing where scalenet_mm is imported first, as our tools do: it ' + mending
         return Row(WARN, f'fails alone ({plain.cause}), works after `import scalenet_mm`', hint)
-    return Row(
-        FAIL, plain.cause, remedy_for(plain.error, f'use {SETUP}, or import scalenet_mm first')
-    )
+    return Row(FAIL, plain.cause, remedy_for(plain.error, f'use {SETUP}, or import scalenet_mm first'))
 
 
 def check_resume() -> Row:
@@ -353,9 +343,7 @@ def check_compiler() -> Row:
     compiler = os.environ.get('CXX', 'c++').split()[0]
     headers = Path(sysconfig.get_path('include'), 'Python.h')
     missing = [
-        what
-        for what, there in ((compiler, shutil.which(compiler)), (str(headers), headers.exists()))
-        if not there
+        what for what, there in ((compiler, shutil.which(compiler)), (str(headers), headers.exists())) if not there
     ]
     if missing:
         hint = 'only compiling mmcv needs it: apt install g++ python3-dev'
@@ -365,14 +353,10 @@ def check_compiler() -> Row:
 
 
 def check_scalenet() -> Row:
-    done = probe(
-        'import scalenet_mm; from scalenet_mm.version import __version__; print(__version__)'
-    )
+    done = probe('import scalenet_mm; from scalenet_mm.version import __version__; print(__version__)')
     if done.ok:
         return Row(OK, done.said)
-    return Row(
-        WARN, done.cause, remedy_for(done.error, f'{PIP} install -e {TOOLS.parent} --no-deps')
-    )
+    return Row(WARN, done.cause, remedy_for(done.error, f'{PIP} install -e {TOOLS.parent} --no-deps'))
 
 
 CHECKS: tuple[tuple[str, Callable[[], Row], tuple[str, ...]], ...] = (
@@ -422,14 +406,9 @@ def main() -> int:
                 show(name, rows[name])
     failed = [name for name, row in rows.items() if row.state == FAIL]
     if as_json:
-        print(
-            json.dumps([{'check': name, **row._asdict()} for name, row in rows.items()], indent=1)
-        )
+        print(json.dumps([{'check': name, **row._asdict()} for name, row in rows.items()], indent=1))
     else:
-        print(
-            f'{len(failed)} of {len(rows)} checks fail'
-            + (f': {", ".join(failed)}' if failed else '')
-        )
+        print(f'{len(failed)} of {len(rows)} checks fail' + (f': {", ".join(failed)}' if failed else ''))
     return 1 if failed else 0
 
 

@@ -20,14 +20,8 @@ HEIGHT, STEP = 0.62, 0.86
 
 
 def box(ax, x, y, width, height, colour, text='', size=9, dashed=False):
-    style = dict(
-        boxstyle='round,pad=0.02,rounding_size=0.08', facecolor=colour, edgecolor='#34495e'
-    )
-    ax.add_patch(
-        FancyBboxPatch(
-            (x, y), width, height, linestyle='--' if dashed else '-', linewidth=1.2, **style
-        )
-    )
+    style = dict(boxstyle='round,pad=0.02,rounding_size=0.08', facecolor=colour, edgecolor='#34495e')
+    ax.add_patch(FancyBboxPatch((x, y), width, height, linestyle='--' if dashed else '-', linewidth=1.2, **style))
     ax.text(x + width / 2, y + height / 2, text, ha='center', va='center', fontsize=size)
 
 
@@ -52,11 +46,7 @@ def column(ax, x, layer_map, title, scaled):
         if i:
             ax.add_patch(
                 FancyArrowPatch(
-                    (x + 1, y - STEP + HEIGHT),
-                    (x + 1, y),
-                    arrowstyle='->',
-                    mutation_scale=9,
-                    color='#34495e',
+                    (x + 1, y - STEP + HEIGHT), (x + 1, y), arrowstyle='->', mutation_scale=9, color='#34495e'
                 )
             )
 
@@ -67,9 +57,7 @@ def main(path: Path) -> None:
     column(ax, 3.3, LayerMap.build(3, 2, 'interpolate'), 'ScaleNet x2, interpolated', scaled=True)
     column(ax, 7.0, LayerMap.build(3, 2, 'stack'), 'ScaleNet x2, stacked', scaled=True)
     x, y = 10.6, 1.5
-    ax.text(
-        x + 1.25, y + 3.1, 'one MLP linear of one instance', ha='center', fontsize=11, weight='bold'
-    )
+    ax.text(x + 1.25, y + 3.1, 'one MLP linear of one instance', ha='center', fontsize=11, weight='bold')
     box(ax, x - 0.1, y + 0.9, 1.5, 1.0, COLOURS[0], 'W, shared,\nfrozen', 10)
     box(ax, x + 1.7, y + 0.7, 0.9, 0.4, ADAPTER, 'A', 10)
     box(ax, x + 1.7, y + 1.7, 0.9, 0.4, ADAPTER, 'B', 10)
@@ -83,11 +71,7 @@ def main(path: Path) -> None:
         ((2.15, 2.12), (1.4, 2.55)),
     ):
         arrow = FancyArrowPatch(
-            (x + a[0], y + a[1]),
-            (x + b[0], y + b[1]),
-            arrowstyle='->',
-            mutation_scale=10,
-            color='#34495e',
+            (x + a[0], y + a[1]), (x + b[0], y + b[1]), arrowstyle='->', mutation_scale=10, color='#34495e'
         )
         ax.add_patch(arrow)
     box(ax, 10.5, 0.62, 0.2, 0.3, ADAPTER)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Accuracy against depth of scaled networks, and early exits against fixed depths at equal FLOPs, on the rank task.
 
-    python tools/elastic.py --seeds 5                          # trains what is missing, measures, writes tables and a figure
-    python tools/elastic.py --seeds 5 --reuse work_dirs/study/demo   # takes sources and ordinary rows that tools/study.py made
-    python tools/elastic.py --seeds 5 --report                 # of what is done, nothing is trained
+    python tools/elastic.py --seeds 5                          # trains what is missing, measures, writes tables and a
+    figure python tools/elastic.py --seeds 5 --reuse work_dirs/study/demo   # takes sources and ordinary rows that
+    tools/study.py made python tools/elastic.py --seeds 5 --report                 # of what is done, nothing is trained
 
 About five minutes a seed on one core. Interrupted, the same command continues.
 """
@@ -28,18 +28,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--seeds', type=int, default=3, help='how many, from 0 on (default 3)')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default 1)')
-    parser.add_argument(
-        '--shorten', type=int, default=1, metavar='N', help='N times fewer steps, to try it'
-    )
+    parser.add_argument('--shorten', type=int, default=1, metavar='N', help='N times fewer steps, to try it')
     parser.add_argument(
         '--reuse',
         type=Path,
         metavar='DIR',
         help='folder with results.jsonl of tools/study.py: finished runs of the same settings are taken from there',
     )
-    parser.add_argument(
-        '--report', action='store_true', help='measure and write what is done, train nothing'
-    )
+    parser.add_argument('--report', action='store_true', help='measure and write what is done, train nothing')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/elastic'))
     parser.add_argument('--out', type=Path, help='where tables and figure go (default: WORK_DIR)')
     args = parser.parse_args(argv)
@@ -72,10 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f'FAILED: {record["row"]} seed {record["seed"]}: {record["error"]}', file=sys.stderr)
     measured = elastic.measure_all(records, root)
     if not measured:
-        print(
-            f'{root / RESULTS} has no finished run of these rows; leave --report out.',
-            file=sys.stderr,
-        )
+        print(f'{root / RESULTS} has no finished run of these rows; leave --report out.', file=sys.stderr)
         return 2
     command = f'python tools/elastic.py --seeds {args.seeds}'
     for file in elastic_report.write(measured, args.out or root, command):

@@ -3,7 +3,8 @@
     python tools/export_onnx.py CONFIG CKPT OUT.onnx [--delta FILE] [--size H W] [--dynamic]
 
 Input `image`: (B, 3, H, W) float32, prepared as the file's metadata says (mean, std, channel order); B is free, H and W
-with --dynamic. Outputs `level_0`, ...: the levels a detector or segmentor reads. A tensor that layers share is stored once.
+with --dynamic. Outputs `level_0`, ...: the levels a detector or segmentor reads. A tensor that layers share is stored
+once.
 Whole detectors and segmentors: use mmdeploy.
 """
 
@@ -23,9 +24,7 @@ from scalenet_mm.inference import load_model
 
 
 def parse_args() -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('config', metavar='CONFIG')
     p.add_argument('checkpoint', metavar='CKPT')
     p.add_argument('out', metavar='OUT.onnx', type=Path)
@@ -40,18 +39,13 @@ def parse_args() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     model = load_model(args.config, args.checkpoint, args.delta, device='cpu')
-    preparation = (
-        model.cfg.get('data_preprocessor') or model.cfg.model.get('data_preprocessor') or {}
-    )
-    metadata = {
-        k: json.dumps(preparation[k])
-        for k in ('mean', 'std', 'bgr_to_rgb', 'to_rgb')
-        if k in preparation
-    }
+    preparation = model.cfg.get('data_preprocessor') or model.cfg.model.get('data_preprocessor') or {}
+    metadata = {k: json.dumps(preparation[k]) for k in ('mean', 'std', 'bgr_to_rgb', 'to_rgb') if k in preparation}
     done = export_backbone(model.backbone, args.out, args.size, args.dynamic, metadata)
     print(f'written       {args.out} ({args.out.stat().st_size:,} bytes)')
     print(
-        f'initializers  {done.initializers}, {done.nbytes:,} bytes; unique tensors of the backbone {done.unique:,} bytes'
+        f'initializers  {done.initializers}, {done.nbytes:,} bytes; unique tensors of the backbone {done.unique:,} '
+        'bytes'
     )
     print(f'checked at    {", ".join("x".join(map(str, s)) for s in done.shapes)}')
     print(f'difference    {done.difference:.1e} at most, onnxruntime against torch')

@@ -5,8 +5,8 @@
     python tools/inspect_model.py configs/scalenet_swin_t_100e.py --json
     python tools/inspect_model.py swin_b --scale "dict(times=3, adjust=dict(type='LoRA', rank=8))"
 
-Prints the layer map, the parameters by role, FLOPs and the size of a saved file, beside the unscaled network (times=1, no
-adjustments) and the unshared deep one (as deep, every layer with tensors of its own, no adjustments).
+Prints the layer map, the parameters by role, FLOPs and the size of a saved file, beside the unscaled network (times=1,
+no adjustments) and the unshared deep one (as deep, every layer with tensors of its own, no adjustments).
 No weights are made: large models take no memory.
 """
 
@@ -38,21 +38,12 @@ MEANING = {
 
 def role_table(report: Report) -> str:
     rows = [
-        (
-            f'{role}: {MEANING[role]}',
-            uses if uses > 1 else '-',
-            c.tensors,
-            c.params,
-            c.trainable,
-            c.uses,
-        )
+        (f'{role}: {MEANING[role]}', uses if uses > 1 else '-', c.tensors, c.params, c.trainable, c.uses)
         for (role, uses), c in report.roles.items()
     ]
     every = total(report.roles.values())
     rows.append(('total', '', every.tensors, every.params, every.trainable, every.uses))
-    return format_table(
-        ('role', 'shared by', 'tensors', 'parameters', 'trained', 'if unshared'), rows
-    )
+    return format_table(('role', 'shared by', 'tensors', 'parameters', 'trained', 'if unshared'), rows)
 
 
 def cost_table(report: Report) -> str:
@@ -87,9 +78,10 @@ def as_text(report: Report) -> str:
         [
             f'{report.model}, input {height} x {width}',
             '',
-            'Layer map (source = the pretrained layer whose tensors an instance uses; * = shared with an earlier instance)'
+            'Layer map (source = the pretrained layer whose tensors an instance uses; * = shared with an earlier '
+            'instance)'
             if tied
-            else 'Layer map (source = the pretrained layer that an instance starts from; * = a new layer, nothing is shared)',
+            else 'Layer map (source = the layer that an instance starts from; * = a new layer, nothing is shared)',
             draw_maps(maps, {name: adjustments(layers) for name, layers in report.layers.items()}),
             '',
             f'Parameters by role, each tensor once (trained: {policy}{also})',
@@ -99,8 +91,7 @@ def as_text(report: Report) -> str:
             'MB = 10^6 bytes; ratio = this network : that one)',
             cost_table(report),
             '',
-            *['Sharing saves parameters, not arithmetic: the FLOPs are those of the deep network.']
-            * tied,
+            *['Sharing saves parameters, not arithmetic: the FLOPs are those of the deep network.'] * tied,
         ]
     )
 
@@ -112,12 +103,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file, or a short name: deit_{t,s,b}, swin_{t,s,b}')
     parser.add_argument('--json', action='store_true', help='print JSON')
-    parser.add_argument(
-        '--input-size', nargs=2, type=int, metavar=('H', 'W'), help="default: the model's"
-    )
-    parser.add_argument(
-        '--scale', metavar='DICT', help="replaces the config's scale, as written in a config"
-    )
+    parser.add_argument('--input-size', nargs=2, type=int, metavar=('H', 'W'), help="default: the model's")
+    parser.add_argument('--scale', metavar='DICT', help="replaces the config's scale, as written in a config")
     return parser.parse_args()
 
 

@@ -25,9 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     from scalenet_mm.lm.evaluation import TASKS
 
     head, _, usage = __doc__.partition('\n\n')
-    p = argparse.ArgumentParser(
-        description=head, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=head, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--model', required=True, help='folder or Hub name')
     p.add_argument('--increments', metavar='FILE', help='a delta that --model is the base of')
     p.add_argument('--tasks', default=','.join(TASKS), help=f'default: {",".join(TASKS)}')
@@ -60,14 +58,10 @@ def run(args: argparse.Namespace) -> int:
     tokenizer, load = load_parts(args.model)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model = load_increments(args.increments, args.model) if args.increments else load(args.dtype)
-    results = evaluate(
-        model.to(device), tokenizer, tasks, args.limit, args.include_path, args.batch_size
-    )
+    results = evaluate(model.to(device), tokenizer, tasks, args.limit, args.include_path, args.batch_size)
     print(json.dumps(results, indent=1) if args.json else table(results, args.model))
     if args.limit and not args.json:
-        print(
-            f'The first {args.limit} records of each task: not comparable with the printed figures.'
-        )
+        print(f'The first {args.limit} records of each task: not comparable with the printed figures.')
     return 0
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train a small Llama on generated tasks and compare ScaleNet with its source, the deep copy and full fine-tuning.
 
-python tools/lm_toy.py --seeds 3                     # 18 minutes on one thread of a busy CPU; continues where it stopped
-python tools/lm_toy.py --seeds 3 --out docs/results  # lm_toy.json, lm_toy.md and lm_toy.png there
+python tools/lm_toy.py --seeds 3                     # 18 minutes on one thread of a busy CPU; continues where it
+stopped python tools/lm_toy.py --seeds 3 --out docs/results  # lm_toy.json, lm_toy.md and lm_toy.png there
 python tools/lm_toy.py --shorten 100                 # everything, 100 times fewer steps, to try it
 """
 
@@ -31,9 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--out', type=Path, help='folder of table and picture (default: WORK_DIR)')
     args = parser.parse_args(argv)
     if args.seeds < 1 or args.shorten < 1:
-        parser.error(
-            f'--seeds and --shorten must be at least 1, got {args.seeds} and {args.shorten}.'
-        )
+        parser.error(f'--seeds and --shorten must be at least 1, got {args.seeds} and {args.shorten}.')
     require_extras('transformers', 'accelerate', 'matplotlib')
     from scalenet_mm.lm import toy_study as study
 
@@ -42,9 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or args.work_dir
     out.mkdir(parents=True, exist_ok=True)
     short = f' --shorten {args.shorten}' if args.shorten > 1 else ''
-    command = f'python tools/lm_toy.py --seeds {args.seeds}{short}' + (
-        f' --out {args.out}' if args.out else ''
-    )
+    command = f'python tools/lm_toy.py --seeds {args.seeds}{short}' + (f' --out {args.out}' if args.out else '')
     (out / 'lm_toy.json').write_text(json.dumps(dict(rows=lines, runs=records), indent=1) + '\n')
     (out / 'lm_toy.md').write_text(study.as_markdown(lines, command))
     study.draw(records, out / 'lm_toy.png')

@@ -5,8 +5,9 @@
     python tools/lm_train.py ... --resume                # continues from the last checkpoint in --out
     python tools/lm_train.py ... --times 1 --adjust none --train all   # plain fine-tuning of the source
 
-The paper says: all layers x2, adapters, Alpaca, 3 epochs. Rank, learning rate, batch and order are not stated; the defaults are
-ours. DIR gets the model (each shared tensor once), its tokenizer and increments.delta.safetensors (trained parameters alone).
+The paper says: all layers x2, adapters, Alpaca, 3 epochs. Rank, learning rate, batch and order are not stated; the
+defaults are ours. DIR gets the model (each shared tensor once), its tokenizer and increments.delta.safetensors (trained
+parameters alone).
 """
 
 from __future__ import annotations
@@ -23,11 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     from scalenet_mm.lm.training import Recipe
 
     head, _, usage = __doc__.partition('\n\n')
-    p = argparse.ArgumentParser(
-        description=head,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = argparse.ArgumentParser(description=head, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = Recipe()
     p.add_argument('--model', required=True, help='folder or Hub name of the source model')
     p.add_argument('--data', required=True, help='JSON list of {instruction, input, output}')
@@ -79,14 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from scalenet_mm.adapters import parse_adjust
     from scalenet_mm.lm.alpaca import encode, read_alpaca
     from scalenet_mm.lm.saving import INCREMENTS, load_parts, save_increments
-    from scalenet_mm.lm.training import (
-        TRAINED,
-        Recipe,
-        checkpoint_of,
-        make_trainer,
-        require_same_run,
-        trainable_table,
-    )
+    from scalenet_mm.lm.training import TRAINED, Recipe, checkpoint_of, make_trainer, require_same_run, trainable_table
 
     kind = dict(adapter='ParallelAdapter', lora='LoRA').get(args.adjust)
     adjust = dict(type=kind, rank=args.rank) if kind else None

@@ -137,8 +137,7 @@ def differences(made: Mapping[str, str]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__.partition('\n\n')[0],
-        epilog='The rows are in scalenet_mm/analysis/paper_rows.py.',
+        description=__doc__.partition('\n\n')[0], epilog='The rows are in scalenet_mm/analysis/paper_rows.py.'
     )
     parser.add_argument('--check', action='store_true', help='write nothing, compare')
     args = parser.parse_args()

@@ -42,9 +42,7 @@ class ProgressLine:
 
 
 def parse_args() -> argparse.Namespace:
-    defaults = ', '.join(
-        f'{name} {spec.train}/{spec.val} at {spec.size} px' for name, spec in LAYOUTS.items()
-    )
+    defaults = ', '.join(f'{name} {spec.train}/{spec.val} at {spec.size} px' for name, spec in LAYOUTS.items())
     parser = argparse.ArgumentParser(
         description='Make the demo data set from real handwritten digits (scikit-learn).',
         epilog=f'Defaults (train/val scenes): {defaults}.',

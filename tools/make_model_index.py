@@ -36,26 +36,21 @@ def files(root: Path) -> dict[str, str]:
     index = dict(make_index(root / 'configs', root / 'docs' / 'results' / 'models'))
     head = f'# Written by `{COMMAND}`; do not edit.\n'
     texts = {
-        path: head
-        + yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
+        path: head + yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
         for path, content in index.items()
     }
     return texts | {'docs/model_zoo.md': page(index, COMMAND)}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--check', action='store_true', help='compare only')
     args = parser.parse_args(argv)
     wanted = files(ROOT)
     there = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('metafile.yml')}
     outdated = there - wanted.keys()
     different = [
-        path
-        for path, text in wanted.items()
-        if not (ROOT / path).is_file() or (ROOT / path).read_text() != text
+        path for path, text in wanted.items() if not (ROOT / path).is_file() or (ROOT / path).read_text() != text
     ]
     if args.check:
         for path in sorted([*different, *outdated]):

@@ -5,7 +5,8 @@
     python tools/paper_tables.py --table III VI --json
     python tools/paper_tables.py --out docs/results  # writes paper_tables.md and paper_tables.json
 
-Every number is counted from a built model's unique parameters and dispatched operations; none is adjusted to a printed one.
+Every number is counted from a built model's unique parameters and dispatched operations; none is adjusted to a printed
+one.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ UNITS = (
     'and ours minus printed. FLOPs: G multiply-adds of one 224 x 224 image in matrix products and convolutions, '
     "adapters and LoRA left out as in the paper; '+adjust.' counts them too. '-': not printed. Tables VIII and IX: "
     '#Params of the whole detector (80 classes) and segmentor (150, with its auxiliary head), FLOPs of the backbone '
-    'alone, at 800 x 1344 and 512 x 512; the paper prints none. Table X: FLOPs of one token, attention to other tokens left '
+    'alone, at 800 x 1344 and 512 x 512; the paper prints none. Table X: FLOPs of one token, attention to other tokens '
+    'left '
     'out; the paper prints none. Fig. 6 is left out: drop path costs nothing.'
 )
 JSON_UNITS = (
-    'JSON: a list of rows with key, table, model, variant, config (below configs/), params (whole number), params_paper (M, '
+    'JSON: a list of rows with key, table, model, variant, config (below configs/), params (whole number), '
+    'params_paper (M, '
     'as printed), params_diff (M, ours minus printed), flops, flops_paper, flops_diff, flops_with_adjustments (G '
-    'multiply-adds), input_size (H, W of the image the FLOPs are of), result (as printed), remark; null where nothing is '
+    'multiply-adds), input_size (H, W of the image the FLOPs are of), result (as printed), remark; null where nothing '
+    'is '
     'printed, and for config and input_size in Table X.'
 )
 COUNTED = (*(table for table in TABLES if not table.startswith('Fig')), 'X')
-ROMAN = dict(
-    zip(map(str, range(1, 11)), ('I', 'II', 'III', 'IV', 'V', 'VI', 'VII', 'VIII', 'IX', 'X'))
-)
+ROMAN = dict(zip(map(str, range(1, 11)), ('I', 'II', 'III', 'IV', 'V', 'VI', 'VII', 'VIII', 'IX', 'X')))
 
 
 def cells(row: dict) -> tuple[str, ...]:
@@ -66,9 +68,7 @@ def by_table(rows: list[dict]) -> Iterator[tuple[str, list[dict], dict[str, int]
     """Name, rows and numbered remarks of each table."""
     for table in dict.fromkeys(row['table'] for row in rows):
         chosen = [row for row in rows if row['table'] == table]
-        remarks = dict.fromkeys(
-            part for row in chosen for part in row['remark'].split('; ') if part
-        )
+        remarks = dict.fromkeys(part for row in chosen for part in row['remark'].split('; ') if part)
         yield table, chosen, {remark: i for i, remark in enumerate(remarks, 1)}
 
 
@@ -83,8 +83,10 @@ def size_rule(rows: list[dict]) -> str:
     told = {key: ', '.join(models) or 'none' for key, models in followed.items()}
     layers = ', '.join(f'{model} {NEW_LAYERS[model]}' for model in grown)
     return (
-        f"Baselines: independent layers (Swin: of stage 3) are added one by one until ScaleNet's size is reached: {layers}. "
-        f'Printed #Params that follow from the rule: {told[True]}; that do not: {told[False]}; not legible: {told[None]}. '
+        "Baselines: independent layers (Swin: of stage 3) are added one by one until ScaleNet's size is reached: "
+        f'{layers}. '
+        f'Printed #Params that follow from the rule: {told[True]}; that do not: {told[False]}; not legible: '
+        f'{told[None]}. '
         'Zero and Tied LoRA are our rows.'
     )
 
@@ -92,10 +94,7 @@ def size_rule(rows: list[dict]) -> str:
 def metrics_10(rows: list[dict]) -> str:
     """What Table X prints beside the counts."""
     printed = {
-        row['variant'].partition(' ')[0]: ', '.join(
-            f'{k} {v:.2f}' for k, v in row['result'].items()
-        )
-        for row in rows
+        row['variant'].partition(' ')[0]: ', '.join(f'{k} {v:.2f}' for k, v in row['result'].items()) for row in rows
     }
     told = '; '.join(f'{variant} {result}' for variant, result in printed.items())
     return f'Zero-shot %, printed: {told}. Here: not run; docs/llama.md has the commands.'
@@ -117,16 +116,7 @@ def as_text(rows: list[dict]) -> str:
 
 
 def as_markdown(rows: list[dict], command: str) -> str:
-    lines = [
-        "# The paper's tables, counted",
-        '',
-        f'Made by `{command}`.',
-        '',
-        UNITS,
-        '',
-        JSON_UNITS,
-        '',
-    ]
+    lines = ["# The paper's tables, counted", '', f'Made by `{command}`.', '', UNITS, '', JSON_UNITS, '']
     lines.append(
         'Every row is a config below `configs/` (JSON: `config`), written from the same rows by '
         '`python tools/make_configs.py` (Table X has none: `tools/lm_train.py`); nothing is trained here.'
@@ -136,9 +126,7 @@ def as_markdown(rows: list[dict], command: str) -> str:
         lines += ['| ' + ' | '.join((*HEAD, 'remark')) + ' |']
         lines += ['|---|' + '---:|' * (len(HEAD) - 1) + '---|']
         lines += ['| ' + ' | '.join((*cells(row), marks(row, remarks))) + ' |' for row in chosen]
-        lines += [''] * bool(remarks) + [
-            f'{number}. {remark}' for remark, number in remarks.items()
-        ]
+        lines += [''] * bool(remarks) + [f'{number}. {remark}' for remark, number in remarks.items()]
         lines += ['', size_rule(chosen)] * (table == 'I')
         lines += ['', metrics_10(chosen)] * (table == 'X')
     return '\n'.join(lines) + '\n'
@@ -146,8 +134,7 @@ def as_markdown(rows: list[dict], command: str) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.partition('\n\n')[0],
-        epilog=f'{UNITS.replace("%", "%%")} {JSON_UNITS}',
+        description=__doc__.partition('\n\n')[0], epilog=f'{UNITS.replace("%", "%%")} {JSON_UNITS}'
     )
     parser.add_argument(
         '--table',
@@ -158,9 +145,7 @@ def parse_args() -> argparse.Namespace:
         help='only these, also as 1, 2, ...',
     )
     parser.add_argument('--json', action='store_true', help='print JSON')
-    parser.add_argument(
-        '--out', type=Path, metavar='DIR', help='write paper_tables.md and .json there instead'
-    )
+    parser.add_argument('--out', type=Path, metavar='DIR', help='write paper_tables.md and .json there instead')
     return parser.parse_args()
 
 
@@ -171,11 +156,7 @@ def main() -> int:
     for row in compute(chosen):
         rows.append(row)
         if sys.stderr.isatty():
-            print(
-                f'\r{len(rows)}/{len(chosen)} rows',
-                end='\n' * (len(rows) == len(chosen)),
-                file=sys.stderr,
-            )
+            print(f'\r{len(rows)}/{len(chosen)} rows', end='\n' * (len(rows) == len(chosen)), file=sys.stderr)
     if 'X' in args.table:
         if find_spec('transformers'):
             from scalenet_mm.lm.counts import table_10

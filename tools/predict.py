@@ -19,32 +19,18 @@ import scalenet_mm  # noqa: F401  (registers the backbones, resolves scalenet_mm
 from scalenet_mm.analysis.side_by_side import Panel, Row, draw_side_by_side
 from scalenet_mm.checkpoint import CheckpointError
 from scalenet_mm.engine.progress import Progress
-from scalenet_mm.inference import (
-    SCORE,
-    as_json,
-    as_panel,
-    find_images,
-    load_model,
-    predict,
-    read_image,
-)
+from scalenet_mm.inference import SCORE, as_json, as_panel, find_images, load_model, predict, read_image
 
 
 def parse_args() -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('images', metavar='IMAGE', nargs='+')
     p.add_argument('config', metavar='CONFIG')
     p.add_argument('checkpoint', metavar='CKPT')
     p.add_argument('--delta', help='increments, or a folder or hf://owner/repo that holds them')
-    p.add_argument(
-        '--out', type=Path, default=Path('work_dirs/predict/result.png'), metavar='FILE.png'
-    )
+    p.add_argument('--out', type=Path, default=Path('work_dirs/predict/result.png'), metavar='FILE.png')
     p.add_argument('--json', type=Path, metavar='FILE', help='by default beside the picture')
-    p.add_argument(
-        '--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})'
-    )
+    p.add_argument('--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})')
     p.add_argument('--device', help='by default a GPU where there is one')
     args = p.parse_args()
     if args.out.suffix != '.png':

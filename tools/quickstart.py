@@ -69,9 +69,7 @@ def positive(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
     add('--task', choices=list(TASKS), default='det', help='default: det')
     add(
@@ -81,20 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         help='receives one folder a task: checkpoints, logs, table, picture',
     )
     add('--data', type=Path, default=Path('data/demo'), help='where the demo data is, or is made')
-    add(
-        '--epochs',
-        type=positive,
-        nargs=2,
-        metavar=('SOURCE', 'AFTER'),
-        help="default: the configs' own",
-    )
-    add(
-        '--scenes',
-        type=positive,
-        nargs=2,
-        metavar=('TRAIN', 'VAL'),
-        help='for a trial on less data; default: all',
-    )
+    add('--epochs', type=positive, nargs=2, metavar=('SOURCE', 'AFTER'), help="default: the configs' own")
+    add('--scenes', type=positive, nargs=2, metavar=('TRAIN', 'VAL'), help='for a trial on less data; default: all')
     add('--seed', type=int, default=0)
     add('--floor', type=float, help="what the source must reach; default: the task's own")
     args = p.parse_args(argv)

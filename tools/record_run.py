@@ -40,9 +40,9 @@ VAL_SCENES = 8
 def make_data(cfg: Config, folder: Path, scenes: int, size: int) -> dict[str, str]:
     """Scenes in the layout of the config's data set; returns the environment that points there."""
     layout, variable = LAYOUT[cfg.default_scope]
-    made = make_demo_data(
-        folder, [layout], train=scenes, val=VAL_SCENES, size=size, workers=os.cpu_count() or 1
-    )[layout]
+    made = make_demo_data(folder, [layout], train=scenes, val=VAL_SCENES, size=size, workers=os.cpu_count() or 1)[
+        layout
+    ]
     if layout == 'coco':
         with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
             kind = registry.get(inner(cfg.val_dataloader.dataset).type)
@@ -71,11 +71,7 @@ def schedule(cfg: Config, iters: int) -> tuple[list[str], str, str]:
         return options, 'epoch_1.pth', 'epoch_2.pth'
     half = iters // 2
     options = [f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={iters}']
-    return (
-        [*options, f'default_hooks.checkpoint.interval={half}'],
-        f'iter_{half}.pth',
-        f'iter_{iters}.pth',
-    )
+    return ([*options, f'default_hooks.checkpoint.interval={half}'], f'iter_{half}.pth', f'iter_{iters}.pth')
 
 
 def train(args: argparse.Namespace, work_dir: Path, options: list[str], env: dict) -> float:
@@ -187,9 +183,7 @@ def draw(result: dict, path: Path) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('config')
     p.add_argument('--iters', type=int, default=300, help='an even number')
     p.add_argument('--size', type=int, default=640, help='side of the stored scenes in pixels')

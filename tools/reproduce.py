@@ -25,17 +25,12 @@ from scalenet_mm.reproduce.text import as_dict, describe
 
 def rows() -> str:
     """All rows as a table."""
-    body = [
-        (row.key, row.config, ', '.join(f'{k} {v}' for k, v in row.result.items()) or '-')
-        for row in ROWS
-    ]
+    body = [(row.key, row.config, ', '.join(f'{k} {v}' for k, v in row.result.items()) or '-') for row in ROWS]
     return format_table(('row', 'config', 'paper'), body)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
     add('row', nargs='?', help="a row's key (table8/swin_t), or the path of a config")
     add('--list', action='store_true', help='print all rows')
@@ -79,9 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         run(plan, args.out / plan.slug)
     elif args.check:
         file = check(plan)
-        print(
-            f'In place: data, and {file or "no checkpoint, as the run starts from random weights"}.'
-        )
+        print(f'In place: data, and {file or "no checkpoint, as the run starts from random weights"}.')
     else:
         print(json.dumps(as_dict(plan), indent=1) if args.json else describe(plan))
 

@@ -6,7 +6,8 @@
     python tools/study.py all --report                # tables, plots and verdicts of what is there, nothing is run
     python tools/study.py table8 --scale paper        # the paper's configs, by tools/reproduce.py
 
-Every finished or crashed run is a line of WORK_DIR/results.jsonl; tables and plots are written again at the end of a call.
+Every finished or crashed run is a line of WORK_DIR/results.jsonl; tables and plots are written again at the end of a
+call.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault(
-    'OMP_NUM_THREADS', '1'
-)  # several networks of this size at once beat one on several threads
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # several networks of this size at once beat one on several threads
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,32 +34,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = sorted({*STUDIES, *PAPER_STUDIES, 'all'})
     parser.add_argument('study', nargs='+', choices=names, metavar='STUDY', help=', '.join(names))
     parser.add_argument('--scale', choices=['demo', 'paper'], default='demo')
-    parser.add_argument(
-        '--seeds', type=int, default=1, help='how many, from --first-seed on (default 1)'
-    )
+    parser.add_argument('--seeds', type=int, default=1, help='how many, from --first-seed on (default 1)')
     parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument('--resume', action='store_true', help='continue: skip what results.jsonl has done')
+    parser.add_argument('--report', action='store_true', help='write tables and plots of what is done, run nothing')
+    parser.add_argument('--jobs', type=int, help='runs at a time (default: one a core or GPU; paper scale: 1)')
     parser.add_argument(
-        '--resume', action='store_true', help='continue: skip what results.jsonl has done'
+        '--shorten', type=int, default=1, metavar='N', help='demo scale: N times fewer steps, to try it'
     )
-    parser.add_argument(
-        '--report', action='store_true', help='write tables and plots of what is done, run nothing'
-    )
-    parser.add_argument(
-        '--jobs', type=int, help='runs at a time (default: one a core or GPU; paper scale: 1)'
-    )
-    parser.add_argument(
-        '--shorten',
-        type=int,
-        default=1,
-        metavar='N',
-        help='demo scale: N times fewer steps, to try it',
-    )
-    parser.add_argument(
-        '--reproduce',
-        default='',
-        metavar='OPTIONS',
-        help='paper scale: options of tools/reproduce.py',
-    )
+    parser.add_argument('--reproduce', default='', metavar='OPTIONS', help='paper scale: options of tools/reproduce.py')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/study'))
     parser.add_argument('--out', type=Path, help='where tables and plots go (default: WORK_DIR)')
     args = parser.parse_args(argv)
@@ -96,9 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         at_once, devices = scale.capacity(args.jobs)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs too
         try:
-            target = scale.target(
-                args.shorten if args.scale == 'demo' else shlex.split(args.reproduce)
-            )
+            target = scale.target(args.shorten if args.scale == 'demo' else shlex.split(args.reproduce))
             run_all(jobs, root, at_once, target, devices)
         except KeyboardInterrupt:
             print('\nStopped; the same command with --resume continues.', file=sys.stderr)

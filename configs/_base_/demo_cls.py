@@ -7,11 +7,7 @@ randomness = dict(seed=0)
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(num_classes=19, mean=[90.0] * 3, std=[60.0] * 3, to_rgb=True),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=19,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
-    ),
+    head=dict(type='LinearClsHead', num_classes=19, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)),
 )
 
 _classes = [f'{i:02d}' for i in range(19)]
@@ -28,15 +24,10 @@ train_dataloader = dict(
     sampler=dict(type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
     drop_last=True,
 )
-val_dataloader = dict(
-    **_loader,
-    dataset=dict(**_data, split='val'),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-)
+val_dataloader = dict(**_loader, dataset=dict(**_data, split='val'), sampler=dict(type='DefaultSampler', shuffle=False))
 test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1,))
 val_cfg = test_cfg = dict()
 default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=20),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+    logger=dict(type='LoggerHook', interval=20), checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
 )

@@ -9,23 +9,9 @@ _norm = dict(type='BN', requires_grad=True)
 _loss = dict(class_weight=[0.1] + [1.0] * 10)
 model = dict(
     data_preprocessor=dict(size=(128, 128), mean=[125.0] * 3, std=[67.0] * 3),
-    backbone=dict(
-        embed_dims=32,
-        depths=[1, 1, 2, 2],
-        num_heads=[1, 2, 4, 8],
-        window_size=4,
-        drop_path_rate=0.0,
-    ),
-    decode_head=dict(
-        in_channels=[32, 64, 128, 256],
-        channels=64,
-        num_classes=11,
-        norm_cfg=_norm,
-        loss_decode=_loss,
-    ),
-    auxiliary_head=dict(
-        in_channels=128, channels=32, num_classes=11, norm_cfg=_norm, loss_decode=_loss
-    ),
+    backbone=dict(embed_dims=32, depths=[1, 1, 2, 2], num_heads=[1, 2, 4, 8], window_size=4, drop_path_rate=0.0),
+    decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=11, norm_cfg=_norm, loss_decode=_loss),
+    auxiliary_head=dict(in_channels=128, channels=32, num_classes=11, norm_cfg=_norm, loss_decode=_loss),
 )
 
 _metainfo = dict(classes=['background', *[str(i) for i in range(10)]])
@@ -47,19 +33,13 @@ train_dataloader = dict(
     **_loader,
     dataset=dict(
         type='SeededDataset',
-        dataset=dict(
-            **_data,
-            data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-        ),
+        dataset=dict(**_data, data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')),
     ),
     sampler=dict(type='SeededSampler', sampler=dict(type='InfiniteSampler', shuffle=True)),
 )
 val_dataloader = dict(
     **_loader,
-    dataset=dict(
-        **_data,
-        data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-    ),
+    dataset=dict(**_data, data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation')),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 test_dataloader = val_dataloader
@@ -68,9 +48,7 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=3000, val_interval=500)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2.5e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=5.0),
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=2.5e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0)
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),

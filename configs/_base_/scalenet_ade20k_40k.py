@@ -1,8 +1,6 @@
-# Data, schedule and runtime of every ADE20K config: mmseg's UPerNet Swin at 512 x 512 (Sec. IV-E2; AdamW 6e-5, 8 GPUs x 2) in 40k iterations.
-_base_ = [
-    './register.py',
-    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
-]
+# Data, schedule and runtime of every ADE20K config: mmseg's UPerNet Swin at 512 x 512 (Sec. IV-E2; AdamW 6e-5, 8 GPUs x
+# 2) in 40k iterations.
+_base_ = ['./register.py', 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py']
 custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
 randomness = dict(seed=0)
 
@@ -18,9 +16,7 @@ train_dataloader = dict(
             pipeline={{_base_.train_pipeline}},
         ),
     ),
-    sampler=dict(
-        _delete_=True, type='SeededSampler', sampler=dict(type='InfiniteSampler', shuffle=True)
-    ),
+    sampler=dict(_delete_=True, type='SeededSampler', sampler=dict(type='InfiniteSampler', shuffle=True)),
 )
 val_dataloader = test_dataloader = dict(dataset=dict(data_root=data_root))
 

@@ -6,11 +6,7 @@ model = dict(
         img_size=224,
         patch_size=16,
         scale=dict(
-            times=2,
-            order='interpolate',
-            layers='all',
-            adjust=dict(type='ParallelAdapter', rank=16),
-            adjust_on='all',
+            times=2, order='interpolate', layers='all', adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all'
         ),
     ),
     neck=None,

@@ -1,10 +1,9 @@
-# Data, schedule and runtime of every ImageNet-1K config (Sec. IV-A1; augmentation and decay of the official Swin script).
+# Data, schedule and runtime of every ImageNet-1K config (Sec. IV-A1; augmentation and decay of the official Swin
+# script).
 # Not stated in the paper, so the hosts' defaults: 20 epochs of warm-up, gradient clipping at 5.
-# Colour jitter 0.4 of the official script has no effect beside RandAugment (timm leaves it out then), so it is not here.
-_base_ = [
-    'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
-    'mmpretrain::_base_/default_runtime.py',
-]
+# Colour jitter 0.4 of the official script has no effect beside RandAugment (timm leaves it out then), so it is not
+# here.
+_base_ = ['mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py', 'mmpretrain::_base_/default_runtime.py']
 custom_imports = dict(imports=['scalenet_mm'])
 custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
 randomness = dict(seed=0)
@@ -32,9 +31,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR', eta_min=2e-6, by_epoch=True, begin=20, convert_to_iter_based=True
-    ),
+    dict(type='CosineAnnealingLR', eta_min=2e-6, by_epoch=True, begin=20, convert_to_iter_based=True),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)
 val_cfg = dict()
@@ -48,18 +45,9 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='SeededDataset',
-        dataset=dict(
-            type='ImageNet',
-            data_root=data_root,
-            split='train',
-            pipeline={{_base_.train_pipeline}},
-        ),
+        dataset=dict(type='ImageNet', data_root=data_root, split='train', pipeline={{_base_.train_pipeline}}),
     ),
-    sampler=dict(
-        _delete_=True, type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)
-    ),
+    sampler=dict(_delete_=True, type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
 )
 val_dataloader = test_dataloader = dict(dataset=dict(data_root=data_root))
-default_hooks = dict(
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='auto')
-)
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='auto'))

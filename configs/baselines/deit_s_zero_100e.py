@@ -1,5 +1,6 @@
 # python tools/train.py configs/baselines/deit_s_zero_100e.py
 # Table I, DeiT-S Zero: our row, not in the paper's table. Not run here.
-# Copies with zeroed outputs (LLaMA Pro), up to ScaleNet's size: 1 independent layer. All is trained, as in the baselines.
+# Copies with zeroed outputs (LLaMA Pro), up to ScaleNet's size: 1 independent layer. All is trained, as in the
+# baselines.
 _base_ = '../scalenet_deit_s_100e.py'
 model = dict(backbone=dict(scale=dict(_delete_=True, growth='zero', new_layers=1)))

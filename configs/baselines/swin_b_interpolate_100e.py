@@ -3,11 +3,7 @@
 # Added one by one until ScaleNet's size is reached (Sec. IV-A2): 1 independent layer.
 # All is trained; the paper does not say what is.
 _base_ = '../scalenet_swin_b_100e.py'
-model = dict(
-    backbone=dict(
-        scale=dict(_delete_=True, growth='interpolate', new_layers=1, stages=(2,)),
-    ),
-)
+model = dict(backbone=dict(scale=dict(_delete_=True, growth='interpolate', new_layers=1, stages=(2,))))
 policy = dict(train='all')
 model_wrapper_cfg = dict(policy=policy)
 optim_wrapper = dict(paramwise_cfg=dict(policy=policy))

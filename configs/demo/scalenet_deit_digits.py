@@ -3,8 +3,7 @@
 _base_ = ['./deit_digits.py']
 model = dict(
     backbone=dict(
-        type='ScaleNetDeiT',
-        scale=dict(times=2, order='interpolate', adjust=dict(type='ParallelAdapter', rank=4)),
+        type='ScaleNetDeiT', scale=dict(times=2, order='interpolate', adjust=dict(type='ParallelAdapter', rank=4))
     )
 )
 train_cfg = dict(max_epochs=4, val_interval=4)

@@ -10,11 +10,7 @@ model = dict(
         out_type='cls_token',
         drop_path_rate=0.2,  # as DeiT-S
         scale=dict(
-            times=2,
-            order='interpolate',
-            layers='all',
-            adjust=dict(type='ParallelAdapter', rank=16),
-            adjust_on='all',
+            times=2, order='interpolate', layers='all', adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all'
         ),
         init_cfg=dict(
             type='Pretrained',

@@ -12,11 +12,7 @@ model = dict(
         out_indices=(5, 11, 17, 23),  # of 24 scaled layers: the last use of layers 3, 6, 9, 12
         drop_path_rate=0.1,
         scale=dict(
-            times=2,
-            order='interpolate',
-            layers='all',
-            adjust=dict(type='ParallelAdapter', rank=16),
-            adjust_on='all',
+            times=2, order='interpolate', layers='all', adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all'
         ),
         init_cfg=dict(
             type='Pretrained',
@@ -41,6 +37,5 @@ train_dataloader = dict(dataset=dict(dataset=dict(pipeline=train_pipeline)))
 policy = dict(train='increments', also=['neck', 'decode_head', 'auxiliary_head'])
 model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
 optim_wrapper = dict(
-    constructor='ScaleNetOptimWrapperConstructor',
-    paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0),
+    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0)
 )

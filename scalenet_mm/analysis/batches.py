@@ -19,7 +19,8 @@ SPLITS = ('train', 'val', 'test')
 
 
 class Batches:
-    """A fixed random draw of images, the same on every pass, in raw batches as a model's ``data_preprocessor`` takes them.
+    """A fixed random draw of images, the same on every pass, in raw batches as a model's ``data_preprocessor`` takes
+    them.
 
     Augmentation, if the split's pipeline has any, is seeded for every image, whatever the number of workers.
 
@@ -39,7 +40,8 @@ class Batches:
         if not loader:
             there = [s for s in SPLITS if cfg.get(f'{s}_dataloader')]
             raise ValueError(
-                f'The config has no {split}_dataloader; choose --split {" or ".join(there) or "(it has none)"}, or --random '
+                f'The config has no {split}_dataloader; choose --split {" or ".join(there) or "(it has none)"}, or '
+                '--random '
                 'for images of noise.'
             )
         if loader.dataset['type'] != 'SeededDataset':
@@ -61,9 +63,7 @@ class Batches:
         return -(-self.images // self.size)
 
 
-def random_batches(
-    model: nn.Module, images: int, size: int, input_size=None, labels: bool = False
-) -> Batches:
+def random_batches(model: nn.Module, images: int, size: int, input_size=None, labels: bool = False) -> Batches:
     """Images of noise, the same for every model of these channels.
 
     Args:
@@ -80,14 +80,12 @@ def random_batches(
     classes = getattr(getattr(model, 'head', None), 'num_classes', None) if labels else None
     if labels and classes is None:
         raise ValueError(
-            f'Random labels are made for classifiers, and {type(model).__name__} has no head.num_classes; leave --random '
+            f'Random labels are made for classifiers, and {type(model).__name__} has no head.num_classes; leave '
+            '--random '
             "out and take the config's own data."
         )
     dataset = dict(
-        type='RandomImages',
-        shape=(first.in_channels if first else 3, height, width),
-        classes=classes,
-        length=images,
+        type='RandomImages', shape=(first.in_channels if first else 3, height, width), classes=classes, length=images
     )
     loader = dict(batch_size=size, num_workers=0, dataset=dataset)
     return Batches(Config(dict(test_dataloader=loader)), 'test', images, size)

@@ -1,8 +1,8 @@
 """Linear CKA between the layers of two networks (Fig. 5), from minibatches.
 
-The unbiased HSIC estimator of Song et al. (2012), averaged over minibatches as Nguyen et al. (2021) do: its expectation does
-not depend on the minibatches' size, which that of the plain (biased) estimator does. No more than the Gram matrices of
-one minibatch are kept.
+The unbiased HSIC estimator of Song et al. (2012), averaged over minibatches as Nguyen et al. (2021) do: its expectation
+does not depend on the minibatches' size, which that of the plain (biased) estimator does. No more than the Gram
+matrices of one minibatch are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ CHUNK = 2**16  # features of an image that are doubles at a time
 
 
 def gram(features: Tensor) -> Tensor:
-    """Inner products of the images' features (n, ...), all positions and channels of an image as one vector: (n, n), double."""
+    """Inner products of the images' features (n, ...), all positions and channels of an image as one vector: (n, n),
+    double.
+    """
     parts = features.detach().flatten(1).split(CHUNK, dim=1)
     return sum(part.double() @ part.double().T for part in parts)
 
@@ -50,9 +52,7 @@ class MinibatchCKA:
         """
         n = a.shape[-1]
         if n < SMALLEST:
-            raise ValueError(
-                f'The unbiased estimator needs minibatches of at least {SMALLEST} images, got {n}.'
-            )
+            raise ValueError(f'The unbiased estimator needs minibatches of at least {SMALLEST} images, got {n}.')
         a, b = (centred(k).flatten(1) / (n * (n - 3)) ** 0.5 for k in (a, b))
         self.cross = self.cross + a @ b.T
         self.own_a = self.own_a + a.square().sum(1)
@@ -65,9 +65,7 @@ class MinibatchCKA:
 
 
 @torch.no_grad()
-def cka(
-    a: nn.Module, b: nn.Module, batches: Iterable[dict], size: int, names=()
-) -> tuple[Tensor, int]:
+def cka(a: nn.Module, b: nn.Module, batches: Iterable[dict], size: int, names=()) -> tuple[Tensor, int]:
     """CKA between all layer instances of two models in eval mode; the outputs of whole blocks are compared.
 
     Args:
@@ -89,7 +87,8 @@ def cka(
             summed.add(*(grams(m, found, batch) for m, found in zip((a, b), blocks)))
     if not summed.minibatches:
         raise ValueError(
-            f'There are fewer than {size} images, so no whole minibatch; choose a smaller --batch (at least {SMALLEST}).'
+            f'There are fewer than {size} images, so no whole minibatch; choose a smaller --batch (at least '
+            f'{SMALLEST}).'
         )
     return summed.result().cpu(), summed.minibatches * size
 

@@ -1,4 +1,6 @@
-"""Two models on the same images, and ground truth where there is some: panels to draw, and the differences as numbers."""
+"""Two models on the same images, and ground truth where there is some: panels to draw, and the differences as
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +30,14 @@ def task_of(a: nn.Module, b: nn.Module) -> str:
     """
     first, second = (TASKS[m.cfg.default_scope] for m in (a, b))
     if first != second or first == 'classification':
-        raise ValueError(
-            f'Compared are two detectors or two segmentors, not {first} with {second}.'
-        )
+        raise ValueError(f'Compared are two detectors or two segmentors, not {first} with {second}.')
     mine, theirs = (list(m.dataset_meta['classes']) for m in (a, b))
     if mine != theirs:
         at = next((i for i, (x, y) in enumerate(zip(mine, theirs)) if x != y), None)
-        differs = (
-            f'; the first that differs is {at}: {mine[at]!r} and {theirs[at]!r}'
-            if at is not None
-            else ''
-        )
+        differs = f'; the first that differs is {at}: {mine[at]!r} and {theirs[at]!r}' if at is not None else ''
         raise ValueError(
-            f'The models know different classes: A has {len(mine)}, B has {len(theirs)}{differs}. Compare models of the '
+            f'The models know different classes: A has {len(mine)}, B has {len(theirs)}{differs}. Compare models of '
+            'the '
             'same classes in the same order.'
         )
     return first
@@ -59,9 +56,7 @@ def truth_of(model: nn.Module, source: Path | None = None) -> Truth:
     """
     dataset = dict(test_dataset(model.cfg), pipeline=[], lazy_init=True)
     with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
-        dataset = DATASETS.build(
-            dataset
-        )  # joins the paths and knows its own suffixes; reads nothing yet
+        dataset = DATASETS.build(dataset)  # joins the paths and knows its own suffixes; reads nothing yet
     if TASKS[model.cfg.default_scope] == 'detection':
         return _boxes(Path(source or dataset.ann_file), list(model.dataset_meta['classes']))
     folder = Path(source or dataset.data_prefix['seg_map_path'])
@@ -70,9 +65,7 @@ def truth_of(model: nn.Module, source: Path | None = None) -> Truth:
     return lambda image: _label_map(image, folder, dataset)
 
 
-def compare(
-    a: Panel, b: Panel, truth: Panel | None, classes: Sequence[str]
-) -> tuple[list[Panel], dict[str, Any]]:
+def compare(a: Panel, b: Panel, truth: Panel | None, classes: Sequence[str]) -> tuple[list[Panel], dict[str, Any]]:
     """Panels in the order ground truth (if given), A, B, difference (of label maps), and what differs."""
     if a.semantic is not None:
         panels = [a, b, difference_panel(a, b, truth)]
@@ -137,16 +130,9 @@ def _pixels(a: np.ndarray, b: np.ndarray, truth: np.ndarray | None, classes) -> 
     """Counts of pixels; those without ground truth are left out where there is some."""
     counted = np.ones(a.shape, bool) if truth is None else truth != IGNORE
     codes = difference_map(a, b, truth)
-    report: dict[str, Any] = {
-        'pixels': int(counted.sum()),
-        'differ': int((counted & (a != b)).sum()),
-    }
+    report: dict[str, Any] = {'pixels': int(counted.sum()), 'differ': int((counted & (a != b)).sum())}
     if truth is not None:
-        for name, code in (
-            ('only_a_right', ONLY_A_RIGHT),
-            ('only_b_right', ONLY_B_RIGHT),
-            ('both_wrong', BOTH_WRONG),
-        ):
+        for name, code in (('only_a_right', ONLY_A_RIGHT), ('only_b_right', ONLY_B_RIGHT), ('both_wrong', BOTH_WRONG)):
             report[name] = int((codes == code).sum())
     present = np.union1d(a[counted & (a != b)], b[counted & (a != b)])
     report['by_class'] = {
@@ -176,9 +162,7 @@ def _boxes(file: Path, classes: list[str]) -> Truth:
 
     def truth(image: Path) -> Panel:
         parts = image.parts
-        entry = next(
-            filter(None, (by_name.get('/'.join(parts[i:])) for i in range(len(parts)))), None
-        )
+        entry = next(filter(None, (by_name.get('/'.join(parts[i:])) for i in range(len(parts)))), None)
         if entry is None:
             raise FileNotFoundError(f'{file} has no image {image.name}.')
         found = [x for x in coco.imgToAnns[entry['id']] if not x.get('iscrowd')]

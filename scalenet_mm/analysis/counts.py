@@ -60,21 +60,14 @@ class Report:
             input_size=list(self.input_size),
             flops_of=self.flops_of,
             policy=dict(train=self.policy.train, also=list(self.policy.also)),
-            layer_maps={
-                name: list(layers.layer_map.sources) for name, layers in self.layers.items()
-            },
+            layer_maps={name: list(layers.layer_map.sources) for name, layers in self.layers.items()},
             adjustments={name: adjustments(layers) for name, layers in self.layers.items()},
-            roles=[
-                dict(role=str(role), used_by=uses, **asdict(c))
-                for (role, uses), c in self.roles.items()
-            ],
+            roles=[dict(role=str(role), used_by=uses, **asdict(c)) for (role, uses), c in self.roles.items()],
             networks={name: asdict(cost) for name, cost in self.networks.items()},
         )
 
 
-def inspect(
-    model: str | Path, scale: dict | None = None, input_size: tuple[int, int] | None = None
-) -> Report:
+def inspect(model: str | Path, scale: dict | None = None, input_size: tuple[int, int] | None = None) -> Report:
     """Counts a scaled model, the unscaled one it is made from, and the deep one of independent copies.
 
     Args:
@@ -90,7 +83,8 @@ def inspect(
         layers = dict(scaled_layers(net))
         if not layers:
             raise ValueError(
-                f"{model} has no layers that scalenet_mm made; its backbone must be of type='ScaleNetDeiT' or 'ScaleNetSwin', "
+                f"{model} has no layers that scalenet_mm made; its backbone must be of type='ScaleNetDeiT' or "
+                "'ScaleNetSwin', "
                 "or of type='ScaleNetTimm' or 'ScaleNetHF' (scale=dict(times=1, adjust=None) keeps it unscaled)."
             )
         unscaled = build(model, UNSCALED, **_source_outputs(net)).to('meta')
@@ -165,13 +159,7 @@ def unshared(model: nn.Module, cost: Cost) -> Cost:
     """The plain deep network: every layer instance with tensors of its own, without adjustments."""
     modules = [m for m in model.modules() if not isinstance(m, Adjustment)]
     params = sum(p.numel() for m in modules for p in m.parameters(recurse=False))
-    return Cost(
-        params,
-        None,
-        cost.flops,
-        cost.flops,
-        sum(_bytes(t) for m in modules for t in _own_tensors(m)),
-    )
+    return Cost(params, None, cost.flops, cost.flops, sum(_bytes(t) for m in modules for t in _own_tensors(m)))
 
 
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -211,7 +199,6 @@ def _adjustments_of(block: nn.Module) -> dict[str, str]:
                 parts = [p for p in (linear.gate, linear.adapter) if p is not None]
                 label = target if len(facts.paths(target)) == 1 else path.rpartition('.')[2]
                 found[label] = ' + '.join(
-                    'Gate' if isinstance(p, Gate) else f'{type(p).__name__}({p.extra_repr()})'
-                    for p in parts
+                    'Gate' if isinstance(p, Gate) else f'{type(p).__name__}({p.extra_repr()})' for p in parts
                 )
     return found

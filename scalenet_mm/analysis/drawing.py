@@ -10,9 +10,7 @@ from ..layer_map import LayerMap
 WIDTH = 96
 
 
-def draw_maps(
-    maps: Mapping[str, LayerMap], adjustments: Mapping[str, Sequence[Mapping[str, str]]]
-) -> str:
+def draw_maps(maps: Mapping[str, LayerMap], adjustments: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     """Every container of a scaled network: which source each instance uses, and which adjustments it has.
 
     ``*`` marks an instance that shares the tensors of an earlier one. Containers without such an instance take one
@@ -30,19 +28,13 @@ def draw_maps(
         lines.append(f'{name}: {depth} source layers -> {instances} instances')
         rows = {
             'instance': [f'{i} ' for i in range(instances)],
-            'source': [
-                f'{s}{" *"[layer_map.owner(i) != i]}' for i, s in enumerate(layer_map.sources)
-            ],
+            'source': [f'{s}{" *"[layer_map.owner(i) != i]}' for i, s in enumerate(layer_map.sources)],
         }
         if len(kinds) > 1:
             rows['adjusted'] = [f'{letters[_words(made)]} ' for made in adjustments[name]]
         if instances > depth or len(kinds) > 1:
             lines += _wrapped(rows)
-    legend = (
-        [f'{letters[k]} = {k}' for k in kinds]
-        if len(kinds) > 1
-        else [f'{kinds[0]}, on every instance']
-    )
+    legend = [f'{letters[k]} = {k}' for k in kinds] if len(kinds) > 1 else [f'{kinds[0]}, on every instance']
     return '\n'.join([*lines, 'adjustments: ' + '\n             '.join(legend)])
 
 
@@ -51,9 +43,7 @@ def _words(made: Mapping[str, str]) -> str:
     by_kind: dict[str, list[str]] = {}
     for target, kind in made.items():
         by_kind.setdefault(kind, []).append(target)
-    return (
-        '; '.join(f'{kind} on {", ".join(targets)}' for kind, targets in by_kind.items()) or 'none'
-    )
+    return '; '.join(f'{kind} on {", ".join(targets)}' for kind, targets in by_kind.items()) or 'none'
 
 
 def _wrapped(rows: Mapping[str, list[str]]) -> list[str]:

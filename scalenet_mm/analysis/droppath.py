@@ -65,7 +65,8 @@ def evaluate(model: nn.Module, cfg: Config, batches: Batches, split: str) -> dic
     top1 = next((float(v) for k, v in metrics.items() if k.endswith(TOP1)), None)
     if top1 is None:
         raise ValueError(
-            f'None of the metrics {sorted(metrics)} of {split}_evaluator ends with {TOP1!r}; the sweep is of classifiers.'
+            f'None of the metrics {sorted(metrics)} of {split}_evaluator ends with {TOP1!r}; the sweep is of '
+            'classifiers.'
         )
     return dict(top1=top1, loss=summed / images)
 
@@ -73,8 +74,8 @@ def evaluate(model: nn.Module, cfg: Config, batches: Batches, split: str) -> dic
 def read_results(path: str | Path, rows: Mapping[str, float] | None = None) -> list[dict]:
     """Runs that were evaluated already, from JSON lines: those of ``tools/study.py``, or one's own.
 
-    A line is a run of the sweep if it has the number ``drop_path``, or a ``row`` that ends with ``drop_path_RATE`` or is one
-    of ``rows``. Other lines, and runs that did not come to their end, are left out.
+    A line is a run of the sweep if it has the number ``drop_path``, or a ``row`` that ends with ``drop_path_RATE`` or
+    is one of ``rows``. Other lines, and runs that did not come to their end, are left out.
 
     Args:
         rows: rates of rows whose name does not tell them.
@@ -93,13 +94,12 @@ def read_results(path: str | Path, rows: Mapping[str, float] | None = None) -> l
                 found[run] = dict(drop_path=float(rate), **numbers)  # a run's last line counts
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
-                f'{path}, line {i}: a run is a JSON object with the numbers top1 and loss, and drop_path or a row called '
+                f'{path}, line {i}: a run is a JSON object with the numbers top1 and loss, and drop_path or a row '
+                'called '
                 f'..._drop_path_RATE; got {line[:80]!r}.'
             ) from error
     if not found:
-        raise ValueError(
-            f'{path} holds no finished run of a drop-path sweep; name its rows: --rows 0=ROW.'
-        )
+        raise ValueError(f'{path} holds no finished run of a drop-path sweep; name its rows: --rows 0=ROW.')
     return list(found.values())
 
 

@@ -37,7 +37,9 @@ class Histogram:
             self.squares += float(part.square().sum())
 
     def summary(self) -> dict:
-        """``density`` a bin (its integral is the share of the values inside), share ``outside``, ``mean`` and ``std``."""
+        """``density`` a bin (its integral is the share of the values inside), share ``outside``, ``mean`` and
+        ``std``.
+        """
         width, mean = (RANGE[1] - RANGE[0]) / self.bins, self.total / self.number
         return dict(
             density=(self.counts / (self.number * width)).tolist(),
@@ -78,7 +80,4 @@ def histograms(
     with watched([blocks[name] for name in chosen.values()], lambda i, x: found[i].add(x)):
         for batch in batches:
             see_images(model, batch)
-    return {
-        name: dict(layer=i, **histogram.summary())
-        for (i, name), histogram in zip(chosen.items(), found)
-    }
+    return {name: dict(layer=i, **histogram.summary()) for (i, name), histogram in zip(chosen.items(), found)}

@@ -52,7 +52,8 @@ def on_meta(model: nn.Module) -> nn.Module:
 def flop_counter() -> Iterator[FlopCounterMode]:
     """torch's counter, for models on the meta device, on which torch refuses any autocast.
 
-    Some hosts turn it off for their rotary embeddings on whatever device they are (transformers 4); no count depends on it.
+    Some hosts turn it off for their rotary embeddings on whatever device they are (transformers 4); no count depends on
+    it.
     """
     autocast = torch.autocast
 
@@ -68,9 +69,7 @@ def flop_counter() -> Iterator[FlopCounterMode]:
 
 
 @torch.no_grad()
-def count_flops(
-    model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE, channels: int | None = None
-) -> int:
+def count_flops(model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE, channels: int | None = None) -> int:
     """Multiply-adds of one forward pass of one image, as the paper counts: convolutions and matrix products.
 
     Norms, activations, softmax and sums are left out.

@@ -1,8 +1,8 @@
 """The l2 norm of the gradient of every layer of the source network (Fig. 3).
 
 What is in the norm: the weights that instances of a source layer share, i.e. every tensor of the layer but those of its
-norms and adjustments: qkv, proj, fc1, fc2 with their biases, and position tables. A tied tensor has one gradient, the sum
-over its instances. The same tensors are taken of the unscaled network, so the models are compared on the same
+norms and adjustments: qkv, proj, fc1, fc2 with their biases, and position tables. A tied tensor has one gradient, the
+sum over its instances. The same tensors are taken of the unscaled network, so the models are compared on the same
 parameters. ``tensors='all'`` adds norms and adjustments, of all instances of the source layer. Where instances are
 independent copies (the growth baselines), the norm is over the tensors of all of them.
 """
@@ -49,9 +49,7 @@ def layer_tensors(
 
 def norms(layers: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, float]:
     """The l2 norm of the gradients of each layer as one vector; layers without a gradient are left out."""
-    found = {
-        name: [p.grad for p in params if p.grad is not None] for name, params in layers.items()
-    }
+    found = {name: [p.grad for p in params if p.grad is not None] for name, params in layers.items()}
     each = {
         name: torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
         for name, grads in found.items()
@@ -61,15 +59,13 @@ def norms(layers: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, float]:
 
 
 def gradient_norms(
-    model: nn.Module,
-    batches: Iterable[dict],
-    tensors: str = 'shared',
-    names: Sequence[str] = (),
+    model: nn.Module, batches: Iterable[dict], tensors: str = 'shared', names: Sequence[str] = ()
 ) -> tuple[dict[str, float], float, int]:
     """Gradient norms of the mean loss of all images, accumulated batch by batch.
 
     Every batch counts by its images, so where the loss is a mean over images (classifiers), the batches' size changes
-    nothing. In eval mode: no drop path, drop-out, mixup or batch statistics. Every parameter gets a gradient, frozen or not.
+    nothing. In eval mode: no drop path, drop-out, mixup or batch statistics. Every parameter gets a gradient, frozen or
+    not.
 
     Args:
         batches: raw, as the loader gives them.

@@ -1,7 +1,7 @@
 """Where a model keeps its transformer layers, and which of them stand for the same layer of the source network.
 
-A container with a ``layer_map`` (tied or grown) says it itself. Of any other model, the containers are found whose blocks
-all are of a known host (``hosts.HOSTS``), or those that are named.
+A container with a ``layer_map`` (tied or grown) says it itself. Of any other model, the containers are found whose
+blocks all are of a known host (``hosts.HOSTS``), or those that are named.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from ..hosts import holds_blocks
 
 
-def containers(
-    model: nn.Module, names: Sequence[str] = ()
-) -> dict[str, tuple[list[nn.Module], tuple[int, ...]]]:
+def containers(model: nn.Module, names: Sequence[str] = ()) -> dict[str, tuple[list[nn.Module], tuple[int, ...]]]:
     """The layer instances of every container of layers, and the source layer of each, by the container's name.
 
     Args:
         model: a whole model or a backbone.
-        names: patterns of containers of a model without a known host (``backbone.layer?``); looked at besides the others.
+        names: patterns of containers of a model without a known host (``backbone.layer?``); looked at besides the
+            others.
 
     Raises:
         ValueError: if there is no such container.

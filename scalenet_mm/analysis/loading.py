@@ -65,7 +65,8 @@ def pairs(words: Sequence[str], labels: Sequence[str] | None = None) -> list[Giv
     """
     if len(words) % 2:
         raise ValueError(
-            f'Models are named by pairs CONFIG CKPT, but {len(words)} words were given; for random weights CKPT is {RANDOM!r}.'
+            f'Models are named by pairs CONFIG CKPT, but {len(words)} words were given; for random weights CKPT is '
+            f'{RANDOM!r}.'
         )
     told = list(zip(words[::2], words[1::2]))
     if labels and len(labels) != len(told):
@@ -109,7 +110,9 @@ def parts_of(checkpoint: str) -> tuple[str, str | None]:
 
 
 def load(cfg: Config, checkpoint: str, seed: int = 0) -> nn.Module:
-    """Builds the model of a config with the weights that ``Given.checkpoint`` describes, by the rules of `inference`."""
+    """Builds the model of a config with the weights that ``Given.checkpoint`` describes, by the rules of
+    `inference`.
+    """
     base, delta = parts_of(checkpoint)
     seed_everything(seed)
     model = revert_sync_batchnorm(build_model(cfg))
@@ -128,7 +131,9 @@ def load(cfg: Config, checkpoint: str, seed: int = 0) -> nn.Module:
 
 
 def _initialise(model: nn.Module) -> None:
-    """Random weights; what an ``init_cfg`` would fetch is not, and a head that starts at zero gets values, to pass gradients."""
+    """Random weights; what an ``init_cfg`` would fetch is not, and a head that starts at zero gets values, to pass
+    gradients.
+    """
     for module in model.modules():
         wanted = getattr(module, 'init_cfg', None)
         if wanted:

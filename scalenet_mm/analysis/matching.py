@@ -38,11 +38,7 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def match(
-    boxes_a: np.ndarray,
-    labels_a: np.ndarray,
-    boxes_b: np.ndarray,
-    labels_b: np.ndarray,
-    min_iou: float = 0.5,
+    boxes_a: np.ndarray, labels_a: np.ndarray, boxes_b: np.ndarray, labels_b: np.ndarray, min_iou: float = 0.5
 ) -> Matching:
     """Pairs objects so that the sum of IoUs is greatest: first within a class, then what is left across classes.
 
@@ -71,9 +67,7 @@ def _pairs(gain: np.ndarray) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in zip(rows, columns) if gain[i, j] > 0]
 
 
-def difference_map(
-    a: np.ndarray, b: np.ndarray, truth: np.ndarray | None = None, ignore: int = IGNORE
-) -> np.ndarray:
+def difference_map(a: np.ndarray, b: np.ndarray, truth: np.ndarray | None = None, ignore: int = IGNORE) -> np.ndarray:
     """Where two label maps (H, W) differ, as a (H, W) uint8 map.
 
     Without ``truth``: ``AGREE`` or ``DIFFER``. With it: ``AGREE`` (both right, or ``truth`` is ``ignore``),

@@ -27,11 +27,7 @@ PAPER = dict(
     Title='ScaleNet: Scaling up Pretrained Neural Networks with Incremental Parameters',
     URL='https://arxiv.org/abs/2510.18431',
 )
-TASKS = {
-    'mmpretrain': 'Image Classification',
-    'mmdet': 'Object Detection',
-    'mmseg': 'Semantic Segmentation',
-}
+TASKS = {'mmpretrain': 'Image Classification', 'mmdet': 'Object Detection', 'mmseg': 'Semantic Segmentation'}
 DEMO_DATA = 'handwritten digits (docs/demo_data.md)'
 HOST_PADS_TO = 32  # mmdet's pad_size_divisor of the Swin configs
 
@@ -124,20 +120,12 @@ def entry(cfg: Config, config: str, costs: Costs, results: Iterable[Mapping]) ->
     task, data = TASKS[cfg.default_scope], public_data(cfg)
     dataset = data.name if data else DEMO_DATA
     loop, scaled = cfg.train_cfg, cfg.get('auto_scale_lr') or {}
-    length = (
-        {'Epochs': loop['max_epochs']}
-        if 'max_epochs' in loop
-        else {'Iterations': loop['max_iters']}
-    )
+    length = {'Epochs': loop['max_epochs']} if 'max_epochs' in loop else {'Iterations': loop['max_iters']}
     measured = [
-        {'Task': task, 'Dataset': dataset, 'Metrics': dict(r['metrics']), 'Command': r['command']}
-        for r in results
+        {'Task': task, 'Dataset': dataset, 'Metrics': dict(r['metrics']), 'Command': r['command']} for r in results
     ]
     rows = rows_of(config)
-    printed = [
-        {'Rows': keys, 'Task': task, 'Dataset': dataset, **figures}
-        for keys, figures in _printed(rows)
-    ]
+    printed = [{'Rows': keys, 'Task': task, 'Dataset': dataset, **figures} for keys, figures in _printed(rows)]
     if rows and all(row.epochs == 0 for row in rows):  # a pretrained network, tested as it is
         length, costs = {'Epochs': 0}, replace(costs, trainable=0)
     batch = {'Batch Size': scaled['base_batch_size']} if 'base_batch_size' in scaled else {}
@@ -149,8 +137,7 @@ def entry(cfg: Config, config: str, costs: Costs, results: Iterable[Mapping]) ->
             'Training Data': dataset,
             **length,
             **batch,
-            'Training Resources': '; '.join(r.get('machine', 'not recorded') for r in results)
-            or NOT_RUN,
+            'Training Resources': '; '.join(r.get('machine', 'not recorded') for r in results) or NOT_RUN,
             'Parameters': costs.params,
             'Trainable Parameters': costs.trainable,
             'FLOPs': costs.flops,
@@ -212,10 +199,7 @@ def make_index(configs: Path, results: Path) -> Iterator[tuple[str, dict[str, An
 
 # --- as a page -----------------------------------------------------------------------------------
 
-HEAD = (
-    '| config | rows | parameters | trained | GFLOPs | paper | here |\n'
-    '|---|---|---:|---:|---:|---|---|'
-)
+HEAD = '| config | rows | parameters | trained | GFLOPs | paper | here |\n|---|---|---:|---:|---:|---|---|'
 TITLES = {'': 'Models'}
 
 
@@ -226,10 +210,14 @@ def page(index: Mapping[str, dict], command: str) -> str:
         '',
         f'Written by `{command}` from the configs themselves; `--check` compares. The same as data: `model-index.yml`.',
         '',
-        'Parameters and what the policy trains are counted from the built network. GFLOPs: multiply-adds of one test image '
-        "(its size is the metafile's `Input Size`; of detectors and segmentors in the backbone alone), adjustments left "
-        'out, in brackets with them. *rows*: of the paper and beside it; `python tools/reproduce.py ROW` prints or runs all that '
-        'one needs ([reproduce.md](reproduce.md)). *paper*: as printed there, hours on 8 GPUs. *here*: measured with this '
+        'Parameters and what the policy trains are counted from the built network. GFLOPs: multiply-adds of one test '
+        'image '
+        "(its size is the metafile's `Input Size`; of detectors and segmentors in the backbone alone), adjustments "
+        'left '
+        'out, in brackets with them. *rows*: of the paper and beside it; `python tools/reproduce.py ROW` prints or '
+        'runs all that '
+        'one needs ([reproduce.md](reproduce.md)). *paper*: as printed there, hours on 8 GPUs. *here*: measured with '
+        'this '
         'code, or "not run".',
     ]
     commands = {}
@@ -259,10 +247,7 @@ def _line(model: Mapping, commands: dict[str, int]) -> str:
         f'{_metrics(r["Metrics"])} [{commands.setdefault(r["Command"], len(commands) + 1)}]'
         for r in model.get('Results', [])
     ]
-    paper = [
-        _metrics(r['Metrics']) + (f' ({r["Training Hours"]} h)' if 'Training Hours' in r else '')
-        for r in printed
-    ]
+    paper = [_metrics(r['Metrics']) + (f' ({r["Training Hours"]} h)' if 'Training Hours' in r else '') for r in printed]
     cells = (
         f'[{model["Name"]}](../{path})',
         ', '.join(f'`{key}`' for key in model.get('Rows', ())) or '–',

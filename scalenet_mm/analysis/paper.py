@@ -1,8 +1,8 @@
 """The paper's tables as data, and as this code counts them.
 
-One ``Row`` is one printed line of Tables I to IX, or one point of Fig. 6; it names the config that trains (or tests) it,
-and ``tools/make_configs.py`` writes that config from it. A table is added by adding rows (``paper_rows.py``). No count is
-ever adjusted to a printed one (``paper_printed.py``): where they differ, ``remark`` says why.
+One ``Row`` is one printed line of Tables I to IX, or one point of Fig. 6; it names the config that trains (or tests)
+it, and ``tools/make_configs.py`` writes that config from it. A table is added by adding rows (``paper_rows.py``). No
+count is ever adjusted to a printed one (``paper_printed.py``): where they differ, ``remark`` says why.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ def find(key: str) -> Row:
     rows = {row.key: row for row in ROWS}
     rows |= {row.key.rpartition('/')[0]: row for row in ROWS if row.is_scalenet}
     if key not in rows:
-        near = get_close_matches(key, rows, n=5, cutoff=0.5) or sorted(
-            {k.split('/')[0] for k in rows}
-        )
+        near = get_close_matches(key, rows, n=5, cutoff=0.5) or sorted({k.split('/')[0] for k in rows})
         raise ValueError(f'The paper has no row {key!r}; nearest are {near}.')
     return rows[key]
 

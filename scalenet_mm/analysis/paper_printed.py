@@ -12,7 +12,8 @@ class Printed(NamedTuple):
     Attributes:
         params: in millions.
         flops: in G multiply-adds, adjustments left out; only Table I prints them.
-        result: metrics by name, such as ``{'top-1': 76.46}`` (%), ``{'box AP': 46.7}``, ``{'hours': 15.8}`` (on 8 GPUs).
+        result: metrics by name, such as ``{'top-1': 76.46}`` (%), ``{'box AP': 46.7}``, ``{'hours': 15.8}`` (on 8
+            GPUs).
         remark: why ``params`` or ``flops`` are not the built model's, or why something is missing; joined by '; '.
     """
 
@@ -33,9 +34,7 @@ EXTRAPOLATED = 'printed #Params is the base plus a multiple of the r = 16, x2 in
 UNDERIVABLE = 'printed #Params not derivable'
 TWICE = "printed FLOPs are twice the base's, but embedding and head run once"
 ONE_MORE = "printed FLOPs agree with the base's printed (rounded) 8.8 and 0.35 of one layer"
-WITH_NORMS = (
-    'printed FLOPs agree with a count that adds 5 operations per LayerNorm element, as fvcore does'
-)
+WITH_NORMS = 'printed FLOPs agree with a count that adds 5 operations per LayerNorm element, as fvcore does'
 SCALENETS = "printed #Params is ScaleNet's, r = 16 on 24 layers"
 ILLEGIBLE = 'not legible in the source text'
 NO_PARAMS = 'number of parameters not legible in the source text'
@@ -90,12 +89,7 @@ TABLE_2 = {
 TABLE_2_RANKS = {'DeiT': (16, 32), 'Swin': (8, 16)}
 
 # Table III by the first of three reused layers of DeiT-B (1-based), by the stage of Swin-B.
-TABLE_3_LAYERS = {
-    1: top1(82.11, 87.31),
-    4: top1(82.17, 87.31),
-    7: top1(82.13, 87.31),
-    10: top1(82.30, 87.31),
-}
+TABLE_3_LAYERS = {1: top1(82.11, 87.31), 4: top1(82.17, 87.31), 7: top1(82.13, 87.31), 10: top1(82.30, 87.31)}
 TABLE_3_STAGES = {1: top1(83.56, 89.74), 2: top1(83.63, 89.78), 3: LOST}
 TABLE_3_ALL_STAGES = top1(83.48, remark=NO_PARAMS)
 

@@ -1,4 +1,6 @@
-"""The rows of Tables I to IX and Fig. 6: what is built, how it is trained, which config does it, and what is printed."""
+"""The rows of Tables I to IX and Fig. 6: what is built, how it is trained, which config does it, and what is
+printed.
+"""
 
 from __future__ import annotations
 
@@ -102,9 +104,7 @@ TIED_LORA_RANK = 10
 TRAINED_WHOLE = 'All is trained; the paper does not say what is.'
 GROWN = "Added one by one until ScaleNet's size is reached (Sec. IV-A2): {}.\n" + TRAINED_WHOLE
 ZEROED = "Copies with zeroed outputs (LLaMA Pro), up to ScaleNet's size: {}. All is trained, as in the baselines."
-REPLICATED = (
-    "Shared layers with LoRA of ScaleNet's size (PEFT's layer replication); only LoRA is trained."
-)
+REPLICATED = "Shared layers with LoRA of ScaleNet's size (PEFT's layer replication); only LoRA is trained."
 SCRATCH = (
     'As the official DeiT (Sec. IV-D): lr 5e-4 a batch of 512 down to 1e-5, 5 epochs of warm-up, drop path 0.1, no\n'
     'clipping. Left out: its repeated augmentation, EMA and 10 epochs of cool-down.'
@@ -129,9 +129,7 @@ def _scalenet(table: str, model: str, variant: str, about: Printed, **settings: 
     return Row(table, model, variant, **{**usual, **about._asdict(), **settings})
 
 
-def _row(
-    table: str, model: str, variant: str, about: Printed, leaf: str = '', **settings: Any
-) -> Row:
+def _row(table: str, model: str, variant: str, about: Printed, leaf: str = '', **settings: Any) -> Row:
     """A row with a config of its own: ``leaf`` is the folder, or the folder and the name after the model's."""
     folder, _, name = (leaf or 'ablations').partition('/')
     name = (name or slug(variant)).replace('.', '')  # mmengine takes no dots in a name
@@ -161,9 +159,7 @@ def _table_1() -> Iterator[Row]:
         yield _base('I', model, BASE[model])
         for i, method in enumerate(('Random', 'Stack', 'Interpolate', 'SWA', 'Zero')):
             extra = method == 'Zero'
-            scores = (
-                Printed(params, flops, {'top-1': top1[i]}, remark) if top1 and not extra else LOST
-            )
+            scores = Printed(params, flops, {'top-1': top1[i]}, remark) if top1 and not extra else LOST
             yield _row(
                 'I',
                 model,
@@ -288,9 +284,7 @@ def _dense() -> Iterator[Row]:
             config = f'baselines/{name}_{MODELS[model]}_base.py'
             unscaled = dict(config=config, scale=UNSCALED, epochs=0)
             yield _scalenet(table, model, 'base', base, **common, **unscaled)
-            yield _scalenet(
-                table, model, 'ScaleNet', scaled, **common, config=parent, epochs=epochs
-            )
+            yield _scalenet(table, model, 'ScaleNet', scaled, **common, config=parent, epochs=epochs)
 
 
 ROWS = (

@@ -77,13 +77,7 @@ def draw_features(models: Mapping[str, Mapping[str, dict]], path: str | Path) ->
         shades = matplotlib.colormaps['viridis'](np.linspace(0, 0.85, len(layers)))
         for shade, entry in zip(shades, layers.values()):
             edges = np.linspace(*RANGE, len(entry['density']) + 1)
-            axes.stairs(
-                entry['density'],
-                edges,
-                color=shade,
-                linewidth=2,
-                label=f'layer {entry["layer"] + 1}',
-            )
+            axes.stairs(entry['density'], edges, color=shade, linewidth=2, label=f'layer {entry["layer"] + 1}')
         axes.set(xlim=RANGE, xticks=np.linspace(*RANGE, 5), xlabel='activation', title=label)
         _tidy(axes)
         axes.legend(loc='upper right', handlelength=1.2)
@@ -128,10 +122,7 @@ def draw_droppath(points: Sequence[dict], path: str | Path) -> None:
     quantities = (('top1', 'top-1 (%)', DEEP_BLUE), ('loss', 'loss (nats)', VERMILION))
     for axes, (key, name, colour) in zip(figure.subplots(1, 2), quantities):
         mean = np.array([p[key]['mean'] for p in points])
-        spread = [
-            mean - [p[key]['least'] for p in points],
-            [p[key]['greatest'] for p in points] - mean,
-        ]
+        spread = [mean - [p[key]['least'] for p in points], [p[key]['greatest'] for p in points] - mean]
         axes.errorbar(
             rate,
             mean,

@@ -16,14 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
-from .matching import (
-    BOTH_WRONG,
-    DIFFER,
-    ONLY_A_RIGHT,
-    ONLY_B_RIGHT,
-    difference_map,
-    match,
-)
+from .matching import BOTH_WRONG, DIFFER, ONLY_A_RIGHT, ONLY_B_RIGHT, difference_map, match
 
 # Okabe and Ito's colours, told apart with every common kind of colour vision
 BLUE, ORANGE, GREEN, YELLOW = '#56B4E9', '#E69F00', '#009E73', '#F0E442'
@@ -87,15 +80,14 @@ def mark_pair(a: Panel, b: Panel, classes: Sequence[str]) -> tuple[Panel, Panel]
     for i, j in found.same:
         marks_a[i] = marks_b[j] = 'same'
     for i, j in found.changed:
-        marks_a[i], marks_b[j] = (
-            f'there: {classes[b.labels[j]]}',
-            f'there: {classes[a.labels[i]]}',
-        )
+        marks_a[i], marks_b[j] = (f'there: {classes[b.labels[j]]}', f'there: {classes[a.labels[i]]}')
     return replace(a, marks=marks_a), replace(b, marks=marks_b)
 
 
 def mark_against(truth: Panel, predicted: Panel, classes: Sequence[str]) -> Panel:
-    """A detection with each object marked 'found', 'false' or 'truth: <class>', and the missed ones added as 'missed'."""
+    """A detection with each object marked 'found', 'false' or 'truth: <class>', and the missed ones added as
+    'missed'.
+    """
     found = match(truth.boxes, truth.labels, predicted.boxes, predicted.labels)
     marks = ['false'] * len(predicted.boxes)
     for _, j in found.same:
@@ -121,9 +113,7 @@ def mark_against(truth: Panel, predicted: Panel, classes: Sequence[str]) -> Pane
 
 def difference_panel(a: Panel, b: Panel, truth: Panel | None = None) -> Panel:
     """Where two label maps differ, and who is right where there is ground truth."""
-    return Panel(
-        difference=difference_map(a.semantic, b.semantic, truth.semantic if truth else None)
-    )
+    return Panel(difference=difference_map(a.semantic, b.semantic, truth.semantic if truth else None))
 
 
 def draw_side_by_side(
@@ -142,7 +132,8 @@ def draw_side_by_side(
         columns: the head of each column.
         path: where the picture goes; its folder is made.
         classes: name of each class index.
-        palette: colour of each class (RGB in 0..255, or names); by default colours safe for every kind of colour vision.
+        palette: colour of each class (RGB in 0..255, or names); by default colours safe for every kind of colour
+            vision.
         title: above everything.
         compared: names of the two results of difference maps, for the legend.
 
@@ -185,9 +176,7 @@ def _draw(axes: Axes, image: np.ndarray, panel: Panel, classes, colours) -> None
         for k in range(len(classes)):
             _tint(picture, panel.semantic == k, colours[k % len(colours)])
     if panel.difference is not None:
-        picture = picture.mean(-1, keepdims=True).repeat(
-            3, -1
-        )  # grey: only what differs is in colour
+        picture = picture.mean(-1, keepdims=True).repeat(3, -1)  # grey: only what differs is in colour
         for code, (colour, _) in AREAS.items():
             _tint(picture, panel.difference == code, colour, 0.75)
     objects = _objects(panel, classes, colours)

@@ -4,11 +4,4 @@ from .live import LiveBackbone
 from .simple_fpn import SimpleFeaturePyramid
 from .swin import ScaleNetSwin
 
-__all__ = [
-    'LiveBackbone',
-    'ScaleNetDeiT',
-    'ScaleNetHF',
-    'ScaleNetSwin',
-    'ScaleNetTimm',
-    'SimpleFeaturePyramid',
-]
+__all__ = ['LiveBackbone', 'ScaleNetDeiT', 'ScaleNetHF', 'ScaleNetSwin', 'ScaleNetTimm', 'SimpleFeaturePyramid']

@@ -19,11 +19,12 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
     """A DeiT (or any ViT of mmpretrain) scaled in depth by shared layers.
 
     Args:
-        arch: as the host's, of the *pretrained* network; ``out_indices`` and every depth-like setting count scaled layers.
+        arch: as the host's, of the *pretrained* network; ``out_indices`` and every depth-like setting count scaled
+            layers.
         scale: ``dict(times=2, order='interpolate', layers='all', sources=None,
-            adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the paper's.
-            With only some ``layers`` reused, ``adjust_on`` is 'reused' unless said otherwise (Table III). ``growth`` with
-            ``new_layers`` or ``times`` grows by independent layers instead, see ``growth.GROWTH``.
+            adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the
+            paper's. With only some ``layers`` reused, ``adjust_on`` is 'reused' unless said otherwise (Table III).
+            ``growth`` with ``new_layers`` or ``times`` grows by independent layers instead, see ``growth.GROWTH``.
         with_cp: recompute the blocks' activations in the backward pass.
         ops: fast paths, ``None`` (defaults), ``'plain'`` or a dict of switches, see ``ops.SWITCHES``.
         frozen_stages: refused.
@@ -64,9 +65,7 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         layer_map = self._placing(scale)(
             source['num_layers'], scale['times'], scale['order'], scale['layers'], scale['sources']
         )
-        out_indices = (
-            out_indices if isinstance(out_indices, int) else list(out_indices)
-        )  # the host writes into it
+        out_indices = out_indices if isinstance(out_indices, int) else list(out_indices)  # the host writes into it
         super().__init__({**source, 'num_layers': len(layer_map)}, out_indices=out_indices, **host)
         self._scale([layer_map], scale, with_cp, ops)
 
@@ -78,16 +77,12 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         if embed is None:
             return
         fits = embed.ndim == 3 and embed.shape[2] == self.embed_dims
-        patches = (
-            (embed.shape[1], embed.shape[1] - 1) if fits else ()
-        )  # without and with a class token
-        same = fits and embed.shape[1] - self.pos_embed.shape[1] in (
-            0,
-            1,
-        )  # no resizing: any grid, not only squares
+        patches = (embed.shape[1], embed.shape[1] - 1) if fits else ()  # without and with a class token
+        same = fits and embed.shape[1] - self.pos_embed.shape[1] in (0, 1)  # no resizing: any grid, not only squares
         if not same and not any(math.isqrt(n) ** 2 == n for n in patches):
             raise CheckpointError(
-                f'pos_embed {tuple(embed.shape)} is no square of patches with {self.embed_dims} channels beside a class token; '
+                f'pos_embed {tuple(embed.shape)} is no square of patches with {self.embed_dims} channels beside a '
+                'class token; '
                 f'this model has {tuple(self.pos_embed.shape)}. Check that the file belongs to this architecture.'
             )
 

@@ -43,7 +43,8 @@ class ScaleNetTimm(LiveBackbone):
         if ':' not in name and not timm.is_model(name.partition('.')[0]):
             known = timm.list_models()
             raise ValueError(
-                f'timm has no model {name!r}; near are {_nearest(name, known)} ({len(known)} in all: timm.list_models()).'
+                f'timm has no model {name!r}; near are {_nearest(name, known)} ({len(known)} in all: '
+                'timm.list_models()).'
             )
         try:
             with meta_parameters():
@@ -82,7 +83,8 @@ class ScaleNetTimm(LiveBackbone):
             return dict(convert(dict(entries), like, **options))
         except (AttributeError, IndexError, KeyError, RuntimeError, ValueError) as e:
             raise CheckpointError(
-                f'timm cannot read this file as one of {self.source["name"]} ({type(e).__name__}: {e}); check that it belongs '
+                f'timm cannot read this file as one of {self.source["name"]} ({type(e).__name__}: {e}); check that it '
+                'belongs '
                 f'to this model. Its keys begin with {list(entries)[:3]}.'
             ) from e
 
@@ -104,10 +106,12 @@ class ScaleNetTimm(LiveBackbone):
 
 @MODELS.register_module()
 class ScaleNetHF(LiveBackbone):
-    """A vision network of Hugging Face's transformers, scaled: ``dict(type='ScaleNetHF', model_name_or_config='facebook/dinov2-small')``.
+    """A vision network of Hugging Face's transformers, scaled: ``dict(type='ScaleNetHF',
+    model_name_or_config='facebook/dinov2-small')``.
 
     Args:
-        model_name_or_config: a name on the Hub or a folder, or a config: ``dict(model_type='dinov2', hidden_size=384, ...)``.
+        model_name_or_config: a name on the Hub or a folder, or a config: ``dict(model_type='dinov2', hidden_size=384,
+            ...)``.
         run: further arguments of the host's ``forward``, such as ``dict(always_partition=True)`` of Swin.
 
     The other arguments are those of ``LiveBackbone``; what is left changes the config.
@@ -115,9 +119,7 @@ class ScaleNetHF(LiveBackbone):
 
     library = 'transformers'
 
-    def __init__(
-        self, model_name_or_config: str | Mapping[str, Any], *, run: dict | None = None, **kwargs
-    ):
+    def __init__(self, model_name_or_config: str | Mapping[str, Any], *, run: dict | None = None, **kwargs):
         super().__init__(model_name_or_config, **kwargs)
         taken = inspect.signature(self.net.forward).parameters
         any_size = {k: True for k in ('interpolate_pos_encoding',) if k in taken}
@@ -140,7 +142,8 @@ class ScaleNetHF(LiveBackbone):
             kind = given.pop('model_type', None)
             if kind not in known.CONFIG_MAPPING:
                 raise ValueError(
-                    f'transformers has no model_type {kind!r}; near are {_nearest(str(kind), list(known.CONFIG_MAPPING))}.'
+                    f'transformers has no model_type {kind!r}; near are '
+                    f'{_nearest(str(kind), list(known.CONFIG_MAPPING))}.'
                 )
             config = known.AutoConfig.for_model(kind, **given)
         unknown = sorted(k for k in changes if not hasattr(config, k))
@@ -160,9 +163,7 @@ class ScaleNetHF(LiveBackbone):
             raise ValueError(f'transformers has no base model of {type(config).__name__}.') from e
         kind = kind[0] if isinstance(kind, tuple) else kind
         self._options = (
-            {'add_pooling_layer': False}
-            if 'add_pooling_layer' in inspect.signature(kind).parameters
-            else {}
+            {'add_pooling_layer': False} if 'add_pooling_layer' in inspect.signature(kind).parameters else {}
         )
         return known.AutoModel.from_config(config, **self._options).float()
 

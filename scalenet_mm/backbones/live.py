@@ -1,4 +1,6 @@
-"""Any network of timm or Hugging Face that ``scalenet_mm.scale`` can scale, as a backbone of the OpenMMLab frameworks."""
+"""Any network of timm or Hugging Face that ``scalenet_mm.scale`` can scale, as a backbone of the OpenMMLab
+frameworks.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,15 @@ OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')  # as mmpretrain's Vi
 TOKEN_NORMS = ('norm', 'layernorm')  # over all tokens, behind the last layer
 POOLED_NORMS = ('fc_norm', 'head.norm')  # over their mean
 # What a file may hold besides: heads, a teacher's mask token, norms of outputs that were not asked for.
-UNUSED = re.compile(
-    r'(.*\.)?mask_token|(head|head_dist|fc|classifier|pooler|decoder|fc_norm|norm|layernorm)\..*'
-)
+UNUSED = re.compile(r'(.*\.)?mask_token|(head|head_dist|fc|classifier|pooler|decoder|fc_norm|norm|layernorm)\..*')
 
 
 class LiveBackbone(ScaledBackbone, BaseModule):
     """A network that its library builds at the pretrained depth and ``scalenet_mm.scale`` deepens.
 
-    A subclass says how its library builds a network (``_build``), runs it (``_run``) and reads a file (``_converted``), and
-    where pretrained weights are (``_address``). Outputs are caught behind the layers themselves, so they are those of any host.
+    A subclass says how its library builds a network (``_build``), runs it (``_run``) and reads a file (``_converted``),
+    and where pretrained weights are (``_address``). Outputs are caught behind the layers themselves, so they are those
+    of any host.
 
     Args:
         name: of the network, as its library calls it.
@@ -64,14 +65,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
 
     library: str
     scale_defaults = dict(
-        times=2,
-        order=None,
-        layers='all',
-        stages=None,
-        sources=None,
-        adjust=ADJUST,
-        adjust_on=None,
-        start='paper',
+        times=2, order=None, layers='all', stages=None, sources=None, adjust=ADJUST, adjust_on=None, start='paper'
     )
 
     def __init__(
@@ -96,9 +90,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         if out_type not in OUT_TYPES:
             raise ValueError(f'out_type must be one of {OUT_TYPES}, got {out_type!r}.')
         if pretrained and init_cfg:
-            raise ValueError(
-                'pretrained=True and init_cfg both name weights; leave one of them out.'
-            )
+            raise ValueError('pretrained=True and init_cfg both name weights; leave one of them out.')
         super().__init__(init_cfg)
         sized = self._arguments(img_size, drop_path_rate, in_channels)
         self.source = dict(name=name, **{k: v for k, v in sized.items() if v is not None}, **host)
@@ -145,7 +137,9 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         raise NotImplementedError
 
     def _converted(self, entries: dict[str, Tensor], scaled: bool) -> dict[str, Tensor]:
-        """Entries of a file of any of the library's dialects, by the names and in the sizes of ``net`` or its source."""
+        """Entries of a file of any of the library's dialects, by the names and in the sizes of ``net`` or its
+        source.
+        """
         raise NotImplementedError
 
     def _address(self) -> str:
@@ -248,9 +242,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
             if prefix:
                 state_dict = strip_prefix(state_dict, prefix.rstrip('.') + '.')
             if not state_dict:
-                raise CheckpointError(
-                    f'no key starts with {prefix!r}, which init_cfg names as the prefix.'
-                )
+                raise CheckpointError(f'no key starts with {prefix!r}, which init_cfg names as the prefix.')
             self.load_state_dict(self.own_names(state_dict))
         except (CheckpointError, ValueError) as e:
             raise CheckpointError(f'{checkpoint}: {e}', getattr(e, 'differences', None)) from e
@@ -272,9 +264,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
             expand(converted, f'{name}.', layers)
         besides = [k for k in converted if k not in expected and UNUSED.fullmatch(k[len('net.') :])]
         if besides:
-            print_log(
-                f'{type(self).__name__}: {besides} are not used here.', 'current', logging.WARNING
-            )
+            print_log(f'{type(self).__name__}: {besides} are not used here.', 'current', logging.WARNING)
         state_dict.update({prefix + k: v for k, v in converted.items() if k not in besides})
         BaseModule._load_from_state_dict(self, state_dict, prefix, local_metadata, *args)
 

@@ -26,8 +26,8 @@ UNSCALED = dict(times=1, adjust=None)  # the `scale` of the host itself
 class ScaledBackbone:
     """Mixed in before an mmpretrain backbone that was built at the scaled depth.
 
-    Subclasses say where the blocks are (``_containers() -> [(name, container)]``), what the paper's defaults are (``scale_defaults``) and which
-    norms a file may lack or have besides.
+    Subclasses say where the blocks are (``_containers() -> [(name, container)]``), what the paper's defaults are
+    (``scale_defaults``) and which norms a file may lack or have besides.
     """
 
     scaled_host = True  # roles.py: norms in here are those of the scaled network
@@ -53,9 +53,7 @@ class ScaledBackbone:
         given = {k: v for k, v in (scale or {}).items() if v is not None or k == 'adjust'}
         unknown = sorted(set(given) - set(cls.scale_defaults))
         if unknown:
-            raise ValueError(
-                f'scale has no key {unknown}; {cls.__name__} takes {sorted(cls.scale_defaults)}.'
-            )
+            raise ValueError(f'scale has no key {unknown}; {cls.__name__} takes {sorted(cls.scale_defaults)}.')
         if given.get('growth') is None:
             if given.get('new_layers') is not None:
                 raise ValueError(
@@ -67,13 +65,16 @@ class ScaledBackbone:
         clash += ['times'] if {'times', 'new_layers'} <= set(given) else []
         if clash:
             raise ValueError(
-                f'scale has growth={given["growth"]!r} and {clash}; growth itself says where new layers lie and how they '
-                'start, and takes new_layers=NUMBER or times=FACTOR. Leave the others out (in a child of a config that has them: '
+                f'scale has growth={given["growth"]!r} and {clash}; growth itself says where new layers lie and how '
+                'they '
+                'start, and takes new_layers=NUMBER or times=FACTOR. Leave the others out (in a child of a config that '
+                'has them: '
                 'scale=dict(_delete_=True, growth=...), on the command line model.backbone.scale._delete_=True).'
             )
         if given.get('times') == 1:
             raise ValueError(
-                f'scale has growth={given["growth"]!r} and times=1, which adds nothing; write new_layers=NUMBER, or times=2.'
+                f'scale has growth={given["growth"]!r} and times=1, which adds nothing; write new_layers=NUMBER, or '
+                'times=2.'
             )
         grown = dict(given, growth=Growth.from_cfg(given['growth']))
         return {**cls.scale_defaults, 'adjust': None, **grown}
@@ -90,21 +91,13 @@ class ScaledBackbone:
             raise ValueError(f'arch must be one of {sorted(cls.arch_zoo)} or a dict, got {arch!r}.')
         return dict(cls.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
 
-    def _scale(
-        self,
-        maps: Sequence[LayerMap],
-        scale: dict[str, Any],
-        with_cp: bool,
-        ops: str | Mapping | None,
-    ) -> None:
+    def _scale(self, maps: Sequence[LayerMap], scale: dict[str, Any], with_cp: bool, ops: str | Mapping | None) -> None:
         for (_, layers), layer_map in zip(self._containers(), maps):
             if scale['growth'] is None:
                 tie(layers, layer_map)
             else:
                 grow(layers, layer_map, scale['growth'], self.alternating)
-            adjust_layers(
-                layers, scale['adjust'], scale['adjust_on'], scale['start'], self.alternating
-            )
+            adjust_layers(layers, scale['adjust'], scale['adjust_on'], scale['start'], self.alternating)
         set_ops(self, ops)
         for _, layers in self._containers():
             for block in layers:
@@ -130,11 +123,7 @@ class ScaledBackbone:
     def init_weights(self) -> None:
         """Initialises as the host does, then loads ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``."""
         if self.is_init:
-            print_log(
-                f'{type(self).__name__}: initialised already; nothing is changed.',
-                'current',
-                logging.WARNING,
-            )
+            print_log(f'{type(self).__name__}: initialised already; nothing is changed.', 'current', logging.WARNING)
             return
         init_cfg = self.init_cfg
         cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
@@ -160,9 +149,7 @@ class ScaledBackbone:
             if prefix:
                 state_dict = strip_prefix(state_dict, prefix.rstrip('.') + '.')
                 if not state_dict:
-                    raise CheckpointError(
-                        f'no key starts with {prefix!r}, which init_cfg names as the prefix.'
-                    )
+                    raise CheckpointError(f'no key starts with {prefix!r}, which init_cfg names as the prefix.')
             self.load_state_dict(split(state_dict)[0])
         except (CheckpointError, ValueError) as e:
             raise CheckpointError(f'{checkpoint}: {e}', getattr(e, 'differences', None)) from e
@@ -188,7 +175,9 @@ class ScaledBackbone:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _check_stored(self, metadata: dict, prefix: str) -> None:
-        """What two scaled networks with the same keys and shapes may differ in: their maps, and what adapters compute."""
+        """What two scaled networks with the same keys and shapes may differ in: their maps, and what adapters
+        compute.
+        """
         stored = metadata.get('layer_maps', {})
         try:
             for name, layers in self._containers():
@@ -203,11 +192,7 @@ class ScaledBackbone:
             )
 
     def _adjust_kind(self) -> list[str]:
-        found = {
-            (type(m).__name__, getattr(m, 'act', ''))
-            for m in self.modules()
-            if isinstance(m, Adjustment)
-        }
+        found = {(type(m).__name__, getattr(m, 'act', '')) for m in self.modules() if isinstance(m, Adjustment)}
         return sorted(' '.join(kind).strip() for kind in found)
 
     def _adapt(self, entries: dict[str, Tensor]) -> None:
@@ -224,19 +209,12 @@ def require_exact_keys(backbone: ScaledBackbone, state_dict, prefix, *args) -> N
     expected = backbone.state_dict()
     got = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
     may_miss, may_extra = backbone.optional_keys()
-    require(
-        {k: v.shape for k, v in expected.items()},
-        got,
-        (may_miss & set(expected)) | (may_extra & set(got)),
-    )
+    require({k: v.shape for k, v in expected.items()}, got, (may_miss & set(expected)) | (may_extra & set(got)))
     missing, besides = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
     state_dict.update({prefix + k: expected[k] for k in missing})
     for key in besides:
         del state_dict[prefix + key]
-    for text, keys in (
-        ('keep their initial values (not in the file)', missing),
-        ('are not used here', besides),
-    ):
+    for text, keys in (('keep their initial values (not in the file)', missing), ('are not used here', besides)):
         if keys:
             print_log(f'{type(backbone).__name__}: {keys} {text}.', 'current', logging.WARNING)
 

@@ -24,13 +24,7 @@ class SimpleFeaturePyramid(BaseModule):
         ValueError: for a number outside these rules.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int = 256,
-        num_outs: int = 5,
-        init_cfg: dict | None = None,
-    ):
+    def __init__(self, in_channels: int, out_channels: int = 256, num_outs: int = 5, init_cfg: dict | None = None):
         super().__init__(init_cfg)
         if in_channels % 4 or num_outs < 4:
             raise ValueError(
@@ -46,12 +40,7 @@ class SimpleFeaturePyramid(BaseModule):
         ]
         stride_8 = [nn.ConvTranspose2d(in_channels, half, 2, stride=2)]
         stride_32 = [nn.MaxPool2d(2, ceil_mode=True)]
-        scales = (
-            (stride_4, quarter),
-            (stride_8, half),
-            ([], in_channels),
-            (stride_32, in_channels),
-        )
+        scales = ((stride_4, quarter), (stride_8, half), ([], in_channels), (stride_32, in_channels))
         self.levels = nn.ModuleList(
             nn.Sequential(
                 *rescale,

@@ -25,9 +25,10 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
         arch: as the host's, of the *pretrained* network. The arguments of mmdet's and mmseg's Swin (``embed_dims``,
             ``depths``, ``num_heads``, ...) are understood instead.
         scale: ``dict(times=2, order='stack', stages=(3,), layers='all', sources=None,
-            adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the paper's.
-            ``times`` may be a list with one factor a stage; ``sources`` is ``{stage: [...]}``. ``growth`` with ``new_layers``
-            (in each of ``stages``) or ``times`` grows by independent layers instead, see ``growth.GROWTH``.
+            adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the
+            paper's. ``times`` may be a list with one factor a stage; ``sources`` is ``{stage: [...]}``. ``growth`` with
+            ``new_layers`` (in each of ``stages``) or ``times`` grows by independent layers instead, see
+            ``growth.GROWTH``.
         with_cp: recompute the blocks' activations in the backward pass.
         ops: fast paths, ``None`` (defaults), ``'plain'`` or a dict of switches, see ``ops.SWITCHES``.
         frozen_stages: refused.
@@ -84,14 +85,10 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
 
     def optional_keys(self):
         norms = [{f'norm{i}.weight', f'norm{i}.bias'} for i in range(len(self.stages))]
-        return set().union(*norms[:-1]), set().union(
-            *norms
-        )  # a classifier has the last stage's only
+        return set().union(*norms[:-1]), set().union(*norms)  # a classifier has the last stage's only
 
     def _adapt(self, entries: dict[str, Tensor]) -> None:
-        tables = {
-            k: v.shape[0] for k, v in entries.items() if k.endswith('.relative_position_bias_table')
-        }
+        tables = {k: v.shape[0] for k, v in entries.items() if k.endswith('.relative_position_bias_table')}
         if len(set(tables.values())) > 1:
             few = min(tables, key=lambda k: list(tables.values()).count(tables[k]))
             raise CheckpointError(
@@ -103,9 +100,7 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
                 entries[key] = relative_position_index(self.get_submodule(module).window_size[0])
             elif key in tables:
                 try:
-                    entries[key] = resize_bias_table(
-                        entries[key], self.get_submodule(module).window_size[0]
-                    )
+                    entries[key] = resize_bias_table(entries[key], self.get_submodule(module).window_size[0])
                 except ValueError as e:
                     raise CheckpointError(f'{key}: {e}') from e
 

@@ -77,10 +77,7 @@ def versus(
 
     floor = operations['ours'] / operations['peer']
     return Timed(
-        {
-            **{f'peer {name}': run for name, run in peers.items()},
-            **{f'ours {name}': run for name, run in ours.items()},
-        },
+        {**{f'peer {name}': run for name, run in peers.items()}, **{f'ours {name}': run for name, run in ours.items()}},
         {setting: partial(value, setting) for setting in peers},
         operations,
         check,
@@ -88,9 +85,7 @@ def versus(
     )
 
 
-def agree(
-    ours: Net, peer: Net | None, batch: Tensor, dtype: str, context: Callable, bare: bool = True
-) -> list[Parity]:
+def agree(ours: Net, peer: Net | None, batch: Tensor, dtype: str, context: Callable, bare: bool = True) -> list[Parity]:
     """Ours in fp32, its adapters alive, with its plain reference; then, in the dtype that is timed, with the peer.
 
     Args:

@@ -50,11 +50,7 @@ def one_step(s: Settings, name: str, side: str, dtype: str, batch: int) -> Calla
 
 def saved_by(s: Settings, name: str, side: str, dtype: str, batch: int) -> dict[str, int | None]:
     """Bytes that a forward pass of a training step saves, and the growth of a process (GPU: the allocator's peak)."""
-    net, batch_of, context = (
-        training_net(s, name, side),
-        images(s, batch),
-        precision(s, dtype),
-    )
+    net, batch_of, context = (training_net(s, name, side), images(s, batch), precision(s, dtype))
 
     def forward() -> torch.Tensor:
         with context():
@@ -164,7 +160,4 @@ def _p8(s: Settings, config: str) -> list[Figure]:
 
 
 def p8(s: Settings) -> list[Case]:
-    return [
-        Case('P8', Path(config.partition('::')[2]).stem, '', partial(_p8, s, config))
-        for config in s.at.configs
-    ]
+    return [Case('P8', Path(config.partition('::')[2]).stem, '', partial(_p8, s, config)) for config in s.at.configs]

@@ -31,10 +31,7 @@ FAMILIES = {
     'detection': ('mask_rcnn_scalenet_swin_t_1x.py', 'SCALENET_COCO_ROOT', (640, 480)),
     'segmentation': ('upernet_scalenet_swin_t_40k.py', 'SCALENET_ADE_ROOT', (683, 512)),
 }
-DEMO = {
-    'detection': 'demo/mask_rcnn_scalenet_swin_digits.py',
-    'segmentation': 'demo/upernet_scalenet_swin_digits.py',
-}
+DEMO = {'detection': 'demo/mask_rcnn_scalenet_swin_digits.py', 'segmentation': 'demo/upernet_scalenet_swin_digits.py'}
 STYLE = SceneStyle(digits=(6, 8), scale=(0.1, 0.25))  # COCO has 7 objects an image
 QUALITY = 95  # gives about 100 to 170 KB a file, as ImageNet and COCO have
 LISTED = 4096  # samples that one epoch lists; the files repeat
@@ -74,9 +71,7 @@ def _coco_index(root: Path, records: list, size: tuple[int, int]) -> None:
         path, masks = records[i % len(records)]
         images.append(dict(id=i, file_name=path.name, width=size[0], height=size[1]))
         for label, mask in masks:
-            outlines, _ = cv2.findContours(
-                mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-            )
+            outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
             polygons = [p.reshape(-1).tolist() for p in outlines if len(p) > 2]
             if polygons:
                 annotations.append(
@@ -108,16 +103,8 @@ def _ade_index(root: Path, records: list, size: tuple[int, int]) -> None:
         cv2.imwrite(str(folder / f'{path.stem}.png'), labels)
 
 
-IMAGE_FOLDERS = {
-    'classification': 'train',
-    'detection': 'train2017',
-    'segmentation': 'images/training',
-}
-INDICES = {
-    'classification': _imagenet_index,
-    'detection': _coco_index,
-    'segmentation': _ade_index,
-}
+IMAGE_FOLDERS = {'classification': 'train', 'detection': 'train2017', 'segmentation': 'images/training'}
+INDICES = {'classification': _imagenet_index, 'detection': _coco_index, 'segmentation': _ade_index}
 
 
 def read_leaf(family: str, root: Path, name: str | None = None) -> Config:
@@ -204,11 +191,7 @@ def step_seconds(cfg: Config, batch_size: int, rounds: int, device: str = 'cpu')
 
 
 def family_row(
-    family: str,
-    rounds: int,
-    files: int = 32,
-    size: tuple[int, int] | None = None,
-    device: str = 'cpu',
+    family: str, rounds: int, files: int = 32, size: tuple[int, int] | None = None, device: str = 'cpu'
 ) -> dict:
     """Seconds an image of a family's loader (ours) beside those of its training step (peer).
 
@@ -238,12 +221,11 @@ def family_row(
 
 
 def rows(
-    quick: bool = False,
-    rounds: int = 7,
-    progress: Callable[[str], None] = print,
-    device: str = 'cpu',
+    quick: bool = False, rounds: int = 7, progress: Callable[[str], None] = print, device: str = 'cpu'
 ) -> list[dict]:
-    """One row a family, see ``family_row``; ``quick`` reads less files, and trains detection and segmentation on small images."""
+    """One row a family, see ``family_row``; ``quick`` reads less files, and trains detection and segmentation on small
+    images.
+    """
     made = []
     for family in FAMILIES:
         progress(family)

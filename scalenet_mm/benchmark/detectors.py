@@ -44,9 +44,7 @@ def stock_config(cfg: Config, depths: list[int]) -> Config:
 def deep_state(model: nn.Module) -> dict[str, Tensor]:
     """What the network of independent copies holds: every instance's tensors, no adjustments."""
     added = {id(p) for m in model.modules() if isinstance(m, Adjustment) for p in m.parameters()}
-    named = chain(
-        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    )
+    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     return {name: t for name, t in named if id(t) not in added}
 
 
@@ -149,11 +147,7 @@ def hook_seconds(times: int = 200) -> float:
 
 
 def family_rows(
-    family: str,
-    rounds: int,
-    demo: bool = False,
-    device: str = 'cpu',
-    progress: Callable[[str], None] = print,
+    family: str, rounds: int, demo: bool = False, device: str = 'cpu', progress: Callable[[str], None] = print
 ) -> list[dict]:
     """Rows of one detector or segmentor.
 
@@ -167,10 +161,7 @@ def family_rows(
         size = (64, 96) if demo else IMAGE
         # the demo's own data are of another layout; its model trains on the same batch
         with loader(
-            shrink(read_leaf(family, Path(folder)), *size),
-            batch_size=BATCH,
-            num_workers=0,
-            persistent_workers=False,
+            shrink(read_leaf(family, Path(folder)), *size), batch_size=BATCH, num_workers=0, persistent_workers=False
         ) as batches:
             batch = next(batches)
     cfg = read_leaf(family, Path(folder), leaf)
@@ -190,10 +181,7 @@ def family_rows(
         tick=lambda: progress(f'{leaf}: a round of {", ".join(trainers)}'),
     )
     spreads = {name: Spread.of([t[name] for t in taken]) for name in trainers}
-    phases = {
-        name: mean_phases(trainer, batch, max(2, rounds // 2), device)
-        for name, trainer in trainers.items()
-    }
+    phases = {name: mean_phases(trainer, batch, max(2, rounds // 2), device) for name, trainer in trainers.items()}
     rows = []
     for name, peer, goal in (
         ('ours', 'stock', STEP_GOAL),
@@ -229,10 +217,7 @@ def family_rows(
 
 
 def rows(
-    quick: bool = False,
-    rounds: int = 7,
-    progress: Callable[[str], None] = print,
-    device: str = 'cpu',
+    quick: bool = False, rounds: int = 7, progress: Callable[[str], None] = print, device: str = 'cpu'
 ) -> list[dict]:
     """Rows of both families, see ``family_rows``; ``quick`` takes the demo configs."""
     return [row for family in DEMO for row in family_rows(family, rounds, quick, device, progress)]

@@ -74,9 +74,7 @@ GOALS = {
             floor='time in proportion to multiply-adds',
         ),
         Goal(
-            'P6',
-            "bytes saved for the backward pass, over mmdet's Swin fully fine-tuned",
-            {'cpu': 0.50, 'cuda': 0.45},
+            'P6', "bytes saved for the backward pass, over mmdet's Swin fully fine-tuned", {'cpu': 0.50, 'cuda': 0.45}
         ),
         Goal(
             'P7',
@@ -89,11 +87,7 @@ GOALS = {
             {'cpu': 1.05, 'cuda': 1.05},
             floor='the bytes themselves',
         ),
-        Goal(
-            'P9',
-            'time that x2 ... x4 of depth add for each x1, over the time of x1',
-            {'cpu': 1.03, 'cuda': 1.02},
-        ),
+        Goal('P9', 'time that x2 ... x4 of depth add for each x1, over the time of x1', {'cpu': 1.03, 'cuda': 1.02}),
         Goal(
             'P10',
             'train step with sparse over dense drop path, rate 0.5 in the last block',
@@ -106,11 +100,7 @@ GOALS = {
             {},
             floor=STEP_FLOPS,
         ),
-        Goal(
-            'kernels',
-            'forms of adapters (forward) and window attention (step), over the first form',
-            {},
-        ),
+        Goal('kernels', 'forms of adapters (forward) and window attention (step), over the first form', {}),
         Goal('startup', "import, building and loading, over the host's", {}),
         Goal('data', "data loading in the shipped configs, over a training step's time", {}),
         Goal('detectors', "whole steps of Mask R-CNN and UPerNet, over the stock detector's", {}),

@@ -38,8 +38,7 @@ def _compared(s: Settings, dtype: str, forms: Mapping[str, Callable[[], Tensor]]
     rounds = interleaved(forms, s.rounds, s.device, s.warmup, 4)
     ms = {name: 1e3 * median(r[name] for r in rounds) for name in forms}
     return [
-        Figure(median(r[name] / r[first] for r in rounds), name, told=ms, note=f'{ms[name]:.2f} ms')
-        for name in forms
+        Figure(median(r[name] / r[first] for r in rounds), name, told=ms, note=f'{ms[name]:.2f} ms') for name in forms
     ]
 
 
@@ -48,11 +47,7 @@ def _adapters(s: Settings, dtype: str, rows: int, dims: int) -> list[Figure]:
         return torch.randn(*shape).to(s.device, DTYPES[dtype]) * shape[-1] ** -0.5
 
     x, bias = tensor(rows, dims), tensor(4 * dims)
-    weight, down, up = (
-        tensor(4 * dims, dims),
-        tensor(ADAPTER_RANK, dims),
-        tensor(4 * dims, ADAPTER_RANK),
-    )
+    weight, down, up = (tensor(4 * dims, dims), tensor(ADAPTER_RANK, dims), tensor(4 * dims, ADAPTER_RANK))
     both = torch.cat([weight, up], 1)
 
     def narrow() -> Tensor:

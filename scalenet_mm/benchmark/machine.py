@@ -45,9 +45,7 @@ def rates(device: str) -> dict[str, float]:
     rows, d_in, d_out = GEMM[device]
     found = {}
     for name, dtype in DTYPES.items():
-        x, weight = (
-            torch.randn(n, d_in, device=device, dtype=dtype) / d_in**0.5 for n in (rows, d_out)
-        )
+        x, weight = (torch.randn(n, d_in, device=device, dtype=dtype) / d_in**0.5 for n in (rows, d_out))
         libraries = {f'{name} F.linear': lambda x=x, w=weight: F.linear(x, w)}
         if device == 'cpu' and name == 'fp32' and torch.backends.mkldnn.is_available():
             libraries[f'{name} oneDNN'] = lambda x=x, w=weight: torch.ops.mkldnn._linear_pointwise(

@@ -49,9 +49,7 @@ def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     params = list(model.parameters())
     state = (t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t))
     return dict(
-        weights=unique_nbytes(params),
-        gradients=unique_nbytes(p.grad for p in params),
-        optimizer=unique_nbytes(state),
+        weights=unique_nbytes(params), gradients=unique_nbytes(p.grad for p in params), optimizer=unique_nbytes(state)
     )
 
 

@@ -82,21 +82,15 @@ def timm_vit(s: Settings, name: str, depths: Depths) -> nn.Module:
 
     arch = s.at.archs[name]
     return VisionTransformer(
-        img_size=s.at.image,
-        num_classes=0,
-        embed_dim=arch['embed_dims'],
-        depth=depths[0],
-        num_heads=arch['num_heads'],
+        img_size=s.at.image, num_classes=0, embed_dim=arch['embed_dims'], depth=depths[0], num_heads=arch['num_heads']
     )
 
 
 def deep_peer(
-    build: Callable[[Depths], nn.Module],
-    ours: nn.Module,
-    containers: Sequence[str],
-    device: str = 'cpu',
+    build: Callable[[Depths], nn.Module], ours: nn.Module, containers: Sequence[str], device: str = 'cpu'
 ) -> nn.Module:
-    """A stock network at the scaled depth with the weights of ``ours``, which loads the stock one of the source's depth.
+    """A stock network at the scaled depth with the weights of ``ours``, which loads the stock one of the source's
+    depth.
 
     Args:
         build: makes a stock network of the depths.

@@ -25,18 +25,13 @@ def _train(s: Settings, pair: str, name: str, dtype: str, batch: int, adapted: b
     peer = Net(models.give_plain_adapters(stock, ours.model) if adapted else stock)
     batch_of, context = images(s, batch), precision(s, dtype)
     sides = _settings(s, ours, {'eager': peer})
-    flops = {
-        side: batch * operations(net.model, s.at.image, True)
-        for side, net in (('peer', peer), ('ours', ours))
-    }
+    flops = {side: batch * operations(net.model, s.at.image, True) for side, net in (('peer', peer), ('ours', ours))}
     steps = [{k: train_step(net, batch_of, context) for k, net in nets.items()} for nets in sides]
     check = partial(agree, ours, peer, batch_of, dtype, context, not adapted)
     return versus(pair, *steps, flops, check)
 
 
-def _settings(
-    s: Settings, ours: Net, peers: Mapping[str, Net]
-) -> tuple[Mapping[str, Net], Mapping[str, Net]]:
+def _settings(s: Settings, ours: Net, peers: Mapping[str, Net]) -> tuple[Mapping[str, Net], Mapping[str, Net]]:
     """Networks of both sides by setting; compiled ones where they are asked for."""
     if not s.compiled:
         return peers, {'eager': ours}
@@ -49,12 +44,7 @@ def _settings(
 
 def _steps(s: Settings, pair: str, adapted: bool) -> list[Case]:
     return [
-        Case(
-            pair,
-            f'{name}, batch {batch}',
-            dtype,
-            partial(_train, s, pair, name, dtype, batch, adapted),
-        )
+        Case(pair, f'{name}, batch {batch}', dtype, partial(_train, s, pair, name, dtype, batch, adapted))
         for name, batches in (('Swin-T', ((4,), (64,))), ('Swin-S', ((2,), (64,))))
         for batch in s.batches(*batches)
         for dtype in s.timed('fp32')
@@ -76,12 +66,9 @@ def _pooled(output) -> torch.Tensor:
     return output[-1].mean((2, 3)) if output[-1].ndim == 4 else output[-1]
 
 
-def _infer(
-    s: Settings, pair: str, ours: nn.Module, peers: dict, host: str, dtype: str, batch: int
-) -> Timed:
+def _infer(s: Settings, pair: str, ours: nn.Module, peers: dict, host: str, dtype: str, batch: int) -> Timed:
     flops = {
-        side: batch * operations(model, s.at.image, False)
-        for side, model in (('peer', peers['eager']), ('ours', ours))
+        side: batch * operations(model, s.at.image, False) for side, model in (('peer', peers['eager']), ('ours', ours))
     }
     kind = DTYPES[dtype]
     net = Net(ours.to(kind), _pooled)

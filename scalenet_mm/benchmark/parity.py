@@ -77,7 +77,8 @@ class Parity:
 
     def __str__(self) -> str:
         return (
-            f'from {self.against} by {self.forward:.1e} forward (bound {self.bounds[0]:.1e}), {self.gradient:.1e} in the '
+            f'from {self.against} by {self.forward:.1e} forward (bound {self.bounds[0]:.1e}), {self.gradient:.1e} in '
+            'the '
             f'gradient of {self.worst} (bound {self.bounds[1]:.1e})'
         )
 
@@ -105,17 +106,13 @@ def compare(
     return Parity(against, forward, differences[worst], worst)
 
 
-def compare_half(
-    net: Net, stock: Net, reference: Net, images: Tensor, context: Callable = nullcontext
-) -> Parity:
+def compare_half(net: Net, stock: Net, reference: Net, images: Tensor, context: Callable = nullcontext) -> Parity:
     """In bf16, which rounds small gradients of long sums away: as near to fp32 as the stock network in bf16 is.
 
     Args:
         reference: stored in fp32; computes in it.
     """
-    mine, theirs = (
-        compare('fp32', n, reference, images, context, nullcontext) for n in (net, stock)
-    )
+    mine, theirs = (compare('fp32', n, reference, images, context, nullcontext) for n in (net, stock))
     bounds = tuple(max(SLACK * d, BF16) for d in (theirs.forward, theirs.gradient))
     return replace(mine, against="fp32 (bound: 1.5 times the peer's own distance)", bounds=bounds)
 

@@ -17,9 +17,7 @@ NOT_RUN = 'not run'
 def terminal(rows: Sequence[Row]) -> str:
     """The rows as plain columns, and below them what else is to be said, once each."""
     remarks = dict.fromkeys(
-        f'{row["pair"]} {row["case"]} {row["dtype"]}: {row["note"]}'
-        for row in rows
-        if 'note' in row
+        f'{row["pair"]} {row["case"]} {row["dtype"]}: {row["note"]}' for row in rows if 'note' in row
     )
     return '\n'.join([format_table(HEAD, [_cells(row) for row in rows]), '', *remarks])
 
@@ -59,8 +57,10 @@ def markdown(files: Iterable[Path]) -> str:
         '# Performance: goals and what was measured',
         '',
         f'Written by `python tools/benchmark.py --report {" ".join(f.name for f in files)}`; measured by',
-        '`python tools/benchmark.py --json FILE`. Medians of interleaved rounds (ABBA), least and largest round behind; ',
-        'no speed without forward and gradient parity in the same run. The floor is what the count of multiply-adds allows.',
+        '`python tools/benchmark.py --json FILE`. Medians of interleaved rounds (ABBA), least and largest round '
+        'behind; ',
+        'no speed without forward and gradient parity in the same run. The floor is what the count of multiply-adds '
+        'allows.',
         '',
         *_machines(runs),
         '',
@@ -72,20 +72,9 @@ def markdown(files: Iterable[Path]) -> str:
         on = {device: latest.get((*key, device)) for device in ('cpu', 'cuda')}
         cpu, gpu = (_measured(on[d], pair, d, dtype, setting) for d in on)
         some = on['cpu'] or on['cuda']
-        cells = [
-            pair,
-            f'{case} {dtype}'.strip(),
-            setting,
-            cpu[0],
-            _number(some.get('floor')),
-            *cpu[1:],
-            *gpu,
-        ]
+        cells = [pair, f'{case} {dtype}'.strip(), setting, cpu[0], _number(some.get('floor')), *cpu[1:], *gpu]
         lines.append(f'| {" | ".join(cells)} |')
-    lines += [
-        '',
-        *(f'* {g.id}: {g.what}.' for g in GOALS.values() if any(k[0] == g.id for k in keys)),
-    ]
+    lines += ['', *(f'* {g.id}: {g.what}.' for g in GOALS.values() if any(k[0] == g.id for k in keys))]
     return '\n'.join(lines) + '\n'
 
 
@@ -93,9 +82,7 @@ def _key(row: Row) -> tuple[str, str, str, str]:
     return row['pair'], row['case'], row['dtype'], row['setting']
 
 
-def _measured(
-    row: Row | None, pair: str, device: str, dtype: str, setting: str
-) -> tuple[str, str, str]:
+def _measured(row: Row | None, pair: str, device: str, dtype: str, setting: str) -> tuple[str, str, str]:
     goal = GOALS[pair]
     if row is None:
         bound = goal.bound(device, dtype, setting.removeprefix('fused '))

@@ -57,10 +57,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 
 
 def run(
-    names: Sequence[str],
-    s: Settings,
-    file: Path | None = None,
-    show: Callable[[Row], None] = lambda row: None,
+    names: Sequence[str], s: Settings, file: Path | None = None, show: Callable[[Row], None] = lambda row: None
 ) -> dict[str, Any]:
     """Measures pairs.
 
@@ -76,9 +73,7 @@ def run(
     """
     names = chosen(names)
     if s.device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(
-            'device is cuda, but torch sees no CUDA GPU here; leave --device out to measure on the CPU.'
-        )
+        raise ValueError('device is cuda, but torch sees no CUDA GPU here; leave --device out to measure on the CPU.')
     earlier = read_runs(file) if file and file.exists() else []
     cases = [case for name in names for case in PAIRS[name](s)]
     result = dict(
@@ -158,17 +153,12 @@ def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) 
         ms={n: 1e3 * t for n, t in times.items()},
         gflops={n: v / 1e9 for n, v in speed.items()},
         share={n: v / best for n, v in speed.items()},
-        note=', '.join(
-            f'{n} {1e3 * t:.1f} ms ({speed[n] / best:.0%} of GEMM)' for n, t in times.items()
-        )
+        note=', '.join(f'{n} {1e3 * t:.1f} ms ({speed[n] / best:.0%} of GEMM)' for n, t in times.items())
         + f'; differences at most {max(p.used for p in found):.2f} of their bounds',
     )
     values = dict(made.values)
     if {'peer eager', 'ours eager'} <= set(runs):
-        fastest = {
-            side: min((n for n in times if n.startswith(side)), key=times.get)
-            for side in ('peer', 'ours')
-        }
+        fastest = {side: min((n for n in times if n.startswith(side)), key=times.get) for side in ('peer', 'ours')}
         if fastest['peer'] != 'peer eager':
             higher = GOALS[case.pair].better == 'higher'
             top, bottom = (fastest[x] for x in (('peer', 'ours') if higher else ('ours', 'peer')))
@@ -217,15 +207,7 @@ def _of_side(operations: dict[str, int], run: str) -> int:
 
 def _counted(figures: list[Figure]) -> list[Row]:
     return [
-        dict(
-            setting=f.setting,
-            status='ok',
-            value=f.value,
-            floor=f.floor,
-            told=f.told,
-            note=f.note,
-            bound=f.bound,
-        )
+        dict(setting=f.setting, status='ok', value=f.value, floor=f.floor, told=f.told, note=f.note, bound=f.bound)
         for f in figures
     ]
 

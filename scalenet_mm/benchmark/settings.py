@@ -18,9 +18,7 @@ def _swin(width: int, depths: tuple, heads: tuple) -> dict:
 
 
 def _vit(width: int, layers: int) -> dict:
-    return dict(
-        embed_dims=width, num_layers=layers, num_heads=width // 64, feedforward_channels=4 * width
-    )
+    return dict(embed_dims=width, num_layers=layers, num_heads=width // 64, feedforward_channels=4 * width)
 
 
 HEADS = (3, 6, 12, 24)
@@ -60,9 +58,7 @@ class Size:
 SIZES = {
     'full': Size(),
     'quick': Size(batch=1),
-    'micro': Size(
-        MICRO, 64, 2, 2, ('scalenet_mm::demo/upernet_scalenet_swin_digits.py',), rss=False
-    ),
+    'micro': Size(MICRO, 64, 2, 2, ('scalenet_mm::demo/upernet_scalenet_swin_digits.py',), rss=False),
 }
 
 

@@ -26,7 +26,10 @@ LOADING_GOAL = 1.2  # times the host's
 HOST = ('mmengine.runner', 'mmpretrain.models')
 DETECTOR = ('mmengine.runner', 'mmdet.models')
 
-LOADED = 'import json, sys; start = set(sys.modules); import scalenet_mm; print(json.dumps([m for m in sys.modules if m not in start]))'
+LOADED = (
+    'import json, sys; start = set(sys.modules); import scalenet_mm; '
+    'print(json.dumps([m for m in sys.modules if m not in start]))'
+)
 ROOTS = """
 import importlib, json, sys
 roots = []
@@ -57,35 +60,17 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def make_row(
-    pair: str,
-    what: str,
-    peer: float,
-    ours: float,
-    goal: float | None,
-    unit: str = 's',
-    note: str = '',
+    pair: str, what: str, peer: float, ours: float, goal: float | None, unit: str = 's', note: str = ''
 ) -> dict:
     """A line of the report: ``ratio`` is ours / peer, to be at most ``goal`` (None: for information)."""
-    return dict(
-        pair=pair,
-        what=what,
-        peer=peer,
-        ours=ours,
-        ratio=ours / peer,
-        goal=goal,
-        unit=unit,
-        note=note,
-    )
+    return dict(pair=pair, what=what, peer=peer, ours=ours, ratio=ours / peer, goal=goal, unit=unit, note=note)
 
 
 def fresh(script: str, names: list[str] | None = None) -> list:
     """What a script prints last, as JSON, in a process of its own, which may keep compiled bytecode like a user's."""
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONDONTWRITEBYTECODE'}
     done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', script, json.dumps(names or [])],
-        env=env,
-        capture_output=True,
-        text=True,
+        [sys.executable, '-W', 'ignore', '-c', script, json.dumps(names or [])], env=env, capture_output=True, text=True
     )
     if done.returncode:
         raise RuntimeError(f'A process that imports {names} failed:\n{done.stderr[-2000:]}')
@@ -99,7 +84,9 @@ def imported_roots() -> list[str]:
 
 
 def own_seconds(names: list[str]) -> tuple[float, float, list[str]]:
-    """In a fresh process: seconds to import ``names``, then the package; and the modules of others that the latter adds."""
+    """In a fresh process: seconds to import ``names``, then the package; and the modules of others that the latter
+    adds.
+    """
     there, own, added = fresh(TIMED, names)
     return there, own, [m for m in added if m.partition('.')[0] != 'scalenet_mm']
 
@@ -143,14 +130,10 @@ def loading_cases() -> dict[str, tuple[Callable[[int], nn.Module], int, Callable
     """Name -> (the host at a depth of the scaled layers, that of the pretrained network, ours)."""
 
     def swin(last: int) -> nn.Module:
-        return SwinTransformer(
-            dict(embed_dims=96, depths=[2, 2, 6, last], num_heads=[3, 6, 12, 24])
-        )
+        return SwinTransformer(dict(embed_dims=96, depths=[2, 2, 6, last], num_heads=[3, 6, 12, 24]))
 
     def deit(depth: int) -> nn.Module:
-        return VisionTransformer(
-            dict(embed_dims=384, num_layers=depth, num_heads=6, feedforward_channels=1536)
-        )
+        return VisionTransformer(dict(embed_dims=384, num_layers=depth, num_heads=6, feedforward_channels=1536))
 
     return {
         'ScaleNetSwin-T x2': (swin, 2, lambda: ScaleNetSwin('tiny')),
@@ -173,10 +156,7 @@ def loading_rows(name: str, rounds: int) -> list[dict]:
         torch.save(theirs.state_dict(), deep)
         works = {
             'build': (lambda: host(2 * depth), ours),
-            'build and init_weights': (
-                lambda: host(2 * depth).init_weights(),
-                lambda: ours().init_weights(),
-            ),
+            'build and init_weights': (lambda: host(2 * depth).init_weights(), lambda: ours().init_weights()),
             'load a file': (
                 lambda: load_checkpoint(theirs, deep, 'cpu', strict=True, logger='silent'),
                 lambda: mine.load_pretrained(source),
@@ -198,9 +178,7 @@ def loading_rows(name: str, rounds: int) -> list[dict]:
     return found
 
 
-def rows(
-    quick: bool = False, rounds: int = 7, progress: Callable[[str], None] = print
-) -> list[dict]:
+def rows(quick: bool = False, rounds: int = 7, progress: Callable[[str], None] = print) -> list[dict]:
     """All rows of start-up, see ``make_row``; ``quick`` leaves out what only informs and the second model."""
     found = import_rows(quick, rounds, progress)
     for name in list(loading_cases())[: 1 if quick else None]:

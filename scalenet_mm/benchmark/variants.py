@@ -22,10 +22,7 @@ def _p5(s: Settings, make: Callable, name: str, dtype: str, batch: int) -> Timed
     ours = make(s, name)
     bare = make(s, name, adjust=None)
     bare.load_state_dict({k: v for k, v in ours.state_dict().items() if k in bare.state_dict()})
-    flops = {
-        side: batch * operations(model, s.at.image, False)
-        for side, model in (('without', bare), ('with', ours))
-    }
+    flops = {side: batch * operations(model, s.at.image, False) for side, model in (('without', bare), ('with', ours))}
     share = flops['with'] / flops['without'] - 1
     net = Net(ours.to(DTYPES[dtype]))
     batch_of = images(s, batch, DTYPES[dtype])
@@ -35,10 +32,7 @@ def _p5(s: Settings, make: Callable, name: str, dtype: str, batch: int) -> Timed
         return 100 * (overhead - share) if s.device == 'cuda' else overhead / share
 
     return Timed(
-        {
-            'without': forward_pass(Net(bare.to(DTYPES[dtype])), batch_of),
-            'with': forward_pass(net, batch_of),
-        },
+        {'without': forward_pass(Net(bare.to(DTYPES[dtype])), batch_of), 'with': forward_pass(net, batch_of)},
         {'': value},
         flops,
         partial(agree, net, None, batch_of, dtype, nullcontext),
@@ -108,9 +102,7 @@ def _p10(s: Settings, dtype: str, batch: int) -> Timed:
 
     def check() -> list[Parity]:
         """One seed draws the same masks on the CPU in fp32, so both forms compute the same there."""
-        dense, sparse = (
-            Net(models.switched(n, s.our_ops(drop_path=f)).model.cpu()) for f, n in nets.items()
-        )
+        dense, sparse = (Net(models.switched(n, s.our_ops(drop_path=f)).model.cpu()) for f, n in nets.items())
         return [compare('dense drop path', sparse, dense, batch_of.cpu(), _seeded)]
 
     return Timed(
@@ -161,8 +153,7 @@ def _ablation(s: Settings, name: str, dtype: str, batch: int) -> Timed:
     stock = models.deep_peer(partial(models.mmdet_swin, s, name), ours.model, MM_STAGES, s.device)
     batch_of, context = images(s, batch), precision(s, dtype)
     flops = {
-        side: batch * operations(model, s.at.image, True)
-        for side, model in (('peer', stock), ('ours', ours.model))
+        side: batch * operations(model, s.at.image, True) for side, model in (('peer', stock), ('ours', ours.model))
     }
     nets = {k: models.switched(ours, ops) for k, ops in variants(s).items()}
     reference = models.plain(ours)
@@ -183,12 +174,7 @@ def _ablation(s: Settings, name: str, dtype: str, batch: int) -> Timed:
 
 def ablation(s: Settings) -> list[Case]:
     return [
-        Case(
-            'ablation',
-            f'Swin-T, batch {batch}',
-            dtype,
-            partial(_ablation, s, 'Swin-T', dtype, batch),
-        )
+        Case('ablation', f'Swin-T, batch {batch}', dtype, partial(_ablation, s, 'Swin-T', dtype, batch))
         for batch in s.batches((4,), (64,))
         for dtype in s.timed('fp32')
     ]

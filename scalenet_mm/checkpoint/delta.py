@@ -133,9 +133,7 @@ def read_delta(source: str | Path) -> Delta:
     given = {f.name: json.loads(header[f.name]) for f in fields(Delta)[1:]}
     delta = Delta(tensors=dict(content['state_dict']), **given)
     if delta.contents != header['contents']:
-        raise CheckpointError(
-            f'{address} is damaged: its tensors are not those that were written; fetch it again.'
-        )
+        raise CheckpointError(f'{address} is damaged: its tensors are not those that were written; fetch it again.')
     return delta
 
 
@@ -151,13 +149,8 @@ def check(delta: Delta, state: Mapping[str, Tensor]) -> None:
     """
     mine = structure(state)
     if mine != delta.structure:
-        differing = sorted(
-            n for n in mine | delta.structure if mine.get(n) != delta.structure.get(n)
-        )
-        lines = [
-            f'  {n or "the top"}: delta {delta.structure.get(n)}, model {mine.get(n)}'
-            for n in differing
-        ]
+        differing = sorted(n for n in mine | delta.structure if mine.get(n) != delta.structure.get(n))
+        lines = [f'  {n or "the top"}: delta {delta.structure.get(n)}, model {mine.get(n)}' for n in differing]
         raise CheckpointError(
             'The delta is of a network with other layer maps or another kind of adjustment, and nothing was changed:\n'
             + '\n'.join(lines)

@@ -76,13 +76,7 @@ def _previous_stage(match: re.Match[str]) -> str:
 
 _MLP = ((r'\.mlp\.fc1\.', '.ffn.layers.0.0.'), (r'\.mlp\.fc2\.', '.ffn.layers.1.'))
 _STEM = ((r'^patch_embed\.proj\.', 'patch_embed.projection.'),)
-_SWIN = (
-    (r'^layers\.', 'stages.'),
-    (r'\.attn\.', '.attn.w_msa.'),
-    (r'^norm\.', 'norm{last}.'),
-    *_MLP,
-    *_STEM,
-)
+_SWIN = ((r'^layers\.', 'stages.'), (r'\.attn\.', '.attn.w_msa.'), (r'^norm\.', 'norm{last}.'), *_MLP, *_STEM)
 _MERGING = (r'stages\.\d+\.downsample\.(norm|reduction)\.(weight|bias)', _unfold_order)
 _POSITION = (r'absolute_pos_embed', _tokens)
 
@@ -90,8 +84,7 @@ DIALECTS = (
     Dialect(
         name='official Swin',
         host='swin',
-        where='microsoft/Swin-Transformer (also its detection and segmentation repositories); '
-        'timm before 0.9',
+        where='microsoft/Swin-Transformer (also its detection and segmentation repositories); timm before 0.9',
         has=r'layers\.0\.downsample\.reduction\.weight',
         renames=_SWIN,
         changes=(_MERGING,),
@@ -139,10 +132,7 @@ DIALECTS = (
         host='deit',
         where="mmseg's VisionTransformer, on torch.nn.MultiheadAttention",
         has=r'layers\.\d+\.attn\.attn\.in_proj_weight',
-        renames=(
-            (r'\.attn\.attn\.in_proj_', '.attn.qkv.'),
-            (r'\.attn\.attn\.out_proj\.', '.attn.proj.'),
-        ),
+        renames=((r'\.attn\.attn\.in_proj_', '.attn.qkv.'), (r'\.attn\.attn\.out_proj\.', '.attn.proj.')),
         zeros={'patch_embed.projection.bias': 'patch_embed.projection.weight'},
     ),
 )
@@ -153,16 +143,11 @@ REFUSED = (
         'it is a distilled DeiT (dist_token), whose position embedding has one more token than the '
         'host; use the checkpoint trained without distillation (deit_*_patch16_224)',
     ),
-    (
-        r'.*\.(logit_scale|cpb_mlp\..*)',
-        'it is a Swin V2, whose attention differs; use a Swin (V1) checkpoint',
-    ),
+    (r'.*\.(logit_scale|cpb_mlp\..*)', 'it is a Swin V2, whose attention differs; use a Swin (V1) checkpoint'),
 )
 
 
-def split(
-    state_dict: Mapping[str, Tensor],
-) -> tuple[OrderedDict[str, Tensor], OrderedDict[str, Tensor]]:
+def split(state_dict: Mapping[str, Tensor]) -> tuple[OrderedDict[str, Tensor], OrderedDict[str, Tensor]]:
     """Separate the backbone from the rest.
 
     Args:
@@ -231,10 +216,7 @@ def to_host(state_dict: Mapping[str, Tensor], host: str) -> OrderedDict[str, Ten
             f'this checkpoint holds a {dialect.host} backbone (its keys are those of '
             f'{dialect.name}), but the model has a {host} backbone; name a checkpoint of a {host}'
         )
-    last = max(
-        (int(m[1]) for k in state_dict if (m := re.match(r'(?:layers|stages)\.(\d+)\.', k))),
-        default=0,
-    )
+    last = max((int(m[1]) for k in state_dict if (m := re.match(r'(?:layers|stages)\.(\d+)\.', k))), default=0)
     translated: OrderedDict[str, Tensor] = OrderedDict()
     for key, tensor in state_dict.items():
         if DERIVED.fullmatch(key):
@@ -252,9 +234,7 @@ def to_host(state_dict: Mapping[str, Tensor], host: str) -> OrderedDict[str, Ten
     return translated
 
 
-def head_to_mmpretrain(
-    state_dict: Mapping[str, Tensor], classifier: str = 'head.fc'
-) -> OrderedDict[str, Tensor]:
+def head_to_mmpretrain(state_dict: Mapping[str, Tensor], classifier: str = 'head.fc') -> OrderedDict[str, Tensor]:
     """Rename the linear classifier of official and timm files; other keys stay.
 
     Args:
@@ -263,8 +243,7 @@ def head_to_mmpretrain(
             VisionTransformerClsHead.
     """
     renamed = OrderedDict(
-        (re.sub(r'^head(\.fc)?\.(weight|bias)$', rf'{classifier}.\2', key), value)
-        for key, value in state_dict.items()
+        (re.sub(r'^head(\.fc)?\.(weight|bias)$', rf'{classifier}.\2', key), value) for key, value in state_dict.items()
     )
     renamed._metadata = OrderedDict(getattr(state_dict, '_metadata', {}))
     return renamed
@@ -276,9 +255,7 @@ def classifier_of(model: nn.Module) -> str | None:
     return next((name for name in CLASSIFIERS.values() if f'{name}.weight' in keys), None)
 
 
-def rewrite(
-    state_dict: Mapping[str, Tensor], classifier: str | None = None
-) -> OrderedDict[str, Tensor]:
+def rewrite(state_dict: Mapping[str, Tensor], classifier: str | None = None) -> OrderedDict[str, Tensor]:
     """Translate a whole model: the backbone to the host's names under `backbone.`, and its head.
 
     Args:
@@ -297,9 +274,7 @@ def rewrite(
     rewritten._metadata = (
         OrderedDict(rest._metadata)
         if whole
-        else OrderedDict(
-            (f'backbone.{key}'.rstrip('.'), value) for key, value in backbone._metadata.items()
-        )
+        else OrderedDict((f'backbone.{key}'.rstrip('.'), value) for key, value in backbone._metadata.items())
     )
     return rewritten
 
@@ -323,9 +298,7 @@ def _check_derived(key: str, tensor: Tensor) -> None:
         return
     window = round(tensor.shape[0] ** 0.5)
     row, column = torch.arange(window**2) // window, torch.arange(window**2) % window
-    expected = (row[:, None] - row + window - 1) * (2 * window - 1) + (
-        column[:, None] - column + window - 1
-    )
+    expected = (row[:, None] - row + window - 1) * (2 * window - 1) + (column[:, None] - column + window - 1)
     if tensor.shape != expected.shape or not torch.equal(tensor.cpu().long(), expected):
         raise CheckpointError(
             f'{key} is not the index of a square window in row order, so the bias tables of this '

@@ -30,10 +30,7 @@ from .writing import write_atomically
 
 
 def export_delta(
-    checkpoint: str | Path,
-    base: str | Path,
-    out: str | Path | None = None,
-    config: str | Path | Config | None = None,
+    checkpoint: str | Path, base: str | Path, out: str | Path | None = None, config: str | Path | Config | None = None
 ) -> Delta:
     """Takes from a full checkpoint what its base does not supply, or supplies differently, bit by bit.
 
@@ -55,7 +52,8 @@ def export_delta(
     changed = [name for name in mine if mine[name] != theirs.get(name)]
     if len(changed) == len(mine):
         print_log(
-            f'No tensor of {checkpoint} is that of {base}, so the delta holds them all: either everything was trained, or '
+            f'No tensor of {checkpoint} is that of {base}, so the delta holds them all: either everything was trained, '
+            'or '
             'this is not what the run started from (its load_from).',
             'current',
             logging.WARNING,
@@ -94,10 +92,7 @@ def make_delta(
     """
     present = model.state_dict()
     require(
-        {k: v.shape for k, v in present.items()},
-        state,
-        what='the model of the config',
-        where='the full checkpoint',
+        {k: v.shape for k, v in present.items()}, state, what='the model of the config', where='the full checkpoint'
     )
     changed, meta = set(changed), meta or {}
     found = digests(state) if found is None else found
@@ -123,18 +118,14 @@ def make_delta(
             for k in ('classes', 'palette')
             if dataset_meta.get(k) is not None
         },
-        versions=dict(
-            scalenet_mm=__version__, torch=torch.__version__, mmengine=mmengine.__version__
-        ),
+        versions=dict(scalenet_mm=__version__, torch=torch.__version__, mmengine=mmengine.__version__),
         position={k: meta[k] for k in ('epoch', 'iter') if k in meta},
         metrics={k: float(v) for k, v in (metrics or {}).items()},
     )
 
 
 def assemble(
-    delta: Delta | str | Path,
-    base: str | Path | None = None,
-    config: str | Path | Config | None = None,
+    delta: Delta | str | Path, base: str | Path | None = None, config: str | Path | Config | None = None
 ) -> nn.Module:
     """Base + delta: the trained model, in eval mode on the CPU.
 
@@ -170,20 +161,14 @@ def apply_to_file(
     """
     read = read_delta(delta)
     model = assemble(read, base, config)
-    meta = dict(
-        cfg=_config(config, read.config, delta).pretty_text,
-        dataset_meta=read.dataset_meta,
-        **read.position,
-    )
+    meta = dict(cfg=_config(config, read.config, delta).pretty_text, dataset_meta=read.dataset_meta, **read.position)
     with io.BytesIO() as buffer:
         torch.save(dict(meta=meta, state_dict=model.state_dict()), buffer)
         write_atomically(out, buffer.getvalue())
     return read
 
 
-def verify_delta(
-    base: str | Path, delta: str | Path, config: str | Path | Config | None = None
-) -> Delta:
+def verify_delta(base: str | Path, delta: str | Path, config: str | Path | Config | None = None) -> Delta:
     """Checks that a delta is whole and stands on this base.
 
     Raises:

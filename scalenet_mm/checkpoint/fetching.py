@@ -64,15 +64,11 @@ def fetch_hub(address: str) -> Path:
     """
     parts = HUB.fullmatch(address)
     if not parts:
-        raise CheckpointError(
-            f'{address} is not of the form hf://owner/repo/path/in/repo[@revision]'
-        )
+        raise CheckpointError(f'{address} is not of the form hf://owner/repo/path/in/repo[@revision]')
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise ImportError(
-            f'{address} needs the package huggingface_hub: pip install huggingface_hub'
-        ) from error
+        raise ImportError(f'{address} needs the package huggingface_hub: pip install huggingface_hub') from error
     with _first_process_first():
         try:
             file = hf_hub_download(parts['repo'], parts['path'], revision=parts['revision'])

@@ -21,24 +21,26 @@ from .fingerprint import digests
 from .strict import CheckpointError
 
 
-def delta_of(
-    model: nn.Module, source: nn.Module | Mapping[str, Tensor], base: str | Path = 'the source'
-) -> Delta:
-    """What training changed in a scaled live network: its adjustments, and what else differs from its source, bit by bit.
+def delta_of(model: nn.Module, source: nn.Module | Mapping[str, Tensor], base: str | Path = 'the source') -> Delta:
+    """What training changed in a scaled live network: its adjustments, and what else differs from its source, bit by
+    bit.
 
-    >>> delta_of(model, timm.create_model('deit3_small_patch16_224', pretrained=True)).save('a.delta.safetensors')  # doctest: +SKIP
+    >>> delta_of(model, timm.create_model('deit3_small_patch16_224', pretrained=True)).save('a.delta.safetensors')  #
+    doctest: +SKIP
 
     Args:
         source: the network before it was scaled, or its state dict; a copy, as ``scale`` works in place.
         base: name or address of the source, for messages.
 
     Raises:
-        CheckpointError: if ``model`` was not made by ``scale`` or ``rescale``, or ``source`` is scaled or shares its tensors.
+        CheckpointError: if ``model`` was not made by ``scale`` or ``rescale``, or ``source`` is scaled or shares its
+            tensors.
     """
     spec = getattr(model, 'scale_spec', None)
     if spec is None:
         raise CheckpointError(
-            f'This {type(model).__name__} was not made by scalenet_mm.scale (it has no scale_spec); the delta of a trained '
+            f'This {type(model).__name__} was not made by scalenet_mm.scale (it has no scale_spec); the delta of a '
+            'trained '
             'checkpoint with a config is made by tools/delta.py export.'
         )
     given = source.state_dict() if isinstance(source, nn.Module) else source
@@ -53,7 +55,8 @@ def delta_of(
     if scaled or same:
         raise CheckpointError(
             f'The source is no network as it was before: {(scaled or same)[0]} is '
-            f'{"an adjustment in it" if scaled else "the very tensor of the model"}. scale works in place, so it needs a copy '
+            f'{"an adjustment in it" if scaled else "the very tensor of the model"}. scale works in place, so it needs '
+            'a copy '
             'made before: source = copy.deepcopy(model), or copy.deepcopy(model.state_dict()), then scale(model).'
         )
     theirs = digests(known)
@@ -62,9 +65,7 @@ def delta_of(
     return make_delta(state, changed, model, str(base), f'scale_spec = {spec!r}\n', found=mine)
 
 
-def scale_by_delta(
-    model: nn.Module, delta: Delta | str | Path, facts: HostFacts | None = None
-) -> Delta:
+def scale_by_delta(model: nn.Module, delta: Delta | str | Path, facts: HostFacts | None = None) -> Delta:
     """Scales a source network, in place, as that of a delta was, and puts the delta on it.
 
     Args:
@@ -80,7 +81,8 @@ def scale_by_delta(
     spec = parse_config(delta.config, 'the delta').to_dict().get('scale_spec')
     if not spec:
         raise CheckpointError(
-            'This delta holds the config of an OpenMMLab model, not the scale of a live one: use assemble or tools/delta.py apply.'
+            'This delta holds the config of an OpenMMLab model, not the scale of a live one: use assemble or '
+            'tools/delta.py apply.'
         )
     maps = spec.pop('layer_maps')
 

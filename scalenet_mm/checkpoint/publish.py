@@ -13,11 +13,7 @@ CONFIG, CARD = 'config.py', 'README.md'
 
 
 def push_delta(
-    delta: str | Path,
-    dest: str | Path,
-    license: str = 'apache-2.0',
-    base_model: str | None = None,
-    force: bool = False,
+    delta: str | Path, dest: str | Path, license: str = 'apache-2.0', base_model: str | None = None, force: bool = False
 ) -> list[str]:
     """Writes the delta, ``config.py`` and a model card.
 
@@ -46,29 +42,21 @@ def push_delta(
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
-        raise ImportError(
-            f'{dest} needs the package huggingface_hub: pip install huggingface_hub'
-        ) from error
+        raise ImportError(f'{dest} needs the package huggingface_hub: pip install huggingface_hub') from error
     with tempfile.TemporaryDirectory() as folder:
         files = _write(read, Path(folder), dest, license, base_model, force)
         try:
             HfApi().create_repo(repo, exist_ok=True)
-            HfApi().upload_folder(
-                repo_id=repo, folder_path=folder, commit_message='ScaleNet increments'
-            )
+            HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message='ScaleNet increments')
         except Exception as error:  # each of its errors explains itself
             raise CheckpointError(f'{dest} could not be written: {error}') from error
     return [f'{dest}/{Path(file).name}' for file in files]
 
 
-def _write(
-    delta: Delta, folder: Path, address: str, license: str, base_model: str | None, force: bool
-) -> list[str]:
+def _write(delta: Delta, folder: Path, address: str, license: str, base_model: str | None, force: bool) -> list[str]:
     there = [name for name in (PUSHED, CONFIG, CARD) if (folder / name).exists()]
     if there and not force:
-        raise FileExistsError(
-            f'{folder} holds {", ".join(there)} already; add --force to replace them.'
-        )
+        raise FileExistsError(f'{folder} holds {", ".join(there)} already; add --force to replace them.')
     delta.save(folder / PUSHED)
     (folder / CONFIG).write_text(delta.config)
     (folder / CARD).write_text(card(delta, address, license, base_model))
@@ -104,13 +92,8 @@ def card(delta: Delta, address: str, license: str, base_model: str | None = None
         f'model = assemble({here!r}{named})   # base + delta, checked, in eval mode\n```',
         _table(('role', 'tensors', 'bytes'), sizes),
         'Source layer of each layer of the deepened stages:\n\n'
-        + _table(
-            ('layers', 'sources'), [(name, ', '.join(map(str, s))) for name, s in maps.items()]
-        ),
-        _table(
-            ('metric', 'value', 'unit'),
-            [(k, f'{v:.6g}', 'as logged') for k, v in delta.metrics.items()],
-        )
+        + _table(('layers', 'sources'), [(name, ', '.join(map(str, s))) for name, s in maps.items()]),
+        _table(('metric', 'value', 'unit'), [(k, f'{v:.6g}', 'as logged') for k, v in delta.metrics.items()])
         if delta.metrics
         else 'Metrics of these weights were not recorded.',
         _table(('adjustment', 'number'), [(k, str(n)) for k, n in delta.adapters.items()]),

@@ -36,9 +36,7 @@ FOREIGN = (
 )
 
 
-def read_checkpoint(
-    source: str | Path, map_location: str | torch.device | None = 'cpu'
-) -> dict[str, Any]:
+def read_checkpoint(source: str | Path, map_location: str | torch.device | None = 'cpu') -> dict[str, Any]:
     """Read a checkpoint file, wherever it is, without running anything stored in it.
 
     Args:
@@ -97,9 +95,7 @@ def unwrap(checkpoint: Mapping[str, Any], prefer_ema: bool = False) -> OrderedDi
 
 def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> OrderedDict[str, Tensor]:
     """The entries under `prefix` (with its dot), without it; `_metadata` follows."""
-    stripped = OrderedDict(
-        (key[len(prefix) :], value) for key, value in state_dict.items() if key.startswith(prefix)
-    )
+    stripped = OrderedDict((key[len(prefix) :], value) for key, value in state_dict.items() if key.startswith(prefix))
     stripped._metadata = OrderedDict(
         (key[len(prefix) :], value)
         for key, value in getattr(state_dict, '_metadata', {}).items()
@@ -116,9 +112,7 @@ def register_schemes() -> None:
     """
     from mmengine.runner import CheckpointLoader
 
-    CheckpointLoader.register_scheme(
-        r'z{0}.*\.safetensors(\?.*)?$', load_from_safetensors, force=True
-    )
+    CheckpointLoader.register_scheme(r'z{0}.*\.safetensors(\?.*)?$', load_from_safetensors, force=True)
     CheckpointLoader.register_scheme('hf://', load_from_hf, force=True)
 
 
@@ -282,6 +276,4 @@ def _all_under(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
 
 def _some(content: Mapping[str, Any]) -> str:
     keys = [str(key) for key in content]
-    return (
-        ', '.join(keys[:10]) + (f', ... ({len(keys)} in all)' if len(keys) > 10 else '') or 'none'
-    )
+    return ', '.join(keys[:10]) + (f', ... ({len(keys)} in all)' if len(keys) > 10 else '') or 'none'

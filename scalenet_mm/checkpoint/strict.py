@@ -60,9 +60,7 @@ class CheckpointError(RuntimeError):
         return type(self), (str(self), self.differences)
 
 
-def compare(
-    expected: Mapping[str, Size], got: Mapping[str, Tensor], optional: Collection[str] = ()
-) -> Differences:
+def compare(expected: Mapping[str, Size], got: Mapping[str, Tensor], optional: Collection[str] = ()) -> Differences:
     """Compare keys and shapes.
 
     Args:
@@ -73,11 +71,7 @@ def compare(
     return Differences(
         missing={k: Size(s) for k, s in expected.items() if k not in got and k not in optional},
         unexpected={k: t.shape for k, t in got.items() if k not in expected and k not in optional},
-        mis_shaped={
-            k: (Size(s), got[k].shape)
-            for k, s in expected.items()
-            if k in got and got[k].shape != Size(s)
-        },
+        mis_shaped={k: (Size(s), got[k].shape) for k, s in expected.items() if k in got and got[k].shape != Size(s)},
     )
 
 

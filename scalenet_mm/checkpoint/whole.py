@@ -14,7 +14,8 @@ def for_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> OrderedDict
     """``dialects.rewrite``; a backbone whose library reads its files itself (``own_names``) gets them as they are.
 
     Args:
-        state_dict: of a classifier, detector or segmentor, or a bare backbone or classifier of the library; not changed.
+        state_dict: of a classifier, detector or segmentor, or a bare backbone or classifier of the library; not
+            changed.
         model: a whole model; its backbone translates the rest as it is loaded.
     """
     backbone = getattr(model, 'backbone', None)
@@ -26,7 +27,5 @@ def for_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> OrderedDict
     found = OrderedDict((f'backbone.{key}', value) for key, value in own.items())
     heads = OrderedDict((k, v) for k, v in state_dict.items() if HEADS.fullmatch(k))
     found.update(head_to_mmpretrain(heads, classifier_of(model) or CLASSIFIERS['swin']))
-    found._metadata = OrderedDict(
-        (f'backbone.{k}'.rstrip('.'), v) for k, v in own._metadata.items()
-    )
+    found._metadata = OrderedDict((f'backbone.{k}'.rstrip('.'), v) for k, v in own._metadata.items())
     return found

@@ -54,10 +54,7 @@ def _stroke(rng: np.random.Generator, canvas: np.ndarray) -> None:
 
 
 def draw_background(
-    rng: np.random.Generator,
-    size: int,
-    strokes: tuple[int, int],
-    levels: tuple[float, float] = ANY,
+    rng: np.random.Generator, size: int, strokes: tuple[int, int], levels: tuple[float, float] = ANY
 ) -> np.ndarray:
     """Draw a background.
 

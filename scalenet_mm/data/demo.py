@@ -109,11 +109,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _make_layout(
-    out: Path,
-    parameters: dict,
-    workers: int,
-    overwrite: bool,
-    report: Callable[[int, int], None],
+    out: Path, parameters: dict, workers: int, overwrite: bool, report: Callable[[int, int], None]
 ) -> Path:
     """Write one layout unless its folder already holds it."""
     root = out / parameters['layout']
@@ -138,9 +134,7 @@ def _make_layout(
     return root
 
 
-def _write_scenes(
-    root: Path, parameters: dict, workers: int, report: Callable[[int, int], None]
-) -> None:
+def _write_scenes(root: Path, parameters: dict, workers: int, report: Callable[[int, int], None]) -> None:
     spec = LAYOUTS[parameters['layout']]
     jobs = [(split, index) for split in SPLITS for index in range(parameters[split])]
     for split in SPLITS:

@@ -65,12 +65,7 @@ def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
     for cls in np.argsort(quota - exact, kind='stable')[: NUM_TRAIN_DIGITS - quota.sum()]:
         quota[cls] += 1
     train = np.sort(
-        np.concatenate(
-            [
-                rng.permutation(np.flatnonzero(labels == cls))[: quota[cls]]
-                for cls in range(len(CLASSES))
-            ]
-        )
+        np.concatenate([rng.permutation(np.flatnonzero(labels == cls))[: quota[cls]] for cls in range(len(CLASSES))])
     )
     return {'train': train, 'val': np.setdiff1d(np.arange(len(labels)), train)}
 

@@ -111,9 +111,7 @@ def _write_image(path: Path, image: np.ndarray) -> None:
         raise OSError(f'could not write {path}; is the disk full?')
 
 
-def _imagenet_scene(
-    root: Path, split: str, index: int, image: np.ndarray, instances: list[Instance]
-) -> dict:
+def _imagenet_scene(root: Path, split: str, index: int, image: np.ndarray, instances: list[Instance]) -> dict:
     label = sum(instance.label for instance in instances)
     name = f'{SUM_CLASSES[label]}/{split}_{index:06d}.png'
     _write_image(root / split / name, image)
@@ -126,9 +124,7 @@ def _imagenet_index(root: Path, split: str, records: list[dict]) -> None:
     (root / 'meta' / f'{split}.txt').write_text(lines)
 
 
-def _coco_scene(
-    root: Path, split: str, index: int, image: np.ndarray, instances: list[Instance]
-) -> dict:
+def _coco_scene(root: Path, split: str, index: int, image: np.ndarray, instances: list[Instance]) -> dict:
     name = f'{index + 1:012d}.jpg'
     _write_image(root / COCO_FOLDERS[split] / name, image)
     annotations = [
@@ -148,9 +144,7 @@ def _coco_scene(
 
 def _coco_index(root: Path, split: str, records: list[dict]) -> None:
     annotations = [
-        {'image_id': record['image']['id'], **annotation}
-        for record in records
-        for annotation in record['annotations']
+        {'image_id': record['image']['id'], **annotation} for record in records for annotation in record['annotations']
     ]
     content = {
         'info': {'description': 'scenes of handwritten digits (scikit-learn load_digits)'},
@@ -158,19 +152,14 @@ def _coco_index(root: Path, split: str, records: list[dict]) -> None:
         'images': [record['image'] for record in records],
         # pycocotools reads annotation id 0 as "no match", so ids start at 1.
         'annotations': [{'id': i, **ann} for i, ann in enumerate(annotations, start=1)],
-        'categories': [
-            {'id': i, 'name': name, 'supercategory': 'digit'}
-            for i, name in enumerate(CLASSES, start=1)
-        ],
+        'categories': [{'id': i, 'name': name, 'supercategory': 'digit'} for i, name in enumerate(CLASSES, start=1)],
     }
     path = root / 'annotations' / f'instances_{COCO_FOLDERS[split]}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
 
-def _ade_scene(
-    root: Path, split: str, index: int, image: np.ndarray, instances: list[Instance]
-) -> dict:
+def _ade_scene(root: Path, split: str, index: int, image: np.ndarray, instances: list[Instance]) -> dict:
     name = f'ADE_{split}_{index + 1:08d}'
     labels = semantic_map(instances, image.shape[0])
     _write_image(root / 'images' / ADE_FOLDERS[split] / f'{name}.jpg', image)
@@ -185,9 +174,7 @@ def _ade_index(root: Path, split: str, records: list[dict]) -> None:
 
 
 LAYOUTS = {
-    'imagenet': Layout(
-        14000, 1960, 32, ADDITION, addition_digits, _imagenet_scene, _imagenet_index
-    ),
+    'imagenet': Layout(14000, 1960, 32, ADDITION, addition_digits, _imagenet_scene, _imagenet_index),
     'coco': Layout(1200, 200, 128, CLUTTER, None, _coco_scene, _coco_index),
     'ade': Layout(1200, 200, 128, CLUTTER, None, _ade_scene, _ade_index),
 }

@@ -48,8 +48,7 @@ def verify_manifest(root: Path, parameters: dict) -> dict:
     ]
     if differing:
         raise FileExistsError(
-            f'{root} was made with other parameters ({"; ".join(differing)}); {way_out} '
-            'to replace it'
+            f'{root} was made with other parameters ({"; ".join(differing)}); {way_out} to replace it'
         )
     found = fingerprint(root)
     if found != {key: manifest[key] for key in found}:

@@ -76,9 +76,7 @@ def _ade_tiles(root: Path, split: str, count: int) -> list[np.ndarray]:
     folder = ADE_FOLDERS[split]
     tiles = []
     for path in sorted((root / 'images' / folder).iterdir())[:count]:
-        labels = cv2.imread(
-            str(root / 'annotations' / folder / f'{path.stem}.png'), cv2.IMREAD_GRAYSCALE
-        )
+        labels = cv2.imread(str(root / 'annotations' / folder / f'{path.stem}.png'), cv2.IMREAD_GRAYSCALE)
         tile = _enlarge(_read(path))
         for value in np.unique(labels[labels > 1]):
             _tint(tile, labels == value, PALETTE[value - 2])

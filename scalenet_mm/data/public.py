@@ -47,14 +47,15 @@ PUBLIC = (
         disk='archives of 138 GB (train) and 6.3 GB (val), and as much again unpacked',
         fetch=(
             '# ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar come from the page above, after logging in',
-            'mkdir -p train val meta && tar -xf ILSVRC2012_img_train.tar -C train && tar -xf ILSVRC2012_img_val.tar -C val',
+            'mkdir -p train val meta && tar -xf ILSVRC2012_img_train.tar -C train && tar -xf ILSVRC2012_img_val.tar -C '
+            'val',
             'for t in train/*.tar; do mkdir "${t%.tar}" && tar -xf "$t" -C "${t%.tar}" && rm "$t"; done',
             'curl -LO https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/caffe_ilsvrc12.tar.gz',
             'tar -xzf caffe_ilsvrc12.tar.gz -C meta  # val.txt: the labels of the validation images',
         ),
         layout={
             'train/n01440764/*.JPEG': 'one folder a class, 1000 of them',
-            'val/*.JPEG, meta/val.txt': 'validation images and their labels; or val/ with one folder a class and no meta/',
+            'val/*.JPEG, meta/val.txt': 'validation images, their labels; or val/ with one folder a class and no meta/',
         },
         images={'train': 1_281_167, 'val': 50_000},
     ),
@@ -90,7 +91,7 @@ PUBLIC = (
         },
         images={'images/training': 20_210, 'images/validation': 2_000},
     ),
-)  # fmt: skip
+)
 
 
 def public_data(cfg: Config) -> PublicData | None:

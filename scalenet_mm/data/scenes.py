@@ -91,12 +91,7 @@ def _warp_glyph(rng: np.random.Generator, glyph: np.ndarray, height: float, angl
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """The box (x, y, w, h) in pixels that just holds the True pixels of an ``(H, W)`` mask."""
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return (
-        int(cols[0]),
-        int(rows[0]),
-        int(cols[-1] - cols[0] + 1),
-        int(rows[-1] - rows[0] + 1),
-    )
+    return (int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1))
 
 
 def _box_iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
@@ -137,9 +132,7 @@ class _Layout:
         return True
 
 
-def _position(
-    rng: np.random.Generator, size: int, shape: np.ndarray, cell: np.ndarray | None, grid: int
-) -> np.ndarray:
+def _position(rng: np.random.Generator, size: int, shape: np.ndarray, cell: np.ndarray | None, grid: int) -> np.ndarray:
     """A top left corner (y, x) for a digit of ``shape`` (h, w): anywhere, or in about a cell."""
     room = size - shape
     if cell is None:
@@ -149,12 +142,7 @@ def _position(
 
 
 def _lay_out(
-    rng: np.random.Generator,
-    digits: DigitSet,
-    size: int,
-    style: SceneStyle,
-    labels: Sequence[int],
-    shrink: float,
+    rng: np.random.Generator, digits: DigitSet, size: int, style: SceneStyle, labels: Sequence[int], shrink: float
 ) -> _Layout | None:
     """Place one digit for each label; None where one finds no room."""
     layout = _Layout(size, style)
@@ -176,9 +164,7 @@ def _lay_out(
     return layout
 
 
-def _pick_colour(
-    rng: np.random.Generator, under: np.ndarray, taken: list[np.ndarray], light: bool
-) -> np.ndarray:
+def _pick_colour(rng: np.random.Generator, under: np.ndarray, taken: list[np.ndarray], light: bool) -> np.ndarray:
     """A random RGB colour that stands out from ``under`` (N, 3) and from the colours taken."""
     below = float((under @ LUMA).mean())
     for _ in range(200):
@@ -190,9 +176,7 @@ def _pick_colour(
     return np.full(3, 255.0 if light or below < 128 else 0.0, np.float32)
 
 
-def _paint(
-    rng: np.random.Generator, canvas: np.ndarray, placed: list[_Placed], light: bool
-) -> None:
+def _paint(rng: np.random.Generator, canvas: np.ndarray, placed: list[_Placed], light: bool) -> None:
     """Blend the digits into the (H, W, 3) float canvas in their order, in place."""
     background, taken = canvas.copy(), []
     for digit in placed:
@@ -237,9 +221,7 @@ def render_scene(
         count = int(rng.integers(style.digits[0], style.digits[1] + 1))
         labels = rng.integers(len(CLASSES), size=count).tolist()
     if style.grid and len(labels) > style.grid**2:
-        raise ValueError(
-            f'{len(labels)} digits need as many cells, but grid={style.grid} has {style.grid**2}'
-        )
+        raise ValueError(f'{len(labels)} digits need as many cells, but grid={style.grid} has {style.grid**2}')
     for shrink in SHRINK:
         layout = _lay_out(rng, digits, size, style, labels, shrink)
         if layout is not None:
@@ -250,8 +232,5 @@ def render_scene(
     _paint(rng, canvas, layout.placed, style.light_digits)
     canvas += rng.normal(0.0, rng.uniform(0.0, style.noise), canvas.shape)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-    instances = [
-        Instance(digit.label, mask, tight_box(mask))
-        for digit, mask in zip(layout.placed, layout.visible)
-    ]
+    instances = [Instance(digit.label, mask, tight_box(mask)) for digit, mask in zip(layout.placed, layout.visible)]
     return image, instances

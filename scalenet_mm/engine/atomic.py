@@ -31,8 +31,8 @@ register_backend('atomic', AtomicBackend, force=True)
 class ScaleNetCheckpointHook(CheckpointHook):
     """mmengine's hook in a safe order: write, rename, point ``last_checkpoint`` at it, then remove what is outdated.
 
-    mmengine's removes the old checkpoint first and overwrites files in place, so a run killed meanwhile may be left with
-    none. This one needs room for one checkpoint more than ``max_keep_ckpts``. Arguments are the same; on a remote
+    mmengine's removes the old checkpoint first and overwrites files in place, so a run killed meanwhile may be left
+    with none. This one needs room for one checkpoint more than ``max_keep_ckpts``. Arguments are the same; on a remote
     ``out_dir`` or with a ``backend_args`` of yours, the file itself is written by that backend.
     """
 
@@ -74,10 +74,7 @@ class ScaleNetCheckpointHook(CheckpointHook):
             return
         write_atomically(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
         for old in outdated:
-            _remove(
-                self.file_backend,
-                self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)),
-            )
+            _remove(self.file_backend, self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
         if outdated:
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
 
@@ -88,10 +85,7 @@ class ScaleNetCheckpointHook(CheckpointHook):
             super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
-        best = [
-            getattr(self, 'best_ckpt_path', None),
-            *getattr(self, 'best_ckpt_path_dict', {}).values(),
-        ]
+        best = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
         for remove, path in later.removals:
             if path not in best:
                 remove(path)

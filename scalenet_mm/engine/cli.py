@@ -24,13 +24,8 @@ from .resume import make_resumable
 def parser(description: str) -> argparse.ArgumentParser:
     """The options that training and testing share."""
     p = argparse.ArgumentParser(description=description)
-    p.add_argument(
-        'config',
-        help='config file; mmpretrain::, mmdet::, mmseg:: and scalenet_mm:: are understood',
-    )
-    p.add_argument(
-        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'
-    )
+    p.add_argument('config', help='config file; mmpretrain::, mmdet::, mmseg:: and scalenet_mm:: are understood')
+    p.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
     p.add_argument(
         '--cfg-options',
         nargs='+',
@@ -40,9 +35,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     p.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     p.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    p.add_argument(
-        '--no-preflight', action='store_true', help='do not check paths, annotations and classes'
-    )
+    p.add_argument('--no-preflight', action='store_true', help='do not check paths, annotations and classes')
     return p
 
 
@@ -65,11 +58,7 @@ def train(argv: list[str] | None = None) -> None:
     """tools/train.py."""
     p = parser('Trains a model; what the optimizer trains is printed at the start.')
     p.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    p.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rates to the real batch size',
-    )
+    p.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rates to the real batch size')
     p.add_argument(
         '--resume',
         nargs='?',
@@ -85,16 +74,12 @@ def train(argv: list[str] | None = None) -> None:
     args, cfg = parse(p, argv)
     if args.amp:
         if not torch.cuda.is_available():
-            p.error(
-                '--amp needs a GPU: mixed precision on CPU is not supported by the Runner. Leave it out.'
-            )
+            p.error('--amp needs a GPU: mixed precision on CPU is not supported by the Runner. Leave it out.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            p.error(
-                '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config.'
-            )
+            p.error('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config.')
         cfg.auto_scale_lr.enable = True
     write_deltas(cfg)
     if args.resume:
@@ -104,9 +89,7 @@ def train(argv: list[str] | None = None) -> None:
         if found:
             cfg.resume, cfg.load_from = True, found
         else:
-            print(
-                f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.'
-            )
+            print(f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.')
     if not args.no_preflight:
         preflight(cfg)
     make_resumable(cfg)
@@ -130,9 +113,7 @@ def test(argv: list[str] | None = None) -> None:
     p.add_argument('--show-dir', help='draw the predictions into this folder')
     p.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
     p.add_argument('--tta', action='store_true', help="test-time augmentation, the config's own")
-    p.add_argument(
-        '--delta', help='increments that CHECKPOINT is the base of; file or hf:// address'
-    )
+    p.add_argument('--delta', help='increments that CHECKPOINT is the base of; file or hf:// address')
     args, cfg = parse(p, argv)
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         p.error(f'there is no checkpoint {args.checkpoint}.')
@@ -140,10 +121,7 @@ def test(argv: list[str] | None = None) -> None:
     if not args.no_preflight:
         preflight(cfg, ('test',))
     if args.delta:
-        cfg.custom_hooks = [
-            *(cfg.get('custom_hooks') or []),
-            dict(type='ApplyDeltaHook', delta=args.delta),
-        ]
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='ApplyDeltaHook', delta=args.delta)]
     if args.show or args.show_dir:
         draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:

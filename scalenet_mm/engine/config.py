@@ -12,15 +12,14 @@ from ..compat import read_config
 from ..roles import TrainPolicy
 
 
-def load_config(
-    path: str, work_dir: str | None = None, options: dict | None = None, launcher: str = 'none'
-) -> Config:
+def load_config(path: str, work_dir: str | None = None, options: dict | None = None, launcher: str = 'none') -> Config:
     """Reads a config and applies what the command line says.
 
     Args:
         path: file, or ``mmdet::...`` and the like.
         work_dir: by default the config's, or ``work_dirs/<config name>``.
-        options: settings that replace those of the config. ``data_root`` replaces the folder of the data everywhere in it.
+        options: settings that replace those of the config. ``data_root`` replaces the folder of the data everywhere in
+            it.
         launcher: as mmengine's.
 
     Raises:
@@ -139,9 +138,7 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait: float) -
         'VisualizationHook': ('enable', 'out_dir'),
     }.get(str(hook.type).rpartition('.')[2], (None, None))
     if on is None:
-        raise SystemExit(
-            f'--show and --show-dir do not know the hook {hook.type}; set its options with --cfg-options.'
-        )
+        raise SystemExit(f'--show and --show-dir do not know the hook {hook.type}; set its options with --cfg-options.')
     hook.update({on: True, 'interval': 1})
     if show:
         hook.update(show=True, wait_time=wait)

@@ -26,9 +26,9 @@ RECORD = 'delta_base'  # what the run started from, kept in its checkpoints for 
 class DeltaHook(Hook):
     """Writes ``<checkpoint>.delta.safetensors`` beside each checkpoint of the run, the best one included.
 
-    A delta is made of its checkpoint's file (so of the averaged weights, with EMA): the trainable entries, those the run's
-    ``load_from`` did not supply, and any other that changed since the start, such as statistics of BatchNorms in training.
-    It goes when its checkpoint goes.
+    A delta is made of its checkpoint's file (so of the averaged weights, with EMA): the trainable entries, those the
+    run's ``load_from`` did not supply, and any other that changed since the start, such as statistics of BatchNorms in
+    training. It goes when its checkpoint goes.
     """
 
     priority = 'LOWEST'  # after CheckpointHook
@@ -76,11 +76,7 @@ class DeltaHook(Hook):
     def _of_init_cfg(runner, names: list[str]) -> tuple[str, list[str]]:
         """The base where the backbone alone is pretrained: everything beside it is new."""
         hosts = [(n, m) for n, m in scaled_hosts(_model(runner)) if getattr(m, 'init_cfg', None)]
-        cfgs = [
-            c
-            for _, m in hosts
-            for c in ([m.init_cfg] if isinstance(m.init_cfg, dict) else m.init_cfg)
-        ]
+        cfgs = [c for _, m in hosts for c in ([m.init_cfg] if isinstance(m.init_cfg, dict) else m.init_cfg)]
         files = [c['checkpoint'] for c in cfgs if 'checkpoint' in c]
         if not files:
             print_log(
@@ -90,9 +86,7 @@ class DeltaHook(Hook):
                 logging.WARNING,
             )
         prefixes = tuple(f'{n}.' if n else '' for n, _ in hosts)
-        return base_name(files[0]) if files else 'random', [
-            n for n in names if not n.startswith(prefixes)
-        ]
+        return base_name(files[0]) if files else 'random', [n for n in names if not n.startswith(prefixes)]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self._follow(runner)
@@ -131,9 +125,7 @@ class DeltaHook(Hook):
         delta = make_delta(state, changed, model, record['base'], meta['cfg'], meta, metrics, found)
         delta.save(target)
         self._written.add(target)
-        runner.logger.info(
-            f'Delta of {len(delta.tensors)} tensors, {target.stat().st_size:,} bytes: {target.name}'
-        )
+        runner.logger.info(f'Delta of {len(delta.tensors)} tensors, {target.stat().st_size:,} bytes: {target.name}')
 
 
 @HOOKS.register_module()

@@ -1,4 +1,6 @@
-"""``tools/train.py CONFIG --dry-run``: a run in miniature with the real Runner, and what it says about the whole one."""
+"""``tools/train.py CONFIG --dry-run``: a run in miniature with the real Runner, and what it says about the whole
+one.
+"""
 
 from __future__ import annotations
 
@@ -135,9 +137,7 @@ def miniature(cfg: Config, work_dir: str, processes: int = 1) -> Config:
     mini.train_cfg.pop('dynamic_intervals', None)
     hooks = dict(mini.get('default_hooks') or {})
     saving = dict(hooks.get('checkpoint') or dict(type='CheckpointHook'))
-    hooks['checkpoint'] = dict(
-        saving, interval=interval, by_epoch=by_epoch, out_dir=None, save_begin=0
-    )
+    hooks['checkpoint'] = dict(saving, interval=interval, by_epoch=by_epoch, out_dir=None, save_begin=0)
     mini.default_hooks = hooks
     mini.custom_hooks = [*(mini.get('custom_hooks') or []), dict(type='DryRunHook')]
     if mini.get('visualizer'):

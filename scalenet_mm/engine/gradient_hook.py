@@ -18,15 +18,15 @@ PREFIX = 'gradient_norm'
 class GradientNormHook(Hook):
     """Logs the l2 norm of the gradient of every source layer, at the optimizer's steps.
 
-    Measured is what a step is about to use: accumulated over iterations, averaged over processes, without the loss scale of
-    mixed precision, before clipping. A tied tensor counts once, with the sum over its instances. Names are
-    ``gradient_norm/<container>.<source layer>``: in the message hub, in ``vis_data/scalars.json`` and in TensorBoard; the
-    console's line stays short.
+    Measured is what a step is about to use: accumulated over iterations, averaged over processes, without the loss
+    scale of mixed precision, before clipping. A tied tensor counts once, with the sum over its instances. Names are
+    ``gradient_norm/<container>.<source layer>``: in the message hub, in ``vis_data/scalars.json`` and in TensorBoard;
+    the console's line stays short.
 
     Args:
         interval: steps of the optimizer between two measurements; the first step is one.
-        tensors: ``'all'`` trained tensors of a layer (norms and adjustments of all its instances included), or those that are
-            ``'shared'``, see ``analysis.gradients``.
+        tensors: ``'all'`` trained tensors of a layer (norms and adjustments of all its instances included), or those
+            that are ``'shared'``, see ``analysis.gradients``.
         layers: containers of layers of a model without a known host, as patterns.
 
     Raises:
@@ -44,13 +44,12 @@ class GradientNormHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         found = layer_tensors(model, self.tensors, self.names)
         self.params = {
-            name: trained
-            for name, params in found.items()
-            if (trained := [p for p in params if p.requires_grad])
+            name: trained for name, params in found.items() if (trained := [p for p in params if p.requires_grad])
         }
         if not self.params:
             raise ValueError(
-                f'GradientNormHook(tensors={self.tensors!r}): none of these tensors is trained, so they have no gradient; '
+                f'GradientNormHook(tensors={self.tensors!r}): none of these tensors is trained, so they have no '
+                'gradient; '
                 "use tensors='all', or train them (policy.train='all')."
             )
         wrapper = runner.optim_wrapper

@@ -1,4 +1,6 @@
-"""What ``load_from`` must supply: mmengine loads with ``strict=False`` and only logs, so a frozen head could stay random."""
+"""What ``load_from`` must supply: mmengine loads with ``strict=False`` and only logs, so a frozen head could stay
+random.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def check_supplied(
 
     In training the file must supply every frozen parameter, and the buffers of modules without a trainable one, each in
     its shape; what is trained may be missing or of another shape and is listed in one log line, as is what the file has
-    besides. Outside training it must supply everything. ``num_batches_tracked`` and index buffers may always be missing.
+    besides. Outside training it must supply everything. ``num_batches_tracked`` and index buffers may always be
+    missing.
 
     Args:
         model: not wrapped by DDP; frozen already, if it is to be trained.
@@ -40,9 +43,7 @@ def check_supplied(
         derived = key.endswith('num_batches_tracked') or DERIVED.fullmatch(key)
         return not derived and not key.startswith(hosts)
 
-    expected = {
-        k: v.shape for k, v in model.state_dict().items() if isinstance(v, Tensor) and counted(k)
-    }
+    expected = {k: v.shape for k, v in model.state_dict().items() if isinstance(v, Tensor) and counted(k)}
     found = compare(expected, {k: v for k, v in state_dict.items() if counted(k)})
     free = {key for key in expected if key in later or (training and _trained(model, key))}
     wrong = Differences(
@@ -74,12 +75,11 @@ def warn_of_random(model: nn.Module) -> None:
         for name, module in model.named_modules()
         if getattr(module, 'scaled_host', False) and getattr(module, 'init_cfg', None)
     )
-    lost = [
-        n for n, p in model.named_parameters() if not p.requires_grad and not n.startswith(given)
-    ]
+    lost = [n for n, p in model.named_parameters() if not p.requires_grad and not n.startswith(given)]
     if lost:
         print_log(
-            f'This run has no load_from, and {", ".join(modules(lost, names)[:10])} ({len(lost)} tensors) stay frozen at '
+            f'This run has no load_from, and {", ".join(modules(lost, names)[:10])} ({len(lost)} tensors) stay frozen '
+            'at '
             'random values. Name a checkpoint in load_from, or train them: policy.also, or policy.train=all.',
             'current',
             logging.WARNING,
@@ -104,7 +104,9 @@ def _paths(key: str) -> list[str]:
 
 
 def _trained(model: nn.Module, key: str) -> bool:
-    """Whether a parameter is trained, or a buffer stands beside a trained parameter of its module (or the one around)."""
+    """Whether a parameter is trained, or a buffer stands beside a trained parameter of its module (or the one
+    around).
+    """
     path, _, name = key.rpartition('.')
     module = model.get_submodule(path)
     if name in module._parameters:
@@ -115,9 +117,7 @@ def _trained(model: nn.Module, key: str) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def _ways_out(
-    expected: Mapping[str, Size], got: Mapping[str, Tensor], wrong: Differences, training: bool
-) -> list[str]:
+def _ways_out(expected: Mapping[str, Size], got: Mapping[str, Tensor], wrong: Differences, training: bool) -> list[str]:
     by_classes = [k for k, (mine, theirs) in wrong.mis_shaped.items() if mine[1:] == theirs[1:]]
     if not training:
         return ['Evaluate with the config that the checkpoint was trained with.']
@@ -131,13 +131,15 @@ def _ways_out(
     parts, theirs = ({key.partition('.')[0] for key in keys} for keys in (expected, got))
     if rest and not parts & theirs:
         ways.append(
-            f'The file holds a backbone or a classifier: nothing in it is of {_quoted(parts)}. Name a checkpoint of the '
+            f'The file holds a backbone or a classifier: nothing in it is of {_quoted(parts)}. Name a checkpoint of '
+            'the '
             "whole model in load_from, or load this one with model.backbone.init_cfg=dict(type='Pretrained', "
             f'checkpoint=...) and train the rest: add {_quoted(parts)} to policy.also.'
         )
     elif rest:
         ways.append(
-            f'The file is of another architecture (it has {_quoted(theirs)}). Name a checkpoint of this one in load_from; '
+            f'The file is of another architecture (it has {_quoted(theirs)}). Name a checkpoint of this one in '
+            'load_from; '
             f'to train from random values instead, add {_quoted(modules(rest, expected))} to policy.also.'
         )
     return ways

@@ -49,9 +49,7 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'paramwise_cfg has {unknown}, which {type(self).__name__} does not honour; it takes '
                 f"{sorted(PARAMWISE_KEYS)} and 'policy'. Remove it (an inherited config: add _delete_=True)."
             )
-        paramwise.setdefault(
-            'bypass_duplicate', False
-        )  # not empty, so that add_params below is asked
+        paramwise.setdefault('bypass_duplicate', False)  # not empty, so that add_params below is asked
         super().__init__(optim_wrapper_cfg, paramwise)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -61,9 +59,7 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         print_log('What is trained:\n' + self.table(model, wrapper), 'current')
         return wrapper
 
-    def add_params(
-        self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module=None
-    ) -> None:
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module=None) -> None:
         super().add_params(params, module, prefix, is_dcn_module)
         if not prefix:
             gates = {id(m.scale) for m in module.modules() if isinstance(m, Gate)}
@@ -84,9 +80,7 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             row[0] += 1
             row[1] += p.numel()
         order = sorted(rows, key=lambda k: (list(Role).index(k[0]), k[1] == 'frozen', k))
-        body = [
-            (str(role), rows[role, lr, d][0], rows[role, lr, d][1], lr, d) for role, lr, d in order
-        ]
+        body = [(str(role), rows[role, lr, d][0], rows[role, lr, d][1], lr, d) for role, lr, d in order]
         trained = [r for r in body if r[3] != 'frozen']
         body.append(('trained', sum(r[1] for r in trained), sum(r[2] for r in trained), '', ''))
         return format_table(('role', 'tensors', 'parameters', 'lr', 'decay'), body)
@@ -94,20 +88,13 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 def format_table(head: Iterable[str], rows: Iterable[Iterable]) -> str:
     """Plain columns; numbers to the right, with thousands separators."""
-    table = [list(head)] + [
-        [f'{c:,}' if isinstance(c, int) else str(c) for c in row] for row in rows
-    ]
+    table = [list(head)] + [[f'{c:,}' if isinstance(c, int) else str(c) for c in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]
-    lines = [
-        '  '.join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))])
-        for r in table
-    ]
+    lines = ['  '.join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]) for r in table]
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
 
-def _merge(
-    params: list[dict], gates: set[int], lr: float | None, decay: float | None
-) -> list[dict]:
+def _merge(params: list[dict], gates: set[int], lr: float | None, decay: float | None) -> list[dict]:
     """One group for each distinct setting."""
     defaults = {k: v for k, v in (('lr', lr), ('weight_decay', decay)) if v is not None}
     merged: dict[str, dict] = {}
@@ -116,9 +103,7 @@ def _merge(
         setting = {**defaults, **{k: v for k, v in group.items() if k != 'params'}}
         if id(p) in gates:
             setting['weight_decay'] = 0.0
-        merged.setdefault(repr(sorted(setting.items())), {**setting, 'params': []})[
-            'params'
-        ].append(p)
+        merged.setdefault(repr(sorted(setting.items())), {**setting, 'params': []})['params'].append(p)
     return list(merged.values())
 
 

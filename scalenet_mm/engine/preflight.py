@@ -56,7 +56,9 @@ def problems(cfg: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def leaves(dataset: dict, where: str) -> Iterator[tuple[str, dict]]:
-    """The data sets inside wrappers (SeededDataset, ConcatDataset, RepeatDataset, ...), each with its key in the config."""
+    """The data sets inside wrappers (SeededDataset, ConcatDataset, RepeatDataset, ...), each with its key in the
+    config.
+    """
     for i, inner in enumerate(dataset.get('datasets') or ()):
         yield from leaves(inner, f'{where}.datasets.{i}')
     if isinstance(dataset.get('dataset'), dict):
@@ -95,10 +97,7 @@ def _check_stage(cfg: Config, stage: str, dataset: dict) -> Iterator[tuple[str, 
         with DATASETS.switch_scope_and_registry(None) as registry:
             kind = registry.get(leaf['type']) if isinstance(leaf['type'], str) else leaf['type']
         if kind is None:
-            yield (
-                where,
-                f'there is no data set type {leaf["type"]!r}; import it with custom_imports.',
-            )
+            yield (where, f'there is no data set type {leaf["type"]!r}; import it with custom_imports.')
         elif issubclass(kind, BaseDataset) and not leaf.get('backend_args'):
             try:
                 built = DATASETS.build({**leaf, 'lazy_init': True, 'pipeline': []})
@@ -107,9 +106,7 @@ def _check_stage(cfg: Config, stage: str, dataset: dict) -> Iterator[tuple[str, 
                 yield where, f'cannot be built from {paths}: {type(e).__name__}: {e}'
                 continue
             read.append(built)
-            paths = (
-                [] if getattr(built, 'download', False) else _missing_paths(cfg, where, leaf, built)
-            )
+            paths = [] if getattr(built, 'download', False) else _missing_paths(cfg, where, leaf, built)
             found = [*_check_classes(cfg, leaf, built), *paths]
             yield from ((where, text) for text in found)
             if all(os.path.exists(p) for p in _paths(built).values()):
@@ -126,9 +123,7 @@ def _check_evaluators(
     for path in (e['ann_file'] for e in local):
         if not os.path.isfile(path):
             yield where, f'there is no file {path}. {_ways(cfg, where)}'
-        elif len(ann_files) == 1 == len(local) and os.path.realpath(path) != os.path.realpath(
-            ann_files[0]
-        ):
+        elif len(ann_files) == 1 == len(local) and os.path.realpath(path) != os.path.realpath(ann_files[0]):
             yield (
                 where,
                 f'{path} is not what the data set of {stage}_dataloader reads, {ann_files[0]}: predictions would be '
@@ -179,7 +174,9 @@ def _local(path: str | None) -> bool:
 
 
 def _ways(cfg: Config, key: str = '') -> str:
-    """How a path can be set in this config: variables that it reads, one folder for all data sets, or the key itself."""
+    """How a path can be set in this config: variables that it reads, one folder for all data sets, or the key
+    itself.
+    """
     variables = sorted(set(re.findall(r'\$(\w*ROOT\w*)\s*:', getattr(cfg, 'text', None) or '')))
     ways = [f'export {name}=FOLDER' for name in variables]
     ways += ['--cfg-options data_root=FOLDER', *([f'--cfg-options {key}=PATH'] if key else [])]
@@ -206,7 +203,4 @@ def _check_work_dir(folder: Path) -> Iterator[tuple[str, str]]:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as e:
-        yield (
-            'work_dir',
-            f'{folder} cannot be written ({nearest}: {e.strerror}). Choose another with --work-dir DIR.',
-        )
+        yield ('work_dir', f'{folder} cannot be written ({nearest}: {e.strerror}). Choose another with --work-dir DIR.')

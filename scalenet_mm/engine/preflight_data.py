@@ -99,10 +99,7 @@ def check_seg(cfg: dict, dataset: BaseDataset, labelled: bool) -> Iterator[str]:
     folder = dataset.data_prefix.get('img_path')
     samples = dataset.load_data_list()
     if not samples:
-        yield (
-            f'no file in {folder} ends in {dataset.img_suffix!r}. Give the ending of your images with '
-            'img_suffix.'
-        )
+        yield (f'no file in {folder} ends in {dataset.img_suffix!r}. Give the ending of your images with img_suffix.')
         return
     yield from _check_images([s['img_path'] for s in samples])
     loads = [s for s in cfg.get('pipeline') or () if s.get('type') == 'LoadAnnotations']
@@ -167,11 +164,7 @@ def check_cls(cfg: dict, dataset: BaseDataset, labelled: bool) -> Iterator[str]:
         if not found or (classes is not None and len(found) != len(classes)):
             wanted = f', but the config has {len(classes)} classes' if classes is not None else ''
             yield f'{folder} has {len(found)} folders{wanted}; it must have one folder a class.'
-        elif not any(
-            dataset.is_valid_file(name)
-            for _, _, names in os.walk(Path(folder, found[0]))
-            for name in names
-        ):
+        elif not any(dataset.is_valid_file(name) for _, _, names in os.walk(Path(folder, found[0])) for name in names):
             yield f'{folder}/{found[0]} has no image ({", ".join(dataset.extensions)}).'
 
 

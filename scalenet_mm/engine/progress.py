@@ -82,15 +82,14 @@ class Progress:
             return
         self.shown = time.time()
         if self.live:
-            self.bar.set_postfix_str(
-                ', '.join(f'{k} {v}' for k, v in values.items()), refresh=False
-            )
+            self.bar.set_postfix_str(', '.join(f'{k} {v}' for k, v in values.items()), refresh=False)
             self.bar.update(done - self.bar.n)
             return
         left = (self.shown - self.started) / max(done - self.begin, 1) * (self.total - done)
         parts = [f'{self.unit} {done} of {self.total}', *(f'{k} {v}' for k, v in values.items())]
         print(
-            f'  {self.what}: {100 * done // self.total:3d} %, {", ".join(parts)}, {timedelta(seconds=round(left))} left',
+            f'  {self.what}: {100 * done // self.total:3d} %, {", ".join(parts)}, {timedelta(seconds=round(left))} '
+            'left',
             file=self.stream,
             flush=True,
         )
@@ -190,9 +189,7 @@ def peak_memory() -> str:
 def show_progress(cfg: Config, what: str = 'training') -> None:
     """Adds ``ProgressHook`` to a config that has none, in place."""
     hooks = list(cfg.get('custom_hooks') or [])
-    if not any(
-        isinstance(h, dict) and h.get('type') in ('ProgressHook', ProgressHook) for h in hooks
-    ):
+    if not any(isinstance(h, dict) and h.get('type') in ('ProgressHook', ProgressHook) for h in hooks):
         cfg.custom_hooks = [*hooks, dict(type='ProgressHook', what=what)]
 
 
@@ -204,9 +201,7 @@ def log_to_tensorboard(cfg: Config) -> None:
     """
     if find_spec('tensorboard') is None:
         raise ModuleNotFoundError('Curves for TensorBoard need it: pip install tensorboard')
-    visualizer = cfg.get('visualizer') or dict(
-        type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]
-    )
+    visualizer = cfg.get('visualizer') or dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
     backends = list(visualizer.get('vis_backends') or [])
     if not any(str(b['type']).endswith('TensorboardVisBackend') for b in backends):
         backends.append(dict(type='TensorboardVisBackend'))

@@ -40,9 +40,7 @@ class ReseedHook(Hook):
 
     def before_train(self, runner) -> None:
         if runner._randomness_cfg.get('seed') is None:
-            raise ValueError(
-                "Exact resume needs a fixed seed; set randomness = dict(seed=0) or remove 'ReseedHook'."
-            )
+            raise ValueError("Exact resume needs a fixed seed; set randomness = dict(seed=0) or remove 'ReseedHook'.")
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         seed_everything(MAIN, runner.seed, runner.iter, get_rank())
@@ -74,9 +72,7 @@ class SeededSampler(Sampler):
 
     def __init__(self, dataset: Sized, sampler: dict, seed: int | None = None):
         if seed is None:
-            raise ValueError(
-                'SeededSampler needs a seed; set randomness = dict(seed=0) in the config.'
-            )
+            raise ValueError('SeededSampler needs a seed; set randomness = dict(seed=0) in the config.')
         self.seed = seed
         self.dataset = dataset  # samplers of batches look here
         self.inner = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
@@ -133,10 +129,7 @@ def make_resumable(cfg) -> None:
     A batch sampler that groups samples (mmdet's aspect-ratio one) keeps the indices as they are, so their seeds too.
     """
     randomness = cfg.get('randomness') or {}
-    cfg.randomness = {
-        **randomness,
-        'seed': 0 if randomness.get('seed') is None else randomness['seed'],
-    }
+    cfg.randomness = {**randomness, 'seed': 0 if randomness.get('seed') is None else randomness['seed']}
     hooks = list(cfg.get('custom_hooks') or [])
     if not any(h.get('type') == 'ReseedHook' for h in hooks if isinstance(h, dict)):
         cfg.custom_hooks = [*hooks, dict(type='ReseedHook')]

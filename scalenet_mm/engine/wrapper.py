@@ -34,14 +34,7 @@ class ScaleNetDistributedDataParallel(MMDistributedDataParallel):
         broadcast_buffers: as DDP's; False as in mmengine's own default.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        *args,
-        policy: dict | None = None,
-        broadcast_buffers: bool = False,
-        **kwargs,
-    ):
+    def __init__(self, module: nn.Module, *args, policy: dict | None = None, broadcast_buffers: bool = False, **kwargs):
         if next(module.parameters()).device.type == 'cpu':
             kwargs['device_ids'] = None  # mmengine always passes the local rank
             if any(type(m).__name__ == 'SyncBatchNorm' for m in module.modules()):
@@ -68,7 +61,8 @@ def freeze(model: nn.Module, policy: TrainPolicy) -> nn.Module:
     for name, module in bare.named_modules():
         if is_model_wrapper(module):
             raise RuntimeError(
-                f'{type(model).__name__} wraps parts of the model ({name!r} and others), whose parameters a policy cannot '
+                f'{type(model).__name__} wraps parts of the model ({name!r} and others), whose parameters a policy '
+                'cannot '
                 f'name; {REMEDY}.'
             )
     wanted = set(policy.trainable(bare))

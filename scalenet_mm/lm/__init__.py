@@ -16,6 +16,4 @@ def require_extras(*packages: str) -> None:
     """
     missing = [name for name in packages or EXTRAS if find_spec(name) is None]
     if missing:
-        raise SystemExit(
-            f'{", ".join(missing)} not installed; language models need: pip install scalenet_mm[lm]'
-        )
+        raise SystemExit(f'{", ".join(missing)} not installed; language models need: pip install scalenet_mm[lm]')

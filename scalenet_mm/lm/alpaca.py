@@ -1,4 +1,6 @@
-"""Instruction data in Alpaca's format: a JSON list of ``{instruction, input, output}``; the loss is on the response alone."""
+"""Instruction data in Alpaca's format: a JSON list of ``{instruction, input, output}``; the loss is on the response
+alone.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def read_alpaca(path: str | Path) -> list[dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f'There is no file {path}; name a JSON list of {{"instruction", "input", "output"}}, such as alpaca_data.json.'
+            f'There is no file {path}; name a JSON list of {{"instruction", "input", "output"}}, such as '
+            'alpaca_data.json.'
         )
     try:
         records = json.loads(path.read_text(encoding='utf-8'))
@@ -54,9 +57,7 @@ def _record(record: Any, where: str) -> dict[str, str]:
             told = f'is {value!r}' if key in record else f'is missing (it has {list(record)})'
             raise ValueError(f'{where}: the key {key!r} must be text, but it {told}.')
     if not record['instruction'].strip():
-        raise ValueError(
-            f"{where}: the key 'instruction' is empty; name the task or drop the record."
-        )
+        raise ValueError(f"{where}: the key 'instruction' is empty; name the task or drop the record.")
     return {key: record.get(key, '') for key in KEYS}
 
 
@@ -78,8 +79,8 @@ def encode(
 ) -> list[dict[str, list[int]]]:
     """Token ids and labels of each record: the prompt's labels are ``IGNORED``, the response ends with the end token.
 
-    Prompt and response are tokenised apart, so that the same prompt has the same tokens when the model is asked. What is
-    longer than ``max_length`` is cut; a record whose prompt alone fills it, and so has no loss, is left out.
+    Prompt and response are tokenised apart, so that the same prompt has the same tokens when the model is asked. What
+    is longer than ``max_length`` is cut; a record whose prompt alone fills it, and so has no loss, is left out.
 
     Raises:
         ValueError: if no record is left, or the tokenizer has no end token.
@@ -98,7 +99,8 @@ def encode(
     if not found:
         shortest = min(map(len, asked))
         raise ValueError(
-            f'No record has room for a response: the shortest prompt has {shortest} tokens, max_length is {max_length}; '
+            f'No record has room for a response: the shortest prompt has {shortest} tokens, max_length is '
+            f'{max_length}; '
             f'raise it above {shortest}.'
         )
     return found

@@ -27,7 +27,9 @@ SHAPE = dict(
 
 
 def llama_1b(scaling: dict[str, Any] | None = None) -> nn.Module:
-    """The network, its weights without storage; scaled by the arguments of ``scalenet_mm.scale`` unless they are None."""
+    """The network, its weights without storage; scaled by the arguments of ``scalenet_mm.scale`` unless they are
+    None.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with meta_parameters():

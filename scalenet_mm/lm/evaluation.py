@@ -44,7 +44,8 @@ def known_tasks(tasks: Sequence[str], include_path: str | Path | None = None) ->
     if unknown or not tasks:
         near = {t: get_close_matches(t, manager.all_tasks, n=3) for t in unknown}
         raise ValueError(
-            f'lm-evaluation-harness has no task {unknown}; nearest are {near}. Tasks of your own: --include_path FOLDER.'
+            f'lm-evaluation-harness has no task {unknown}; nearest are {near}. Tasks of your own: --include_path '
+            'FOLDER.'
             if unknown
             else 'Name at least one task.'
         )
@@ -66,7 +67,8 @@ def evaluate(
         limit: only the first records of each task, to try it.
 
     Returns:
-        For each task its metrics as the harness gives them, shares and not percent: ``{'acc': 0.6, 'acc_stderr': ...}``.
+        For each task its metrics as the harness gives them, shares and not percent: ``{'acc': 0.6, 'acc_stderr':
+            ...}``.
 
     Raises:
         ValueError: for unknown tasks, before anything is run.
@@ -85,11 +87,7 @@ def evaluate(
         log_samples=False,
     )['results']
     return {
-        task: {
-            name.removesuffix(',none'): value
-            for name, value in results[task].items()
-            if isinstance(value, float)
-        }
+        task: {name.removesuffix(',none'): value for name, value in results[task].items() if isinstance(value, float)}
         for task in tasks
     }
 

@@ -20,9 +20,7 @@ from ..roles import TrainPolicy
 INCREMENTS = 'increments.delta.safetensors'
 
 
-def from_pretrained(
-    folder: str | Path, model_class: Any = None, dtype: Any = 'auto', **kwargs: Any
-) -> nn.Module:
+def from_pretrained(folder: str | Path, model_class: Any = None, dtype: Any = 'auto', **kwargs: Any) -> nn.Module:
     """The model that ``save_pretrained`` wrote, scaled or not, in eval mode.
 
     >>> model = from_pretrained('work_dirs/llama_x2', dtype=torch.bfloat16)  # doctest: +SKIP
@@ -71,15 +69,14 @@ def load_parts(name: str | Path) -> tuple[Any, Callable[[Any], nn.Module]]:
                 raise ValueError('What is there gives no vocabulary.')
         except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(
-                f'{name} gives no {part}: name a folder that save_pretrained wrote, or a model of the Hub that this machine '
+                f'{name} gives no {part}: name a folder that save_pretrained wrote, or a model of the Hub that this '
+                'machine '
                 f'may fetch (hf auth login, for gated ones such as Llama). {error}'
             ) from error
     return read, lambda dtype: from_pretrained(name, dtype=dtype)
 
 
-def _built(
-    model_class: Any, config: Any, dtype: torch.dtype, spec: dict, kwargs: dict
-) -> nn.Module:
+def _built(model_class: Any, config: Any, dtype: torch.dtype, spec: dict, kwargs: dict) -> nn.Module:
     """The network at the scaled depth, tied and adjusted, its weights still without storage."""
     from ..analysis.flops import meta_parameters
 
@@ -96,9 +93,7 @@ def _load(model: nn.Module, files: list[Path], dtype: torch.dtype) -> None:
     for file in files:
         for name, tensor in load_file(file).items():
             state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    by_tensor = {
-        id(t): name for name, t in model.state_dict(keep_vars=True).items() if name in state
-    }
+    by_tensor = {id(t): name for name, t in model.state_dict(keep_vars=True).items() if name in state}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name not in state and id(tensor) in by_tensor:  # an output layer tied to the embedding
             state[name] = state[by_tensor[id(tensor)]]
@@ -106,9 +101,7 @@ def _load(model: nn.Module, files: list[Path], dtype: torch.dtype) -> None:
     model.tie_weights()
 
 
-def save_increments(
-    model: nn.Module, base: str, path: str | Path, policy: TrainPolicy = TrainPolicy()
-) -> Any:
+def save_increments(model: nn.Module, base: str, path: str | Path, policy: TrainPolicy = TrainPolicy()) -> Any:
     """Writes what the policy trains, alone: adapters and norms of a scaled model whose other weights are its source's.
 
     Args:
@@ -120,9 +113,7 @@ def save_increments(
     """
     from ..checkpoint.export import make_delta
 
-    delta = make_delta(
-        model.state_dict(), policy.trainable(model), model, str(base), model.config.to_json_string()
-    )
+    delta = make_delta(model.state_dict(), policy.trainable(model), model, str(base), model.config.to_json_string())
     delta.save(path)
     return delta
 
@@ -147,9 +138,7 @@ def load_increments(
     delta = read_delta(path)
     config = json.loads(delta.config)
     spec = config['scalenet']
-    model = (model_class or AutoModelForCausalLM).from_pretrained(
-        base or delta.base, dtype=config['dtype'], **kwargs
-    )
+    model = (model_class or AutoModelForCausalLM).from_pretrained(base or delta.base, dtype=config['dtype'], **kwargs)
     scale(
         model,
         sources=dict(enumerate(spec['layer_maps'].values())),

@@ -1,4 +1,5 @@
-"""A small language to try Llama on one CPU thread: generated tasks in Alpaca's format, and a tokenizer made on the spot.
+"""A small language to try Llama on one CPU thread: generated tasks in Alpaca's format, and a tokenizer made on the
+spot.
 
 Four families; all but 'follow' need one pass over the input, 'follow' needs as many steps as it has hops.
 """
@@ -128,11 +129,7 @@ metric_list:
 
 
 def write_task(
-    folder: str | Path,
-    name: str,
-    records: Sequence[Mapping[str, str]],
-    choices: int = 4,
-    seed: int = 0,
+    folder: str | Path, name: str, records: Sequence[Mapping[str, str]], choices: int = 4, seed: int = 0
 ) -> Path:
     """Writes a multiple-choice task for lm-evaluation-harness: ``name.yaml`` and its data, ``name.jsonl``.
 
@@ -150,13 +147,7 @@ def write_task(
     for record in records:
         wrong = rng.sample([o for o in outputs if o != record['output']], choices - 1)
         offered = rng.sample([record['output'], *wrong], choices)
-        lines.append(
-            dict(
-                question=prompt(record, PROMPTS),
-                choices=offered,
-                answer=offered.index(record['output']),
-            )
-        )
+        lines.append(dict(question=prompt(record, PROMPTS), choices=offered, answer=offered.index(record['output'])))
     data = folder / f'{name}.jsonl'
     data.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     (folder / f'{name}.yaml').write_text(TASK.format(name=name, file=json.dumps(str(data))))

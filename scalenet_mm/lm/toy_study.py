@@ -1,4 +1,6 @@
-"""ScaleNet on a small Llama beside its source, the plain deep copy and full fine-tuning: rows, runs, table and picture."""
+"""ScaleNet on a small Llama beside its source, the plain deep copy and full fine-tuning: rows, runs, table and
+picture.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ from .training import Recipe, make_trainer
 RANK = 8
 ADAPTER = dict(type='ParallelAdapter', rank=RANK)
 BATCH = 64
-# One rate for the source, one for rows that train everything, one for increments; the last two chosen out of 1e-3 and 3e-3,
-# and 3e-3 and 1e-2, by the held-out perplexity of 'source, trained on' and 'ScaleNet' with seed 99, which is not reported.
+# One rate for the source, one for rows that train everything, one for increments; the last two chosen out of 1e-3 and
+# 3e-3,
+# and 3e-3 and 1e-2, by the held-out perplexity of 'source, trained on' and 'ScaleNet' with seed 99, which is not
+# reported.
 LR = dict(pretrain=3e-3, all=1e-3, increments=1e-2)
 STEPS = dict(pretrain=1200, train=200)
 RECORDS = dict(train=24_000, held_out=900)
@@ -93,16 +97,9 @@ def run_seed(
 
     def fit(model: nn.Module, policy: str, steps: int, lr: float, order: int) -> None:
         recipe = Recipe(
-            lr=lr,
-            batch_size=BATCH,
-            micro_batch=BATCH,
-            max_steps=max(1, steps // shorten),
-            save_steps=None,
-            seed=order,
+            lr=lr, batch_size=BATCH, micro_batch=BATCH, max_steps=max(1, steps // shorten), save_steps=None, seed=order
         )
-        made = make_trainer(
-            model, examples, folder / 'trainer', recipe, TrainPolicy(policy), tokenizer
-        )
+        made = make_trainer(model, examples, folder / 'trainer', recipe, TrainPolicy(policy), tokenizer)
         made.train()
 
     torch.manual_seed(seed)
@@ -151,9 +148,7 @@ def run(
         return _run(seeds, folder, file, rows, shorten)
 
 
-def _run(
-    seeds: Sequence[int], folder: Path, file: Path, rows: Sequence[str], shorten: int
-) -> list[dict[str, Any]]:
+def _run(seeds: Sequence[int], folder: Path, file: Path, rows: Sequence[str], shorten: int) -> list[dict[str, Any]]:
     known = {k: r for k, r in latest(read_results(file)).items() if r['digest'] == digest(shorten)}
     wanted = [(row, seed) for seed in seeds for row in rows]
     begin, new = time.time(), 0
@@ -212,8 +207,10 @@ def as_markdown(lines: Sequence[Mapping[str, Any]], command: str) -> str:
         '',
         f'Made by `{command}`. Mean ± standard deviation over {seeds} seeds (initialisation, training records, order).',
         '',
-        f'Source: 4 layers, 64 wide, {lines[0]["params"]:,} parameters, trained from random weights for {STEPS["pretrain"]} '
-        f'steps of {BATCH} records; a further {STEPS["train"]} steps of {BATCH} in every trained row (one thread of a CPU). '
+        f'Source: 4 layers, 64 wide, {lines[0]["params"]:,} parameters, trained from random weights for '
+        f'{STEPS["pretrain"]} '
+        f'steps of {BATCH} records; a further {STEPS["train"]} steps of {BATCH} in every trained row (one thread of a '
+        'CPU). '
         f'AdamW, cosine, rate {LR["pretrain"]:g} for the source, {LR["all"]:g} where everything is trained on, '
         f'{LR["increments"]:g} for increments (chosen on another seed). '
         f'Scaled rows: all layers x2, interpolated, adapters of rank {RANK} on gate, up and down. '
@@ -241,10 +238,7 @@ def draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     rows = list(dict.fromkeys(r['row'] for r in records))
     control = {r['seed']: r['perplexity'] for r in records if r['row'] == CONTROL}
     panels = (
-        (
-            f"held-out perplexity minus that of '{CONTROL}'",
-            lambda r: r['perplexity'] - control[r['seed']],
-        ),
+        (f"held-out perplexity minus that of '{CONTROL}'", lambda r: r['perplexity'] - control[r['seed']]),
         ('exact match, %', lambda r: r['exact']),
     )
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout='constrained')

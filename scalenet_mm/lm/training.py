@@ -163,9 +163,7 @@ def checkpoint_of(out: str | Path, resume: bool | str | None) -> str | None:
 
     last = get_last_checkpoint(str(out)) if Path(out).is_dir() else None
     if resume is None and last:
-        raise ValueError(
-            f'{out} has the checkpoint {last}; continue it with --resume, or name another --out.'
-        )
+        raise ValueError(f'{out} has the checkpoint {last}; continue it with --resume, or name another --out.')
     found = last if resume is True else resume
     if resume and not (found and Path(found).is_dir()):
         raise FileNotFoundError(
@@ -188,7 +186,8 @@ def require_same_run(checkpoint: str | Path, config: Any) -> None:
     if differ:
         theirs, ours = ({k: c.get(k) for k in differ} for c in (theirs, ours))
         raise ValueError(
-            f'{checkpoint} is of a run with {theirs}, and these arguments make {ours}; continue it with the arguments it was '
+            f'{checkpoint} is of a run with {theirs}, and these arguments make {ours}; continue it with the arguments '
+            'it was '
             'started with, or name another --out without --resume.'
         )
 
@@ -201,12 +200,11 @@ def to_full_precision(model: nn.Module, trainable: set[str], autocast: bool) -> 
         ValueError: if that leaves a model of two dtypes that no autocast brings together.
     """
     half = [p for n, p in model.named_parameters() if n in trainable and p.dtype.itemsize < 4]
-    frozen_half = any(
-        n not in trainable and p.dtype.itemsize < 4 for n, p in model.named_parameters()
-    )
+    frozen_half = any(n not in trainable and p.dtype.itemsize < 4 for n, p in model.named_parameters())
     if frozen_half and not autocast:
         raise ValueError(
-            f'The frozen weights are stored in {model.dtype}, what is trained in float32: that needs autocast, bf16=True '
+            f'The frozen weights are stored in {model.dtype}, what is trained in float32: that needs autocast, '
+            'bf16=True '
             '(--bf16), or load the model in float32.'
         )
     for p in half:
@@ -219,20 +217,16 @@ def trainable_table(model: nn.Module) -> str:
     rows = [(str(role), c.tensors, c.params, c.trainable) for role, c in counts.items()]
     whole = total(counts.values())
     return as_table(
-        ('role', 'tensors', 'parameters', 'trained'),
-        [*rows, ('total', whole.tensors, whole.params, whole.trainable)],
+        ('role', 'tensors', 'parameters', 'trained'), [*rows, ('total', whole.tensors, whole.params, whole.trainable)]
     )
 
 
 def as_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Plain columns; numbers to the right, with thousands separators."""
-    lines = [list(map(str, head))] + [
-        [f'{c:,}' if isinstance(c, int) else str(c) for c in row] for row in rows
-    ]
+    lines = [list(map(str, head))] + [[f'{c:,}' if isinstance(c, int) else str(c) for c in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return '\n'.join(
-        '  '.join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))])
-        for line in lines
+        '  '.join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in lines
     )
 
 

@@ -27,26 +27,16 @@ class Switch:
 
 
 SWITCHES = {
-    'linear': Switch(
-        'auto',
-        LIBRARIES,
-        'library of the products; adapters accumulate; frozen weights save nothing',
-    ),
-    'window': Switch(
-        'auto', METHODS, "window attention by index with cached bias; 'triton': one kernel each way"
-    ),
-    'mlp': Switch(
-        'auto', ('auto', 'plain'), 'on the CPU, wide MLPs go through the cache in pieces of rows'
-    ),
+    'linear': Switch('auto', LIBRARIES, 'library of the products; adapters accumulate; frozen weights save nothing'),
+    'window': Switch('auto', METHODS, "window attention by index with cached bias; 'triton': one kernel each way"),
+    'mlp': Switch('auto', ('auto', 'plain'), 'on the CPU, wide MLPs go through the cache in pieces of rows'),
     'drop_path': Switch('sparse', ('sparse', 'dense'), 'branches run on the kept samples only'),
     'recompute': Switch(
         False,
         (True, 'attention', False),
         "norm and activation outputs and attention computed again in backward; 'attention': qkv too",
     ),
-    'weights': Switch(
-        None, ('bfloat16', None), 'dtype in which the big frozen weights of the blocks are stored'
-    ),
+    'weights': Switch(None, ('bfloat16', None), 'dtype in which the big frozen weights of the blocks are stored'),
     'compile': Switch(False, (True, False), 'torch.compile of one block a stage'),
 }
 
@@ -95,7 +85,8 @@ class Ops:
         return asdict(self)
 
 
-# Host class -> its fast class: a subclass with ``wanted(ops) -> bool`` and ``use_ops(ops)``. blocks.py adds mmpretrain's.
+# Host class -> its fast class: a subclass with ``wanted(ops) -> bool`` and ``use_ops(ops)``. blocks.py adds
+# mmpretrain's.
 FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear}
 
 

@@ -21,16 +21,7 @@ from .drop_path import sparse_residual
 from .gemm import compute_dtype, traced
 from .linear import FastLinear
 from .pieces import in_pieces
-from .window import (
-    Layout,
-    attend,
-    attend_any,
-    biases,
-    fastest,
-    from_windows,
-    layout,
-    to_windows,
-)
+from .window import Layout, attend, attend_any, biases, fastest, from_windows, layout, to_windows
 
 
 def store(weight: nn.Parameter, dtype: torch.dtype) -> None:
@@ -93,18 +84,14 @@ class FastShiftWindowMSA(ShiftWindowMSA):
         from .triton_window import window_attention  # triton is imported where it is used
 
         if dropout:
-            raise ValueError(
-                f"ops.window='triton' has no attention drop-out, got attn_drop={dropout}; use 'matmul'."
-            )
+            raise ValueError(f"ops.window='triton' has no attention drop-out, got attn_drop={dropout}; use 'matmul'.")
         parts = 3, self.w_msa.num_heads, query.shape[-1] // self.w_msa.num_heads
         qkv_bias = self.w_msa.qkv.bias
         pad = None if qkv_bias is None else qkv_bias.view(parts)
         qkv = self.w_msa.qkv(query).view(-1, *parts)
         return window_attention(qkv, bias, at, self.w_msa.scale, pad).view(*query.shape)
 
-    def constants(
-        self, x: Tensor, hw_shape: tuple[int, int], dtype: torch.dtype
-    ) -> tuple[Layout, Tensor]:
+    def constants(self, x: Tensor, hw_shape: tuple[int, int], dtype: torch.dtype) -> tuple[Layout, Tensor]:
         """Layout, and bias in ``dtype``, for (B, L, C) tokens of maps of this size, see ``ops.window``."""
         window, shift = self.window_size, self.shift_of(hw_shape)
         table, index = self.w_msa.relative_position_bias_table, self.w_msa.relative_position_index
@@ -214,16 +201,16 @@ class FastSwinBlock(FastBlock, SwinBlock):
     def constants(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple:
         attn = self.attn
         if not isinstance(attn, FastShiftWindowMSA) or type(attn.w_msa) is not WindowMSA:
-            raise ValueError(
-                "ops=dict(compile=True) compiles window attention by index; leave ops.window at 'auto'."
-            )
+            raise ValueError("ops=dict(compile=True) compiles window attention by index; leave ops.window at 'auto'.")
         table = attn.w_msa.relative_position_bias_table
         at, bias = attn.constants(x, hw_shape, table.dtype)
         padding = torch.zeros(1, 1, dtype=torch.bool) if at.padding is None else at.padding
         return at.rows, padding.to(x.device), at.places, at.sorts, bias.expand(4, -1, -1, -1)
 
     def attention(self, x: Tensor, rows, padding, places, sorts, bias) -> Tensor:
-        """By torch's own indexing: dynamo (torch 2.11) confuses two calls of ``window.Permute`` in the backward pass."""
+        """By torch's own indexing: dynamo (torch 2.11) confuses two calls of ``window.Permute`` in the backward
+        pass.
+        """
         msa, (batch, _, channels) = self.attn.w_msa, x.shape
         windows = x.flatten(0, 1).index_select(0, rows).masked_fill(padding, 0)
         qkv = msa.qkv(windows).view(len(sorts), -1, 3, msa.num_heads, channels // msa.num_heads)

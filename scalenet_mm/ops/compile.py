@@ -1,7 +1,7 @@
 """Regional ``torch.compile``: one graph for all blocks of a shape, whatever their place, shift and drop-path rate.
 
-Drop path enters as a tensor, window layout and bias enter as tensors, so blocks of a stage differ in data only. Sizes are
-compiled once as they are and once for all others (torch's automatic dynamic shapes).
+Drop path enters as a tensor, window layout and bias enter as tensors, so blocks of a stage differ in data only. Sizes
+are compiled once as they are and once for all others (torch's automatic dynamic shapes).
 """
 
 from __future__ import annotations

@@ -17,9 +17,7 @@ def draw(batch: int, rate: float) -> Tensor:
     return torch.rand(batch) >= rate
 
 
-def sparse_residual(
-    x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, keep: Tensor | None = None
-) -> Tensor:
+def sparse_residual(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float, keep: Tensor | None = None) -> Tensor:
     """x + mask / (1 - rate) · branch(x), the branch on the kept samples only.
 
     If none is kept, the first one runs with weight 0: every parameter has a gradient in every step, as DDP needs it.

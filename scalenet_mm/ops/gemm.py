@@ -23,9 +23,7 @@ LIBRARIES = ('auto', 'onednn', 'plain')
 def onednn_works() -> bool:
     """Whether this torch has the oneDNN product that takes ordinary tensors."""
     try:
-        torch.ops.mkldnn._linear_pointwise(
-            torch.zeros(1, 1), torch.zeros(1, 1), None, 'none', [], ''
-        )
+        torch.ops.mkldnn._linear_pointwise(torch.zeros(1, 1), torch.zeros(1, 1), None, 'none', [], '')
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
     return True
@@ -75,11 +73,7 @@ def product(
 
 def traced() -> bool:
     """Whether a compiler, an exporter or a counter reads along, which should see torch's own operations only."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 _casts: WeakIdKeyDictionary = WeakIdKeyDictionary()

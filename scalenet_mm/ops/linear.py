@@ -23,11 +23,7 @@ LowRank = tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]
 
 
 def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    low_rank: LowRank | None = None,
-    library: str = 'auto',
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, low_rank: LowRank | None = None, library: str = 'auto'
 ) -> Tensor:
     """x W^T + b + B σ(A x).
 
@@ -50,9 +46,7 @@ def linear(
     return _Linear.apply(x, weight, bias, down, up, act, library, recipe)
 
 
-def plain(
-    x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | None = None
-) -> Tensor:
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | None = None) -> Tensor:
     """The reference of ``linear``; also takes weights that are stored in another dtype than x."""
     if weight.dtype is not x.dtype and compute_dtype(x) is x.dtype:
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
@@ -64,9 +58,7 @@ def plain(
     return y + F.linear(z if act is None else act(z), up)
 
 
-def _forward(
-    x, weight, bias, down, up, act, library, keep: bool = True
-) -> tuple[Tensor, Tensor | None]:
+def _forward(x, weight, bias, down, up, act, library, keep: bool = True) -> tuple[Tensor, Tensor | None]:
     """The output, and A x, (N, r), if it is to be kept."""
     dtype, z = compute_dtype(x), None
     a = x.to(dtype).reshape(-1, x.shape[-1])

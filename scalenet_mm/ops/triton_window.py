@@ -34,9 +34,7 @@ def jit(function):
 
 
 @jit
-def places_of(
-    window, start, rows, padding, N: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr
-):
+def places_of(window, start, rows, padding, N: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr):
     """BLOCK places of a window: their numbers in it, their rows, and whether a token is there."""
     i = start + tl.arange(0, BLOCK)
     inside = i < N
@@ -48,17 +46,7 @@ def places_of(
 
 
 @jit
-def load(
-    x,
-    pad,
-    row,
-    real,
-    first,
-    PADDED: tl.constexpr,
-    STRIDE: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def load(x, pad, row, real, first, PADDED: tl.constexpr, STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """(BLOCK, BLOCK_D) channels ``first``, ... of ``x``; where no token is, those of ``pad`` (zeros if not PADDED)."""
     d = tl.arange(0, BLOCK_D)
     at = x + row[:, None] * STRIDE + (first + d)[None, :]
@@ -235,9 +223,7 @@ def interpreted() -> bool:
     return not isinstance(forward_kernel, triton.JITFunction)
 
 
-def window_attention(
-    qkv: Tensor, bias: Tensor, at: Layout, scale: float, pad: Tensor | None = None
-) -> Tensor:
+def window_attention(qkv: Tensor, bias: Tensor, at: Layout, scale: float, pad: Tensor | None = None) -> Tensor:
     """softmax(scale q k^T + bias) v in every window; the same as ``reference``, in float32 sums.
 
     Args:
@@ -280,28 +266,20 @@ def require_fit(qkv: Tensor, bias: Tensor, at: Layout, pad: Tensor | None) -> No
     if qkv.dtype not in DTYPES:
         raise ValueError(f'qkv must have a dtype of {DTYPES}, got {qkv.dtype}; cast it.')
     if qkv.dtype is torch.bfloat16 and interpreted():
-        raise ValueError(
-            "Triton's interpreter does not compute in bfloat16; cast qkv or unset TRITON_INTERPRET."
-        )
+        raise ValueError("Triton's interpreter does not compute in bfloat16; cast qkv or unset TRITON_INTERPRET.")
     places, heads = len(at.rows) // len(at.sorts), qkv.shape[2]
     if tuple(qkv.shape[:2]) != (len(at.places), 3):
-        raise ValueError(
-            f'qkv must be ({len(at.places)}, 3, heads, hd) for this layout, got {tuple(qkv.shape)}.'
-        )
+        raise ValueError(f'qkv must be ({len(at.places)}, 3, heads, hd) for this layout, got {tuple(qkv.shape)}.')
     if tuple(bias.shape[1:]) != (heads, places, places) or any(at.counts[len(bias) :]):
         raise ValueError(
             f'bias must be (sorts, {heads}, {places}, {places}) with a row for each sort of window '
             f'(windows of the four sorts: {at.counts}), got {tuple(bias.shape)}.'
         )
     if pad is not None and pad.shape != qkv.shape[1:]:
-        raise ValueError(
-            f'pad must be {tuple(qkv.shape[1:])}, one row of qkv, got {tuple(pad.shape)}.'
-        )
+        raise ValueError(f'pad must be {tuple(qkv.shape[1:])}, one row of qkv, got {tuple(pad.shape)}.')
 
 
-def reference(
-    qkv: Tensor, bias: Tensor, at: Layout, scale: float, pad: Tensor | None = None
-) -> Tensor:
+def reference(qkv: Tensor, bias: Tensor, at: Layout, scale: float, pad: Tensor | None = None) -> Tensor:
     """``window_attention`` in plain PyTorch, in float32 or better and with all gradients."""
     wide = partial(Tensor.to, dtype=torch.promote_types(qkv.dtype, torch.float32))
     windows = wide(qkv).index_select(0, at.rows)

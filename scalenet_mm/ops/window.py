@@ -52,9 +52,7 @@ def _constant(compute):
 
 @functools.lru_cache(maxsize=16)  # four stages, with and without shift, training and evaluation
 @_constant
-def layout(
-    batch: int, height: int, width: int, window: int, shift: int, device: torch.device
-) -> Layout:
+def layout(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Layout:
     """The layout of maps of (height, width) tokens, padded at the right and at the bottom to whole windows.
 
     Computed on the device from that of one image, since sparse drop path and the last batch change the batch size.
@@ -81,9 +79,7 @@ def image_layout(height: int, width: int, window: int, shift: int, device: torch
     """The layout of one image."""
     high, wide = -(-height // window), -(-width // window)
     y, x = torch.arange(high * window)[:, None], torch.arange(wide * window)
-    token = torch.where((y < height) & (x < width), y * width + x, -1).roll(
-        (-shift, -shift), (0, 1)
-    )
+    token = torch.where((y < height) & (x < width), y * width + x, -1).roll((-shift, -shift), (0, 1))
     token = token.view(high, window, wide, window).transpose(1, 2).reshape(-1, window**2)
     last = [torch.arange(n) == n - 1 for n in (high, wide)]
     sorts = (2 * last[0][:, None] + 1 * last[1]).flatten() * bool(shift)
@@ -117,7 +113,8 @@ _biases: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype) -> Tensor:
     """Position bias plus shift mask, (4, heads, N, N); (1, heads, N, N) without a shift.
 
-    A frozen table's are kept with the table, and so for all instances that share it; a trained one's carry its gradient.
+    A frozen table's are kept with the table, and so for all instances that share it; a trained one's carry its
+    gradient.
 
     Args:
         table: ((2 window - 1)², heads).
@@ -175,9 +172,7 @@ def _permute(x: Tensor, *ways) -> Tensor:
     return Permute.apply(x, *ways) if torch.is_grad_enabled() else _take(x, *ways[:2])
 
 
-def attend(
-    qkv: Tensor, bias: Tensor, at: Layout, scale: float, method: str, dropout: float = 0.0
-) -> Tensor:
+def attend(qkv: Tensor, bias: Tensor, at: Layout, scale: float, method: str, dropout: float = 0.0) -> Tensor:
     """softmax(scale q k^T + bias) v in every window.
 
     Args:
@@ -194,7 +189,8 @@ def attend(
 def fastest(dtype: torch.dtype, device: torch.device, bias_grad: bool, dropout: float) -> str:
     """The faster method as measured, see docs/performance.md.
 
-    torch's fused kernels give no gradient to a bias, and on the CPU they know no drop-out and are slow in half precision.
+    torch's fused kernels give no gradient to a bias, and on the CPU they know no drop-out and are slow in half
+    precision.
     """
     if bias_grad or dropout:
         return 'matmul'
@@ -227,9 +223,7 @@ def _matmul(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float)
     return (F.dropout(scores, dropout) @ v).transpose(1, 2)
 
 
-def attend_any(
-    qkv: Tensor, bias: Tensor, sorts: Tensor, scale: float, dropout: nn.Module
-) -> Tensor:
+def attend_any(qkv: Tensor, bias: Tensor, sorts: Tensor, scale: float, dropout: nn.Module) -> Tensor:
     """``attend`` for a compiler: shapes depend on nothing but the number of windows, (windows,) ``sorts`` is data."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     scores = (q * scale) @ k.transpose(-2, -1) + bias[sorts]

@@ -1,4 +1,6 @@
-"""What is kept of a run: config, environment, log, delta, and the result beside the paper's. No paths of the machine."""
+"""What is kept of a run: config, environment, log, delta, and the result beside the paper's. No paths of the
+machine.
+"""
 
 from __future__ import annotations
 
@@ -84,9 +86,7 @@ class Hidden:
             places[Path(plan.data_root)] = f'${plan.data.variable}' if plan.data else 'DATA'
         if checkpoint:
             places[checkpoint.parent] = 'CHECKPOINTS'
-        spelt = {
-            str(p): name for path, name in places.items() for p in (path.absolute(), path.resolve())
-        }
+        spelt = {str(p): name for path, name in places.items() for p in (path.absolute(), path.resolve())}
         self._names = {path: name for path, name in spelt.items() if path != '/'}
         longest = sorted(self._names, key=len, reverse=True)
         # a whole path: `/root` is not hidden inside of `/opt/root` or `/rootless`
@@ -204,12 +204,7 @@ def _cpu() -> str:
 def readme(plan: Plan, result: Mapping[str, Any]) -> str:
     """The bundle's own page."""
     paper, found = result['paper'], result['metrics']
-    lines = [
-        f'# {plan.name}, seed {plan.seed}',
-        '',
-        '| metric | here | paper | difference |',
-        '|---|---:|---:|---:|',
-    ]
+    lines = [f'# {plan.name}, seed {plan.seed}', '', '| metric | here | paper | difference |', '|---|---:|---:|---:|']
     for name in dict.fromkeys([*found, *paper]):
         difference = result['difference'].get(name)
         cells = (
@@ -226,9 +221,7 @@ def readme(plan: Plan, result: Mapping[str, Any]) -> str:
         '',
         f'* {result["machine"]}, {result["training_hours"]:.2f} hours of training, {result["batch"]} images a step',
         f'* {result["parameters"]:,} parameters, {result["trained"]:,} of them trained',
-        f'* from {start["address"]} (SHA-256 {start["sha256"]})'
-        if start
-        else '* from random weights',
+        f'* from {start["address"]} (SHA-256 {start["sha256"]})' if start else '* from random weights',
         f'* not as in the recipe: {"; ".join(result["deviations"]) or "nothing"}',
         '',
         'Again:',
@@ -239,22 +232,17 @@ def readme(plan: Plan, result: Mapping[str, Any]) -> str:
         '`result.json`: this page as data.',
     ]
     if delta := result.get('delta'):
-        last = command(
-            ['python', 'tools/test.py', 'config.py', 'CHECKPOINT', '--delta', delta['file']]
-        )
+        last = command(['python', 'tools/test.py', 'config.py', 'CHECKPOINT', '--delta', delta['file']])
         lines += [
-            f'`{delta["file"]}`: what training changed; `{last}` gives these figures, with the file above as CHECKPOINT.'
+            f'`{delta["file"]}`: what training changed; `{last}` gives these figures, with the file above as '
+            'CHECKPOINT.'
         ]
     return '\n'.join(lines)
 
 
 def sha256(path: Path) -> str:
     with path.open('rb') as file:
-        return (
-            hashlib.file_digest(file, 'sha256').hexdigest()
-            if hasattr(hashlib, 'file_digest')
-            else _old(file)
-        )
+        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _old(file)
 
 
 def _old(file) -> str:

@@ -59,13 +59,15 @@ def _check_gpus(plan: Plan) -> None:
     if there == 0 and not plan.cpu:
         hours = f' The paper took {plan.hours} hours on 8 GPUs.' if plan.hours else ''
         raise SystemExit(
-            f'Not started: {plan.gpus} GPUs are wanted and there is none.{hours} --gpus N --cpu runs N processes on the CPU; '
+            f'Not started: {plan.gpus} GPUs are wanted and there is none.{hours} --gpus N --cpu runs N processes on '
+            'the CPU; '
             f'python tools/train.py {plan.file} --dry-run says how long that takes.'
         )
     if 0 < there < plan.gpus:
         size = plan.cfg.train_dataloader.batch_size
         raise SystemExit(
-            f'Not started: {plan.gpus} GPUs are wanted and there are {there}. With --gpus {there} a step has {there * size} '
+            f'Not started: {plan.gpus} GPUs are wanted and there are {there}. With --gpus {there} a step has '
+            f'{there * size} '
             f'images instead of {plan.batch}: add --auto-scale-lr, or --cfg-options train_dataloader.batch_size='
             f'{plan.batch // there} where memory allows.'
         )
@@ -88,14 +90,13 @@ def fetch(plan: Plan) -> Path | None:
     except (CheckpointError, ImportError) as e:
         raise SystemExit(f'Not started: {e}. Then name it: --checkpoint FILE.') from e
     if not path.is_file():
-        raise SystemExit(
-            f'Not started: there is no checkpoint {path}; name it with --checkpoint FILE.'
-        )
+        raise SystemExit(f'Not started: there is no checkpoint {path}; name it with --checkpoint FILE.')
     found = sha256(path)
     if digits and not found.startswith(digits):
         raise SystemExit(
             f'Not started: {path} is not the published file: its SHA-256 begins with {found[: len(digits)]}, that of '
-            f'{plan.checkpoint.name} with {digits}. Delete it and fetch it again, or name another with --checkpoint FILE.'
+            f'{plan.checkpoint.name} with {digits}. Delete it and fetch it again, or name another with --checkpoint '
+            'FILE.'
         )
     return path.absolute()
 
@@ -104,7 +105,8 @@ def run(plan: Plan, folder: Path) -> Path:
     """Checks, trains, tests and writes the bundle; what is done already is not done again.
 
     Args:
-        folder: receives ``work/`` (checkpoints, deltas), ``console.log``, ``steps.json``, ``metrics.json`` and ``bundle/``.
+        folder: receives ``work/`` (checkpoints, deltas), ``console.log``, ``steps.json``, ``metrics.json`` and
+            ``bundle/``.
 
     Returns:
         The bundle's folder.

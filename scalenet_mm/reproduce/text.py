@@ -34,9 +34,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     """All that ``describe`` prints, as plain types."""
     work = f'work_dirs/{plan.slug}'
     checkpoint = plan.checkpoint
-    local = checkpoint and (
-        f'checkpoints/{checkpoint.name}' if checkpoint.remote else checkpoint.address
-    )
+    local = checkpoint and (f'checkpoints/{checkpoint.name}' if checkpoint.remote else checkpoint.address)
     tested = f'{work}/{plan.last}' if plan.trains else local
     base = (plan.cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     costs = Counter()(plan.cfg)
@@ -58,8 +56,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             layout=dict(plan.data.layout),
             images=dict(plan.data.images),
         ),
-        checkpoint=checkpoint
-        and dict(key=checkpoint.key, address=checkpoint.address, sha256_begins=checkpoint.digits),
+        checkpoint=checkpoint and dict(key=checkpoint.key, address=checkpoint.address, sha256_begins=checkpoint.digits),
         commands=dict(
             fetch=f'curl -L --create-dirs -o {local} {checkpoint.address}'
             if checkpoint and checkpoint.remote
@@ -128,9 +125,7 @@ def describe(plan: Plan) -> str:
     lines += [f'   {name:<6}{text}' for name, text in commands.items() if text and name != 'all']
     lines += [f'   or all of it, with a bundle at the end:\n         {commands["all"]}']
     base = told['batch_of_the_recipe']
-    odd = (
-        f'; the recipe is for {base}, see docs/reproduce.md' if base and base != plan.batch else ''
-    )
+    odd = f'; the recipe is for {base}, see docs/reproduce.md' if base and base != plan.batch else ''
     lines += [f'   {plan.batch} images a step on {plan.gpus} GPUs{odd}', '', '4. Expected']
     lines += [f'   {name} {value} (paper)' for name, value in plan.expected.items()] or [
         '   the paper prints no figure for this'

@@ -37,9 +37,7 @@ def jobs(studies: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list
     """
     studies, seeds = list(studies), list(seeds)
     if PILOT_SEED in seeds and studies != ['pilot']:
-        raise SystemExit(
-            f'Seed {PILOT_SEED} chose the learning rates, so it does not count; use others.'
-        )
+        raise SystemExit(f'Seed {PILOT_SEED} chose the learning rates, so it does not count; use others.')
     if 'pilot' in studies and len(studies) > 1:
         raise SystemExit(f'The pilot has a seed of its own ({PILOT_SEED}); run it by itself.')
     if studies == ['pilot']:
@@ -67,10 +65,10 @@ def capacity(at_once: int | None) -> tuple[int, int]:
     return at_once or (min(cores, 4 * devices) if devices else cores), devices
 
 
-def report(
-    studies: Sequence[str], records: Records, root: Path, out: Path, command: str
-) -> Iterator[Path]:
-    """Writes a page and a plot of each study that has a finished run, and the verdicts on all claims; yields the files."""
+def report(studies: Sequence[str], records: Records, root: Path, out: Path, command: str) -> Iterator[Path]:
+    """Writes a page and a plot of each study that has a finished run, and the verdicts on all claims; yields the
+    files.
+    """
     from ..analysis.paper import ROWS as PAPER
 
     printed = {row.key: f'{row.result["top-1"]:.2f}' for row in PAPER if 'top-1' in row.result}
@@ -89,11 +87,7 @@ def report(
         yield out / f'{name}.md'
     counted = {k: r for k, r in records.items() if k[1] != PILOT_SEED}
     judged = {head: verdicts(counted, claims) for head, claims in FAMILIES.items()}
-    tables = [
-        f'## {head}\n\n{markdown(VERDICT_HEAD, verdict_lines(found))}'
-        for head, found in judged.items()
-        if found
-    ]
+    tables = [f'## {head}\n\n{markdown(VERDICT_HEAD, verdict_lines(found))}' for head, found in judged.items() if found]
     if tables:
         begin = f'# Claims, demo scale\n\nMade by `{command}`.'
         (out / 'claims.md').write_text('\n\n'.join([begin, *tables]) + '\n')

@@ -23,18 +23,9 @@ from .rows import ROWS, TWICE, Row
 from .run import HELD_OUT, config, jobs_of
 from .run import run as run_row
 
-HOOKS = [
-    dict(type='AnyDialectHook'),
-    dict(type='ReseedHook'),
-    dict(type='RandomDepthHook', full=0.5),
-]
+HOOKS = [dict(type='AnyDialectHook'), dict(type='ReseedHook'), dict(type='RandomDepthHook', full=0.5)]
 RANDOM = (
-    Row(
-        'scalenet_random',
-        'ScaleNet x2, random depth',
-        scale=TWICE,
-        options=dict(custom_hooks=HOOKS),
-    ),
+    Row('scalenet_random', 'ScaleNet x2, random depth', scale=TWICE, options=dict(custom_hooks=HOOKS)),
     Row(
         'stacked_random',
         'ScaleNet x2, stack order, random depth',
@@ -103,17 +94,15 @@ def measure(model: nn.Module, seed: int) -> dict[str, Any]:
     """Accuracy at every depth, and of the cascades at every threshold, on the seed's 10,000 held-out scenes.
 
     Returns:
-        ``depths``: {depth: dict(top1, mflops)}; ``exits``: {cascade: [dict(threshold, top1, mflops, depth)]}, means over
-        scenes. MFLOPs are millions of multiply-adds a scene, adapters included, all passes of a cascade together.
+        ``depths``: {depth: dict(top1, mflops)}; ``exits``: {cascade: [dict(threshold, top1, mflops, depth)]}, means
+        over scenes. MFLOPs are millions of multiply-adds a scene, adapters included, all passes of a cascade together.
     """
     data = RankBatches('val', 20, 500, (seed, HELD_OUT))
     low, high = depth_range(model)
     sure, right, fixed = [], [], {}
     for depth in range(low, high + 1):
         set_depth(model, depth)
-        parts = [
-            judged(model(b['inputs']), b['data_samples']) for b in map(data.__getitem__, range(20))
-        ]
+        parts = [judged(model(b['inputs']), b['data_samples']) for b in map(data.__getitem__, range(20))]
         c, r = (torch.cat(x).double().numpy() for x in zip(*parts))
         sure.append(c)
         right.append(r)
@@ -143,24 +132,13 @@ def curve(sure: np.ndarray, right: np.ndarray, costs: list[int], depths: list[in
         stops[-1] = True
         k = stops.argmax(0)
         top1, mflops, depth = right[k, scenes], spent[k] / 1e6, np.asarray(depths)[k]
-        points.append(
-            dict(
-                threshold=threshold,
-                top1=100 * top1.mean(),
-                mflops=mflops.mean(),
-                depth=depth.mean(),
-            )
-        )
+        points.append(dict(threshold=threshold, top1=100 * top1.mean(), mflops=mflops.mean(), depth=depth.mean()))
     return points
 
 
-def measure_all(
-    records: Mapping[tuple[str, int], Mapping[str, Any]], root: Path
-) -> dict[str, dict]:
+def measure_all(records: Mapping[tuple[str, int], Mapping[str, Any]], root: Path) -> dict[str, dict]:
     """The measurements of all finished runs, {row: {seed: measurement}}; each is kept beside its run's record."""
-    todo = sorted(
-        k for k, r in records.items() if r['status'] == 'done' and k[0] in (*SCALED, CONTROL)
-    )
+    todo = sorted(k for k, r in records.items() if r['status'] == 'done' and k[0] in (*SCALED, CONTROL))
     found: dict[str, dict] = {}
     with Progress('measuring', len(todo), unit='run') as progress:
         for i, (key, seed) in enumerate(todo):
@@ -180,18 +158,14 @@ def at_equal_flops(measured: Mapping[str, Any], cascade: str) -> dict[str, dict[
     """Top-1 of a cascade beside that of fixed depths, at the cost of each fixed depth but the smallest.
 
     Returns:
-        {depth: dict(exit, fixed, mixture)}: of the cascade, interpolated between its thresholds; of that depth; and of the
-        best two fixed depths (or one) with each scene given one of them at random, at the same cost on average.
+        {depth: dict(exit, fixed, mixture)}: of the cascade, interpolated between its thresholds; of that depth; and of
+        the best two fixed depths (or one) with each scene given one of them at random, at the same cost on average.
     """
     points = sorted(measured['exits'][cascade], key=lambda p: p['mflops'])
     x, y = [p['mflops'] for p in points], [p['top1'] for p in points]
     fixed = [(v['mflops'], v['top1']) for v in measured['depths'].values()]
     return {
-        depth: dict(
-            exit=float(np.interp(v['mflops'], x, y)),
-            fixed=v['top1'],
-            mixture=best_mixture(fixed, v['mflops']),
-        )
+        depth: dict(exit=float(np.interp(v['mflops'], x, y)), fixed=v['top1'], mixture=best_mixture(fixed, v['mflops']))
         for depth, v in list(measured['depths'].items())[1:]
     }
 

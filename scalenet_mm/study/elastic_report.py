@@ -14,9 +14,7 @@ from .report import markdown, signed
 from .rows import ROWS
 from .stats import Interval, interval
 
-Measured = Mapping[
-    str, Mapping[int, Mapping[str, Any]]
-]  # row -> seed -> what `elastic.measure` returns
+Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> what `elastic.measure` returns
 TITLES = {
     'deit/scalenet': 'interpolated, ordinary training',
     'deit/scalenet_random': 'interpolated, random depth',
@@ -27,8 +25,10 @@ COLOURS = {'deit/scalenet': '#30638e', 'deit/scalenet_random': '#d1495b'}
 COLOURS |= {'deit/stacked': '#30638e', 'deit/stacked_random': '#d1495b'}
 WORDS = dict(two='smallest, then full depth', all='all depths in turn')
 LEGEND = (
-    'top-1: share of the cells of 10,000 scenes of held-out digits whose rank is right; mean ± half-width of the 95 % t-interval over '
-    'seeds, differences paired by seed. MFLOPs: millions of multiply-adds a scene, adapters included; of an exit all passes '
+    'top-1: share of the cells of 10,000 scenes of held-out digits whose rank is right; mean ± half-width of the 95 % '
+    't-interval over '
+    'seeds, differences paired by seed. MFLOPs: millions of multiply-adds a scene, adapters included; of an exit all '
+    'passes '
     'together, what a pass repeats counted again. A depth is a number of layer instances.'
 )
 
@@ -61,38 +61,31 @@ def by_depth(measured: Measured, rows: list[str]) -> str:
     depths = list(next(iter(measured[rows[0]].values()))['depths'].items())
     head = ['top-1 %', *(f'depth {d} ({v["mflops"]:.2f} MFLOPs)' for d, v in depths)]
     lines = [
-        [
-            TITLES[key],
-            *(str(over(measured, key, lambda m, d=d: m['depths'][d]['top1'])) for d, _ in depths),
-        ]
+        [TITLES[key], *(str(over(measured, key, lambda m, d=d: m['depths'][d]['top1'])) for d, _ in depths)]
         for key in rows
     ]
     for key in rows:
         plain = key.removesuffix('_random')
         if key != plain and plain in measured:
-            gains = [
-                signed(paired(measured, key, plain, lambda m, d=d: m['depths'][d]['top1']))
-                for d, _ in depths
-            ]
+            gains = [signed(paired(measured, key, plain, lambda m, d=d: m['depths'][d]['top1'])) for d, _ in depths]
             lines.append([f'{TITLES[key]} minus ordinary', *gains])
     if CONTROL in measured:
         value = over(measured, CONTROL, control)
         mflops = over(measured, CONTROL, lambda m: next(iter(m['depths'].values()))['mflops'])
-        lines.append(
-            [
-                f'{ROWS[CONTROL].title} ({mflops.mean:.2f} MFLOPs)',
-                str(value),
-                *['–'] * (len(depths) - 1),
-            ]
-        )
+        lines.append([f'{ROWS[CONTROL].title} ({mflops.mean:.2f} MFLOPs)', str(value), *['–'] * (len(depths) - 1)])
     return markdown(head, lines)
 
 
 def exits(measured: Measured, rows: list[str]) -> str:
     head = [
-        'network', 'passes', 'at the cost of', 'exit, top-1 %', 'minus that fixed depth',
-        'minus the best two fixed depths, mixed at random', 'minus the source trained on',
-    ]  # fmt: skip
+        'network',
+        'passes',
+        'at the cost of',
+        'exit, top-1 %',
+        'minus that fixed depth',
+        'minus the best two fixed depths, mixed at random',
+        'minus the source trained on',
+    ]
     lines = []
     for key in rows:
         for cascade in CASCADES:
@@ -106,9 +99,7 @@ def exits(measured: Measured, rows: list[str]) -> str:
                     for name in ('fixed', 'mixture')
                 ]
                 both = sorted(set(measured[key]) & set(measured.get(CONTROL, ())))
-                ahead = [
-                    value(measured[key][s], 'exit') - control(measured[CONTROL][s]) for s in both
-                ]
+                ahead = [value(measured[key][s], 'exit') - control(measured[CONTROL][s]) for s in both]
                 lines.append(
                     [
                         TITLES[key],
@@ -153,16 +144,19 @@ def draw(measured: Measured, file: Path) -> None:
         style = dict(color=COLOURS[key], linewidth=1.5)
         error = [interval(column).half for column in top1.T] if len(runs) > 1 else None
         axes[0].errorbar(
-            np.add(depths, 0.04 * SCALED.index(key) - 0.06), top1.mean(0), error, marker='s' if stacked else 'o', capsize=3,
-            linestyle='--' if stacked else '-', label=TITLES[key], **style,
-        )  # fmt: skip
+            np.add(depths, 0.04 * SCALED.index(key) - 0.06),
+            top1.mean(0),
+            error,
+            marker='s' if stacked else 'o',
+            capsize=3,
+            linestyle='--' if stacked else '-',
+            label=TITLES[key],
+            **style,
+        )
         axis, kind = axes[1 + stacked], 'random depth' if 'random' in key else 'ordinary'
         axis.plot(cost, top1.mean(0), 'o', markersize=9, label=f'{kind}: fixed depths', **style)
         for cascade, line in zip(CASCADES, ('-', ':')):
-            x, y = (
-                np.mean([[p[k] for p in m['exits'][cascade]] for m in runs], 0)
-                for k in ('mflops', 'top1')
-            )
+            x, y = (np.mean([[p[k] for p in m['exits'][cascade]] for m in runs], 0) for k in ('mflops', 'top1'))
             axis.plot(x, y, line, label=f'{kind}: exits, {WORDS[cascade]}', **style)
     if CONTROL in measured:
         one = next(iter(measured[CONTROL].values()))['depths']
@@ -171,18 +165,14 @@ def draw(measured: Measured, file: Path) -> None:
             axis.plot(x, value, '*', color='#222222', markersize=14, label=ROWS[CONTROL].title)
     for axis, title in zip(axes, ('fixed depths', 'interpolated order', 'stacked order')):
         axis.set_title(title, fontsize=13)
-        axis.set_xlabel(
-            'mean MFLOPs a scene' if axis is not axes[0] else 'depth (layer instances)', fontsize=12
-        )
+        axis.set_xlabel('mean MFLOPs a scene' if axis is not axes[0] else 'depth (layer instances)', fontsize=12)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=12)
         axis.legend(fontsize=9, loc='lower right')
     axes[0].set_xticks(depths)
     axes[0].set_ylabel('top-1, % of the cells of held-out scenes', fontsize=12)
     runs = max(len(m) for m in measured.values())
-    figure.suptitle(
-        f'Elastic depth, rank task, mean of {runs} seeds (bars: 95 % intervals)', fontsize=13
-    )
+    figure.suptitle(f'Elastic depth, rank task, mean of {runs} seeds (bars: 95 % intervals)', fontsize=13)
     figure.savefig(file, dpi=100)
     plt.close(figure)
 

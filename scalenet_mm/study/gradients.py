@@ -1,4 +1,6 @@
-"""Fig. 3 at demo scale: gradient norms of the source's layers with and without adjustment, before and after training."""
+"""Fig. 3 at demo scale: gradient norms of the source's layers with and without adjustment, before and after
+training.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,7 @@ Norms = Mapping[str, Mapping[int, list[float]]]
 def measure(records: Records, root: Path, host: str = 'deit') -> Norms:
     """Norm of each source layer, by network and seed, of every seed whose rows are done."""
     keys = {f'{host}/{row}' for pair in NETWORKS.values() for row in pair[:2]}
-    done = {
-        s for _, s in records if all(records.get((k, s), {}).get('status') == 'done' for k in keys)
-    }
+    done = {s for _, s in records if all(records.get((k, s), {}).get('status') == 'done' for k in keys)}
     done = {s for s in done if all((root / records[k, s]['checkpoint']).is_file() for k in keys)}
     found: dict[str, dict[int, list[float]]] = {name: {} for name in NETWORKS}
     for seed in sorted(done):
@@ -57,11 +57,7 @@ def report(records: Records, root: Path, out: Path, command: str) -> Iterator[Pa
     (out / 'gradients.json').write_text(json.dumps(found, indent=1) + '\n')
     draw(found, out / 'gradients.png')
     lines = [
-        [
-            name,
-            *(str(interval(layer)) for layer in zip(*by_seed.values())),
-            str(interval(means(by_seed))),
-        ]
+        [name, *(str(interval(layer)) for layer in zip(*by_seed.values())), str(interval(means(by_seed)))]
         for name, by_seed in found.items()
     ]
     head = ('network', *(f'layer {i + 1}' for i in range(len(lines[0]) - 2)), 'mean of the layers')
@@ -72,14 +68,7 @@ def report(records: Records, root: Path, out: Path, command: str) -> Iterator[Pa
         low, mean, high = (float(np.exp(v)) for v in (test.low, test.mean, test.high))
         sure = test.n > 1 and p <= 1 - CONFIDENCE and not low <= 1 <= high
         word = ('reproduced' if mean > 1 else 'not reproduced') if sure else 'undecided'
-        judged.append(
-            [
-                f'{other} / {OURS}',
-                f'{mean:.2f} ({low:.2f} to {high:.2f})',
-                f'{p:.4f}',
-                f'**{word}**',
-            ]
-        )
+        judged.append([f'{other} / {OURS}', f'{mean:.2f} ({low:.2f} to {high:.2f})', f'{p:.4f}', f'**{word}**'])
     (out / 'gradients.md').write_text(
         '\n\n'.join(
             (
@@ -87,9 +76,11 @@ def report(records: Records, root: Path, out: Path, command: str) -> Iterator[Pa
                 f'Made by `{command}`.',
                 '![gradient norms](gradients.png)',
                 markdown(head, lines),
-                f'l2 norm of the gradient of the weights that instances share, a batch of {IMAGES} scenes of training digits, '
+                f'l2 norm of the gradient of the weights that instances share, a batch of {IMAGES} scenes of training '
+                'digits, '
                 f'mean ± half-width of the 95 % interval over {len(seeds)} seeds.',
-                "The paper: ScaleNet's norms are lower than those of the source and of sharing without adjustment (Sec. IV-B1). "
+                "The paper: ScaleNet's norms are lower than those of the source and of sharing without adjustment "
+                '(Sec. IV-B1). '
                 'Ratios of the means of the layers, with 95 % intervals:',
                 markdown(('ratio', 'value', 'p (Holm)', 'verdict'), judged),
             )
@@ -116,16 +107,7 @@ def draw(found: Norms, file: Path) -> None:
         layers = [interval(layer) for layer in zip(*found[name].values())]
         x = np.arange(1, len(layers) + 1)
         half = [i.half if i.n > 1 else 0 for i in layers]
-        axis.errorbar(
-            x,
-            [i.mean for i in layers],
-            half,
-            color=colour,
-            ls=style,
-            marker='o',
-            capsize=4,
-            label=name,
-        )
+        axis.errorbar(x, [i.mean for i in layers], half, color=colour, ls=style, marker='o', capsize=4, label=name)
     axis.set_xticks(x)
     axis.set_xlabel('source layer', fontsize=13)
     axis.set_ylabel('l2 norm of the gradient', fontsize=13)

@@ -31,9 +31,7 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
     """The studies named."""
     unknown = sorted(set(names) - {*PAPER_STUDIES, 'all'})
     if unknown:
-        raise SystemExit(
-            f'{unknown} runs at demo scale only; at paper scale there are {PAPER_STUDIES}.'
-        )
+        raise SystemExit(f'{unknown} runs at demo scale only; at paper scale there are {PAPER_STUDIES}.')
     return PAPER_STUDIES if 'all' in names else tuple(dict.fromkeys(names))
 
 
@@ -87,9 +85,7 @@ def reproduce(
     there = torch.cuda.device_count()
     gpus = ['--gpus', str(there)] if there and '--gpus' not in options else []
     with (out / 'console.log').open('w') as log:
-        code = subprocess.run(
-            [*command, *gpus, *options], stdout=log, stderr=subprocess.STDOUT
-        ).returncode
+        code = subprocess.run([*command, *gpus, *options], stdout=log, stderr=subprocess.STDOUT).returncode
     found = sorted(out.glob('*/bundle/result.json'))
     if code == 0 and found:
         result = json.loads(found[0].read_text())
@@ -103,9 +99,7 @@ def reproduce(
     write_atomically(out / RECORD, json.dumps(record).encode())
 
 
-def report(
-    studies: Sequence[str], records: Records, root: Path, out: Path, command: str
-) -> Iterator[Path]:
+def report(studies: Sequence[str], records: Records, root: Path, out: Path, command: str) -> Iterator[Path]:
     """Writes one page a study: the paper's figures beside ours; yields the files."""
     out.mkdir(parents=True, exist_ok=True)
     for name in studies:
@@ -131,7 +125,5 @@ def report(
                 )
         head = ('row', 'config', 'metric', 'paper', 'here', 'difference')
         file = out / f'{name}.md'
-        file.write_text(
-            f"# {name}, the paper's scale\n\nMade by `{command}`.\n\n{markdown(head, lines)}\n"
-        )
+        file.write_text(f"# {name}, the paper's scale\n\nMade by `{command}`.\n\n{markdown(head, lines)}\n")
         yield file

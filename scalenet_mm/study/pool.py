@@ -112,9 +112,7 @@ def _run(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     known = latest(read_results(file))
     digests = {(j.row, j.seed): j.digest for j in jobs}
-    done = {
-        k: r for k, r in known.items() if r['status'] == 'done' and r['digest'] == digests.get(k)
-    }
+    done = {k: r for k, r in known.items() if r['status'] == 'done' and r['digest'] == digests.get(k)}
     todo = [j for j in jobs if (j.row, j.seed) not in done]
     tell(f'{len(jobs)} runs, {len(jobs) - len(todo)} of them done before.')
     # importing mmengine asks for CUDA, after which a forked process cannot use it
@@ -139,9 +137,7 @@ def _run(
                 work += job.cost
                 spent = time.time() - begin
                 left = sum(j.cost for j in (*todo, *(j for j, _ in running.values())))
-                tell(
-                    f'{_told(record)}; {len(todo) + len(running)} left, {_clock(spent * left / work)} to go'
-                )
+                tell(f'{_told(record)}; {len(todo) + len(running)} left, {_clock(spent * left / work)} to go')
             todo = list(_not_orphaned(todo, done, tell))
     finally:
         for process in running:
@@ -155,17 +151,12 @@ def _ready(todo: list[Job], done: Mapping, running: Mapping, at_once: int) -> It
     for job in list(todo):
         if len(running) >= at_once:
             return
-        if (
-            job.needs is None
-            or done.get((job.needs.row, job.needs.seed), {}).get('status') == 'done'
-        ):
+        if job.needs is None or done.get((job.needs.row, job.needs.seed), {}).get('status') == 'done':
             todo.remove(job)
             yield job
 
 
-def _start(
-    context, target: Callable, job: Job, done: Mapping, root: Path, devices: int, running: Mapping
-):
+def _start(context, target: Callable, job: Job, done: Mapping, root: Path, devices: int, running: Mapping):
     taken = [slot for _, slot in running.values()]
     slot = min(range(devices), key=taken.count) if devices else None
     source = done[job.needs.row, job.needs.seed]['checkpoint'] if job.needs else None
@@ -180,9 +171,7 @@ def _record(job: Job, root: Path, code: int) -> dict[str, Any]:
     file = root / job.folder / RECORD
     record = json.loads(file.read_text()) if file.exists() else {}
     if record.get('digest') != job.digest:
-        error = (
-            f'the process ended with code {code} and left no record; see {job.folder}/console.log'
-        )
+        error = f'the process ended with code {code} and left no record; see {job.folder}/console.log'
         record = dict(row=job.row, seed=job.seed, digest=job.digest, status='failed', error=error)
     return record
 

@@ -1,6 +1,7 @@
 """The rank task: a 4 x 4 grid of real handwritten digits; for every cell, how many cells hold a smaller digit.
 
-Comparing all cells with all others takes layers, and scenes are drawn without end, so nothing but the 1,400 digit images
+Comparing all cells with all others takes layers, and scenes are drawn without end, so nothing but the 1,400 digit
+images
 can be memorised: depth pays, and a small trained source is far from saturated. Imported by the configs of the study.
 """
 
@@ -101,9 +102,7 @@ class RankHead(BaseModule):
 
     def loss(self, feats: tuple[Tensor, ...], data_samples: Tensor, **_) -> dict[str, Tensor]:
         logits = self(feats)
-        return dict(
-            loss=F.cross_entropy(logits.flatten(0, 1), data_samples.flatten().to(logits.device))
-        )
+        return dict(loss=F.cross_entropy(logits.flatten(0, 1), data_samples.flatten().to(logits.device)))
 
     def predict(self, feats: tuple[Tensor, ...], data_samples: Tensor, **_) -> list[dict]:
         logits = self(feats).flatten(0, 1)

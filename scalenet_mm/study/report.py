@@ -26,7 +26,8 @@ HEAD = (
 )
 LEGEND = (
     'top-1: share of the cells of 10,000 scenes of held-out digits whose rank is right; loss: cross-entropy in nats; '
-    'mean ± half-width of the 95 % t-interval over seeds. difference: top-1 minus that of the row marked *, seed by seed. seen digits: 2,000 '
+    'mean ± half-width of the 95 % t-interval over seeds. difference: top-1 minus that of the row marked *, seed by '
+    'seed. seen digits: 2,000 '
     'scenes of the digit images of training. CPU minutes: of training, one core, median. paper: top-1 % on ImageNet, '
     'as printed, of the row that this one stands for.'
 )
@@ -99,9 +100,7 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def page(
-    name: str, records: Records, rows: Sequence[str], printed: Mapping[str, str], command: str
-) -> str:
+def page(name: str, records: Records, rows: Sequence[str], printed: Mapping[str, str], command: str) -> str:
     """One study as a Markdown page, one table a host, with its plot."""
     parts = [f'# {name}, demo scale', f'Made by `{command}`.', f'![{name}]({name}.png)']
     parts += [markdown(HEAD, table(records, group, printed)) for group in groups(rows)]
@@ -110,16 +109,7 @@ def page(
 
 # Of questions that the paper does not answer.
 OURS = {REPRODUCED: 'yes', NOT_REPRODUCED: 'no, worse', UNDECIDED: UNDECIDED}
-VERDICT_HEAD = (
-    'claim',
-    'better',
-    'worse',
-    'seeds',
-    'top-1 difference',
-    'loss difference',
-    'p (Holm)',
-    'verdict',
-)
+VERDICT_HEAD = ('claim', 'better', 'worse', 'seeds', 'top-1 difference', 'loss difference', 'p (Holm)', 'verdict')
 
 
 def verdict_lines(found: Sequence[Verdict]) -> list[list[str]]:
@@ -157,13 +147,7 @@ def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:
         for y, key in enumerate(reversed(panel)):
             values = paired(records, key, base, 'top1')
             mean = interval(of_row(records, key, 'top1')).mean
-            axis.annotate(
-                f'{mean:.2f}',
-                (1.01, y),
-                xycoords=('axes fraction', 'data'),
-                va='center',
-                fontsize=12,
-            )
+            axis.annotate(f'{mean:.2f}', (1.01, y), xycoords=('axes fraction', 'data'), va='center', fontsize=12)
             if not values:
                 continue
             found = interval(values)

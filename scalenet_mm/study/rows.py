@@ -60,9 +60,7 @@ def lora(rank: int) -> dict:
     return dict(type='LoRA', rank=rank)
 
 
-LORA_RANK = (
-    2  # 2 x (64+192 + 64+64 + 2 x (64+256)) = 2048 parameters an instance beside the adapters' 2560
-)
+LORA_RANK = 2  # 2 x (64+192 + 64+64 + 2 x (64+256)) = 2048 parameters an instance beside the adapters' 2560
 TWICE = dict(times=2, adjust=adapter())
 GROWN = 1  # the fewest own layers whose parameters reach ScaleNet's (growth.layers_to_reach)
 DEEP = dict(growth='interpolate', times=2)
@@ -73,46 +71,20 @@ def _distilled(**weights: float) -> dict:
 
 
 DEIT = (
-    Row(
-        'source',
-        'source (3 layers)',
-        steps=SOURCE_STEPS['deit'],
-        pretrained=False,
-        paper='table1/deit_t/base',
-    ),
+    Row('source', 'source (3 layers)', steps=SOURCE_STEPS['deit'], pretrained=False, paper='table1/deit_t/base'),
     Row('on', 'source trained on, equal steps'),
     Row('on_time', 'source trained on, equal time', steps=2 * STEPS),
-    Row(
-        'random',
-        '+1 own layer, Random',
-        scale=dict(growth='random', new_layers=GROWN),
-        paper='table1/deit_t/random',
-    ),
-    Row(
-        'stack',
-        '+1 own layer, Stack',
-        scale=dict(growth='stack', new_layers=GROWN),
-        paper='table1/deit_t/stack',
-    ),
+    Row('random', '+1 own layer, Random', scale=dict(growth='random', new_layers=GROWN), paper='table1/deit_t/random'),
+    Row('stack', '+1 own layer, Stack', scale=dict(growth='stack', new_layers=GROWN), paper='table1/deit_t/stack'),
     Row(
         'interpolate',
         '+1 own layer, Interpolate',
         scale=dict(growth='interpolate', new_layers=GROWN),
         paper='table1/deit_t/interpolate',
     ),
-    Row(
-        'swa',
-        '+1 own layer, SWA',
-        scale=dict(growth='swa', new_layers=GROWN),
-        paper='table1/deit_t/swa',
-    ),
+    Row('swa', '+1 own layer, SWA', scale=dict(growth='swa', new_layers=GROWN), paper='table1/deit_t/swa'),
     Row('zero', '+1 own layer, zero-initialised', scale=dict(growth='zero', new_layers=GROWN)),
-    Row(
-        'peft',
-        'tied x2, LoRA alone trained',
-        scale=dict(times=2, adjust=lora(LORA_RANK)),
-        train='adjustments',
-    ),
+    Row('peft', 'tied x2, LoRA alone trained', scale=dict(times=2, adjust=lora(LORA_RANK)), train='adjustments'),
     Row('scalenet', 'ScaleNet x2, all trained', scale=TWICE, paper='table1/deit_t/scalenet'),
     Row(
         'scalenet_increments',
@@ -121,19 +93,9 @@ DEIT = (
         train='increments',
         paper='table1/deit_b/scalenet',
     ),
-    Row(
-        'tied',
-        'tied x2, no adjustment (WSPT)',
-        scale=dict(times=2, adjust=None),
-        paper='table2/deit_t/wspt',
-    ),
+    Row('tied', 'tied x2, no adjustment (WSPT)', scale=dict(times=2, adjust=None), paper='table2/deit_t/wspt'),
     Row('tied_lora', 'tied x2 + LoRA, all trained', scale=dict(times=2, adjust=lora(LORA_RANK))),
-    Row(
-        'lora',
-        'LoRA, old depth',
-        scale=dict(times=1, adjust=lora(2 * LORA_RANK)),
-        paper='table2/deit_t/lora_r16',
-    ),
+    Row('lora', 'LoRA, old depth', scale=dict(times=1, adjust=lora(2 * LORA_RANK)), paper='table2/deit_t/lora_r16'),
     Row(
         'adapter',
         'adapters, old depth',
@@ -146,27 +108,12 @@ DEIT = (
         scale=dict(times=1, adjust=adapter(2 * RANK)),
         train='increments',
     ),
-    Row(
-        'stacked',
-        'ScaleNet x2, stack order',
-        scale=dict(TWICE, order='stack'),
-        paper='table5/deit_b/stack',
-    ),
+    Row('stacked', 'ScaleNet x2, stack order', scale=dict(TWICE, order='stack'), paper='table5/deit_b/stack'),
     Row('times3', 'ScaleNet x3', scale=dict(times=3, adjust=adapter()), paper='table4/deit_b/x3'),
     Row('times4', 'ScaleNet x4', scale=dict(times=4, adjust=adapter())),
     Row('function', 'ScaleNet x2, function-preserving start', scale=dict(TWICE, start='function')),
-    Row(
-        'distill_logits',
-        'ScaleNet x2, distilled: logits',
-        scale=TWICE,
-        options=_distilled(logits=1.0, layers=0.0),
-    ),
-    Row(
-        'distill_layers',
-        'ScaleNet x2, distilled: layers',
-        scale=TWICE,
-        options=_distilled(logits=0.0, layers=1.0),
-    ),
+    Row('distill_logits', 'ScaleNet x2, distilled: logits', scale=TWICE, options=_distilled(logits=1.0, layers=0.0)),
+    Row('distill_layers', 'ScaleNet x2, distilled: layers', scale=TWICE, options=_distilled(logits=0.0, layers=1.0)),
     Row('untied', 'untied copy x2 (1.8 x the parameters)', scale=DEEP),
     Row(
         'scratch',
@@ -184,48 +131,55 @@ DEIT = (
         paper='table7/deit_s/scratch_300_epochs',
     ),
     *(
-        Row(
-            f'layer{i + 1}',
-            f'ScaleNet, layer {i + 1} reused',
-            scale=dict(TWICE, layers=(i,), adjust_on='reused'),
-        )
+        Row(f'layer{i + 1}', f'ScaleNet, layer {i + 1} reused', scale=dict(TWICE, layers=(i,), adjust_on='reused'))
         for i in range(3)
     ),
-    Row(
-        'adapter_r2',
-        'adapter r=2',
-        scale=dict(times=2, adjust=adapter(2)),
-        paper='table6/deit_b/adapter_r8',
-    ),
-    Row(
-        'adapter_r8',
-        'adapter r=8',
-        scale=dict(times=2, adjust=adapter(8)),
-        paper='table6/deit_b/adapter_r32',
-    ),
+    Row('adapter_r2', 'adapter r=2', scale=dict(times=2, adjust=adapter(2)), paper='table6/deit_b/adapter_r8'),
+    Row('adapter_r8', 'adapter r=8', scale=dict(times=2, adjust=adapter(8)), paper='table6/deit_b/adapter_r32'),
     Row('lora_r4', 'LoRA r=4', scale=dict(times=2, adjust=lora(4)), paper='table6/deit_b/lora_r16'),
     *(
-        Row(
-            f'drop_path_{p}',
-            f'drop path {p}',
-            scale=TWICE,
-            options={'model.backbone.drop_path_rate': p},
-        )
+        Row(f'drop_path_{p}', f'drop path {p}', scale=TWICE, options={'model.backbone.drop_path_rate': p})
         for p in (0.05, 0.1, 0.2)
     ),
 )
 
 LAST = dict(stages=(1,))
 SWIN = (
-    Row('source', 'source (1 + 3 layers)', 'swin', steps=SOURCE_STEPS['swin'], pretrained=False, paper='table1/swin_t/base'),
+    Row(
+        'source',
+        'source (1 + 3 layers)',
+        'swin',
+        steps=SOURCE_STEPS['swin'],
+        pretrained=False,
+        paper='table1/swin_t/base',
+    ),
     Row('on', 'source trained on, equal steps', 'swin'),
-    Row('stack', '+1 own layer, Stack', 'swin', dict(LAST, growth='stack', new_layers=GROWN), paper='table1/swin_t/stack'),
+    Row(
+        'stack',
+        '+1 own layer, Stack',
+        'swin',
+        dict(LAST, growth='stack', new_layers=GROWN),
+        paper='table1/swin_t/stack',
+    ),
     Row('scalenet', 'ScaleNet x2, all trained', 'swin', dict(LAST, **TWICE), paper='table1/swin_t/scalenet'),
-    Row('scalenet_increments', 'ScaleNet x2, increments trained', 'swin', dict(LAST, **TWICE), 'increments', paper='table1/swin_b/scalenet'),
+    Row(
+        'scalenet_increments',
+        'ScaleNet x2, increments trained',
+        'swin',
+        dict(LAST, **TWICE),
+        'increments',
+        paper='table1/swin_b/scalenet',
+    ),
     Row('tied', 'tied x2, no adjustment (WSPT)', 'swin', dict(LAST, times=2, adjust=None), paper='table2/swin_t/wspt'),
-    Row('interpolated', 'ScaleNet x2, interpolate order', 'swin', dict(LAST, **TWICE, order='interpolate'), paper='table5/swin_b/interpolate'),
+    Row(
+        'interpolated',
+        'ScaleNet x2, interpolate order',
+        'swin',
+        dict(LAST, **TWICE, order='interpolate'),
+        paper='table5/swin_b/interpolate',
+    ),
     Row('scratch', '1 + 6 layers from scratch, equal steps', 'swin', dict(LAST, **DEEP), pretrained=False),
-)  # fmt: skip
+)
 
 # Added after the results of the rows above: were their steps too few to use the depth?
 LONGER = tuple(
@@ -258,11 +212,35 @@ def _keys(host: str, *names: str) -> tuple[str, ...]:
 # Study -> rows, in the order of its table; `report.reference` is what the others are compared with.
 STUDIES = {
     'table1': (
-        *_keys('deit', 'source', 'on', 'on_time', 'random', 'stack', 'interpolate', 'swa', 'zero', 'peft', 'scalenet', 'scalenet_increments'),
+        *_keys(
+            'deit',
+            'source',
+            'on',
+            'on_time',
+            'random',
+            'stack',
+            'interpolate',
+            'swa',
+            'zero',
+            'peft',
+            'scalenet',
+            'scalenet_increments',
+        ),
         *_keys('swin', 'source', 'on', 'stack', 'scalenet', 'scalenet_increments'),
     ),
     'table2': (
-        *_keys('deit', 'source', 'on', 'tied', 'lora', 'adapter', 'adapter_increments', 'tied_lora', 'scalenet', 'scalenet_increments'),
+        *_keys(
+            'deit',
+            'source',
+            'on',
+            'tied',
+            'lora',
+            'adapter',
+            'adapter_increments',
+            'tied_lora',
+            'scalenet',
+            'scalenet_increments',
+        ),
         *_keys('swin', 'source', 'on', 'tied', 'scalenet'),
     ),
     'table3': _keys('deit', 'source', 'on', 'layer1', 'layer2', 'layer3', 'scalenet'),
@@ -279,4 +257,4 @@ STUDIES = {
     'gradients': _keys('deit', 'source', 'tied', 'scalenet'),
     'pilot': tuple(row.key for row in PILOT),
     'distill': _keys('deit', 'on', 'scalenet', 'distill_logits', 'distill_layers'),
-}  # fmt: skip
+}

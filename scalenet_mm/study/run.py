@@ -112,8 +112,8 @@ def train_and_measure(row: Row, seed: int, work_dir: Path, source: str | None) -
     """Trains one model; returns what the tables need of it.
 
     Returns:
-        ``top1`` (percent of the cells) and ``loss`` (nats) on held-out digits, ``seen_top1`` and ``seen_loss`` on those of
-        training; ``params``, ``trainable``, ``mflops`` an image; ``minutes`` of the wall clock, ``cpu_minutes``.
+        ``top1`` (percent of the cells) and ``loss`` (nats) on held-out digits, ``seen_top1`` and ``seen_loss`` on those
+        of training; ``params``, ``trainable``, ``mflops`` an image; ``minutes`` of the wall clock, ``cpu_minutes``.
     """
     cfg = config(row, seed, work_dir, source)
     cfg.experiment_name = f'{row.key}_{seed}_{os.getpid()}'.replace('/', '_')

@@ -48,12 +48,9 @@ def picture(before: Result, after: Result, task: Task, path: Path) -> None:
         image = cv2.cvtColor(cv2.imread(a.img_path), cv2.COLOR_BGR2RGB)
         rows.append(Row(image, task.panels(truth, first, second, task.classes)))
     title = ', '.join(
-        f'{column} {before.metrics[column]:.1f} -> {after.metrics[column]:.1f}'
-        for column in task.metrics
+        f'{column} {before.metrics[column]:.1f} -> {after.metrics[column]:.1f}' for column in task.metrics
     )
-    draw_side_by_side(
-        rows, list(task.columns), path, task.classes, title=title, compared=('before', 'after')
-    )
+    draw_side_by_side(rows, list(task.columns), path, task.classes, title=title, compared=('before', 'after'))
 
 
 def write(rows: list[Result], task: Task, text: str, folder: Path) -> None:

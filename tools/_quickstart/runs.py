@@ -27,12 +27,15 @@ from .tasks import Task
 
 CONFIGS = Path(scalenet_mm.__file__).parents[1] / 'configs' / 'demo'
 SHOWN = 4  # validation images in the picture
-SETTINGS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'load_from', 'train_dataloader', 'randomness')  # fmt: skip
+
+SETTINGS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'load_from', 'train_dataloader', 'randomness')
 
 
 @dataclass
 class Result:
-    """One row of the table; ``delta`` is bytes that turn the source into this model, ``samples`` is what it predicts."""
+    """One row of the table; ``delta`` is bytes that turn the source into this model, ``samples`` is what it
+    predicts.
+    """
 
     name: str
     metrics: dict[str, float]
@@ -78,9 +81,7 @@ class Job:
 
     def config(self, file: str, name: str, epochs: int, load_from: str | None = None) -> Config:
         root = str(self.data / self.task.layout)
-        cfg = load_config(
-            str(CONFIGS / file), str(self.work_dir / name), options=dict(data_root=root)
-        )
+        cfg = load_config(str(CONFIGS / file), str(self.work_dir / name), options=dict(data_root=root))
         unit, cfg.load_from = self._unit(cfg), load_from
         end = epochs * unit
         cfg.train_cfg.update({f'max_{self.task.unit}s': end, 'val_begin': end + 1})  # see evaluate
@@ -100,9 +101,7 @@ class Job:
         settings, clock = folder / 'settings.json', folder / 'minutes.json'
         wanted = json.dumps({k: cfg[k] for k in SETTINGS})
         if settings.exists() and settings.read_text() != wanted:
-            raise SystemExit(
-                f'{folder} holds a run with other settings; delete it or choose another --work-dir.'
-            )
+            raise SystemExit(f'{folder} holds a run with other settings; delete it or choose another --work-dir.')
         folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(wanted)
         done = folder / f'{self.task.unit}_{cfg.train_cfg[f"max_{self.task.unit}s"]}.pth'
@@ -119,9 +118,7 @@ class Job:
                 clock.write_text(json.dumps(before + (time.time() - begin) / 60))
         return str(done), json.loads(clock.read_text())
 
-    def evaluate(
-        self, name: str, cfg: Config, file: str, checkpoint: str, minutes: float
-    ) -> Result:
+    def evaluate(self, name: str, cfg: Config, file: str, checkpoint: str, minutes: float) -> Result:
         """Metrics on the validation scenes, and what the model of config ``file`` costs."""
         cfg = cfg.copy()
         cfg.resume, cfg.load_from = False, checkpoint

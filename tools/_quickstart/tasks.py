@@ -1,4 +1,6 @@
-"""What differs between classification, detection and segmentation: configs, metrics, a floor, and how a result is drawn."""
+"""What differs between classification, detection and segmentation: configs, metrics, a floor, and how a result is
+drawn.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,7 @@ TASKS = {
         floor=30.0,
         size=(128, 128),
         minutes=9,
-        note='Mean IoU in % over background and ten digits. MFLOPs: multiply-adds of the backbone alone for one image of 128 x 128.',
+        note='Mean IoU in % over background and ten digits. MFLOPs: multiply-adds of the backbone, 128 x 128.',
         classes=ADE_CLASSES,
         columns=(*BEFORE_AFTER, 'difference'),
         panels=with_difference,
@@ -132,10 +134,10 @@ TASKS = {
         floor=60.0,
         size=(32, 32),
         minutes=8,
-        note='Top-1 in %; 95 % interval of the draw of 1,995 images: +- 2. MFLOPs: multiply-adds of one image of 32 x 32.',
+        note='Top-1 in %; 95 % interval of the draw of 1,995 images: +- 2. MFLOPs: multiply-adds of a 32 x 32 image.',
         classes=SUM_CLASSES,
         columns=BEFORE_AFTER,
         panels=right_or_wrong,
         read=lambda s: (image_class(s.gt_label), image_class(s.pred_label)),
     ),
-}  # fmt: skip
+}

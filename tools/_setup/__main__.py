@@ -20,13 +20,7 @@ from pathlib import Path
 from base import ROOT, TRANSITIVE, Setup, SetupError, elapsed, read_pins
 from steps import STEPS
 
-INPUTS = (
-    'tools/setup_env.sh',
-    'tools/_setup/*.py',
-    'requirements.txt',
-    'setup.py',
-    'pyproject.toml',
-)
+INPUTS = ('tools/setup_env.sh', 'tools/_setup/*.py', 'requirements.txt', 'setup.py', 'pyproject.toml')
 
 
 def inputs() -> str:
@@ -114,9 +108,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     wheels = get('SCALENET_WHEELS') or cache / 'scalenet_mm' / 'wheels'
     parser.add_argument('--env', type=Path, default=env, help=env_help)
     parser.add_argument('--python', default=get('SCALENET_PYTHON') or None, help=python_help)
-    parser.add_argument(
-        '--torch-index', default=get('SCALENET_TORCH_INDEX') or None, help=index_help
-    )
+    parser.add_argument('--torch-index', default=get('SCALENET_TORCH_INDEX') or None, help=index_help)
     parser.add_argument('--wheels', type=Path, default=wheels, help=wheels_help)
     return parser.parse_args(arguments)
 

@@ -43,13 +43,9 @@ REMEDIES = (
     ),
     (
         r'ResolutionImpossible|conflicting dependencies',
-        'What is in this environment excludes what is missing: use an environment of its own '
-        '(leave --env out)',
+        'What is in this environment excludes what is missing: use an environment of its own (leave --env out)',
     ),
-    (
-        r'Permission denied|Read-only file system',
-        'Make the environment writable for you and run this again',
-    ),
+    (r'Permission denied|Read-only file system', 'Make the environment writable for you and run this again'),
 )
 
 
@@ -98,9 +94,7 @@ class Setup:
 
     def site(self) -> Path:
         """The site-packages folder of the environment."""
-        return Path(
-            self.ask('import json, sysconfig; print(json.dumps(sysconfig.get_path("platlib")))')
-        )
+        return Path(self.ask('import json, sysconfig; print(json.dumps(sysconfig.get_path("platlib")))'))
 
     def installed(self) -> dict[str, str]:
         """Normalised name and version of every distribution, read from folder names."""

@@ -37,8 +37,7 @@ def check_compiler() -> None:
         done = subprocess.run(command, input=SOURCE, capture_output=True, text=True)
     except OSError:
         raise SetupError(
-            f'Install a C++ compiler ({compiler[0]} was not found): apt install g++, or dnf install '
-            'gcc-c++'
+            f'Install a C++ compiler ({compiler[0]} was not found): apt install g++, or dnf install gcc-c++'
         ) from None
     if done.returncode and 'Python.h' in done.stderr:
         version = '.'.join(platform.python_version_tuple()[:2])
@@ -47,9 +46,7 @@ def check_compiler() -> None:
             f'python{version}-dev; or name another Python with --python'
         )
     if done.returncode:
-        raise SetupError(
-            f'Install a C++17 compiler: {compiler[0]} is too old or broken (gcc 9 is enough)'
-        )
+        raise SetupError(f'Install a C++17 compiler: {compiler[0]} is too old or broken (gcc 9 is enough)')
 
 
 def install_mmcv(s: Setup) -> str:

@@ -15,10 +15,7 @@ DISK_GB = 8  # torch with its CUDA libraries 5, the rest 2, pip's own needs 1
 NMS = 'nms(torch.tensor([[0., 0, 9, 9]]), torch.ones(1), 0.5)'
 CHECKS = (
     ('the compiled ops of mmcv run', f'import torch, mmcv._ext; from mmcv.ops import nms; {NMS}'),
-    (
-        'the compiled ops of torchvision run',
-        f'import torch; from torchvision.ops import nms; {NMS}',
-    ),
+    ('the compiled ops of torchvision run', f'import torch; from torchvision.ops import nms; {NMS}'),
     (
         'the OpenMMLab packages import',
         'import cv2, scalenet_mm; from importlib import import_module, util; '
@@ -36,8 +33,7 @@ def check_machine(s: Setup) -> str:
     free = shutil.disk_usage(s.state).free / 1e9
     if free < needed:
         raise SetupError(
-            f'Free disk space: {s.env} needs {needed} GB and {free:.1f} GB are free; or name another '
-            'place with --env'
+            f'Free disk space: {s.env} needs {needed} GB and {free:.1f} GB are free; or name another place with --env'
         )
     if 'onedl-mmcv' in there or 'mmcv' in there:
         return f'{free:.0f} GB free'
@@ -48,9 +44,7 @@ def check_machine(s: Setup) -> str:
 def make_environment(s: Setup) -> str:
     if not s.python.exists():
         (s.state / 'managed').touch()
-        no_venv = (
-            'Install the venv module of this Python (apt install python3-venv) and run this again'
-        )
+        no_venv = 'Install the venv module of this Python (apt install python3-venv) and run this again'
         run(s, sys.executable, '-I', '-m', 'venv', s.env, otherwise=no_venv)
     if s.managed:
         for path in s.site().glob('*.dist-info'):
