@@ -32,9 +32,9 @@ EXTRAS = {
         'setuptools<82',
     ],
     'delta': ['huggingface_hub'],  # hf:// addresses
-    'study': ['scikit-learn', 'scipy', 'matplotlib'],  # tools/study.py, tools/analyze.py
+    'study': ['scikit-learn', 'scipy', 'matplotlib'],  # scalenet experiment study, scalenet experiment analyze
     'hosts': ['timm', 'transformers>=4.57'],  # networks for scale(), ScaleNetTimm, ScaleNetHF
-    'lm': ['transformers>=4.57', 'accelerate', 'datasets', 'lm_eval'],  # tools/lm_train.py, lm_eval.py
+    'lm': ['transformers>=4.57', 'accelerate', 'datasets', 'lm_eval'],  # scalenet lm-train, lm_eval.py
     'export': ['onnx', 'onnxscript', 'onnxruntime'],
     'tests': ['pytest', 'pytest-xdist', 'timm', 'scikit-learn', 'fvcore', 'matplotlib', 'tensorboard'],
 }
@@ -79,6 +79,7 @@ setup(
     packages=find_packages(include=['scalenet_mm', 'scalenet_mm.*']),
     install_requires=['safetensors>=0.4'],
     extras_require=EXTRAS,
+    entry_points={'console_scripts': ['scalenet = scalenet_mm.commands.main:main']},
     cmdclass={'build_py': BuildPy},
     zip_safe=False,
 )

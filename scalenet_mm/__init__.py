@@ -1,17 +1,13 @@
 """ScaleNet for OpenMMLab: deeper pretrained vision transformers by shared layers (arXiv 2510.18431).
 
-The core (``layer_map``, ``adapters``, ``scaling``, ``roles``) needs torch only. Where OpenMMLab is installed, importing
-the package registers the backbones and the engine, so that ``custom_imports = dict(imports=['scalenet_mm'])`` is
-enough.
+Importing the package registers backbones, wrapper and hooks where OpenMMLab is installed, so that
+``custom_imports = dict(imports=['scalenet_mm'])`` is enough. The command line alone starts without.
 """
 
-from importlib.util import find_spec
+import sys
+from importlib import import_module
+from pathlib import Path
 
-from .hosts import HostFacts, register_host
-from .layer_map import LayerMap
-from .live import rescale, scale
-from .roles import Role, TrainPolicy
-from .scaling import scale_layers, tie
 from .version import __version__
 
 __all__ = [
@@ -20,6 +16,8 @@ __all__ = [
     'Role',
     'TrainPolicy',
     '__version__',
+    'build',
+    'load',
     'register_host',
     'rescale',
     'scale',
@@ -27,21 +25,15 @@ __all__ = [
     'tie',
 ]
 
-if find_spec('mmengine') and find_spec('mmpretrain'):
-    import io
-    import sys
-    from contextlib import redirect_stdout
 
-    from . import compat
+def __getattr__(name: str):
+    """The first use of a name below the command line imports everything."""
+    if name in __all__:
+        globals().update(vars(import_module('.registration', __name__))['PUBLIC'])
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
-    compat.patch()  # before anything imports mmpretrain's models
-    with redirect_stdout(io.StringIO()) as said:  # what they print is no part of a tool's output
-        from . import backbones, distill, engine
-        from .api import build, load
-        from .checkpoint.reading import register_schemes
 
-    register_schemes()
-    for line in said.getvalue().splitlines():
-        if line != 'Could not import OneDL':  # a data set of the maintained family's own
-            print(line, file=sys.stderr)
-    __all__ += ['backbones', 'build', 'distill', 'engine', 'load']
+if Path(sys.argv[0] if sys.argv else '').name not in ('-m', 'scalenet'):  # `scalenet --help` is there at once
+    globals().update(vars(import_module('.registration', __name__))['PUBLIC'])

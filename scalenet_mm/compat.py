@@ -2,16 +2,22 @@
 
 `patch()` runs when `scalenet_mm` is imported. A config file's `_base_` is resolved before its
 `custom_imports`, so `_base_ = 'scalenet_mm::...'` asks for an earlier `import scalenet_mm`: our tools
-do that, `python -m scalenet_mm.run` does it for any other tool, and so does an import inside the
+do that, `scalenet run` does it for any other tool, and so does an import inside the
 value of `_base_`, which mmengine evaluates first (docs/interop.md).
 """
 
-from collections.abc import Mapping
+import argparse
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 PREFIX = 'scalenet_mm::'
 PACKAGE = Path(__file__).resolve().parent
@@ -168,17 +174,35 @@ def _group_tied_layers() -> None:
     DefaultOptimWrapperConstructor.add_params = add_params
 
 
-def _history_method(owner: type, name: str) -> object:
-    """Stands in for `getattr` in mmengine's checkpoints, which name methods of HistoryBuffer so.
+def allowed_globals() -> list[tuple[Any, str]]:
+    """What a file may name besides tensors, as `torch.serialization.safe_globals` takes it.
 
-    Raises:
-        ValueError: anything else is asked for.
+    Runner files hold log histories (numpy arrays in HistoryBuffers), official DeiT files their
+    arguments, official Swin files a yacs config, which is read as a plain dict.
     """
+    import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    if owner is HistoryBuffer and name in HistoryBuffer._statistics_methods:
-        return HistoryBuffer._statistics_methods[name]
-    raise ValueError(f'a checkpoint may read statistics of HistoryBuffer only, not {owner}.{name}')
+    def statistics_method(owner: type, name: str) -> Callable:
+        # stands for `getattr`, which would open every door
+        if owner is not HistoryBuffer or name.startswith('_'):
+            raise UnpicklingError(f'GLOBAL getattr({owner}, {name!r}) is not allowed')
+        return getattr(owner, name)
+
+    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(code)) for code in np.typecodes['All']}
+    return [
+        (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+        (statistics_method, 'builtins.getattr'),
+        (slice, 'builtins.slice'),
+        (argparse.Namespace, 'argparse.Namespace'),
+        (OrderedDict, 'yacs.config.CfgNode'),
+        (np.ndarray, 'numpy.ndarray'),
+        (np.dtype, 'numpy.dtype'),
+        *((kind, f'{kind.__module__}.{kind.__qualname__}') for kind in dtypes),
+        *((reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+        *((scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+    ]
 
 
 def _allow_own_checkpoints() -> None:
@@ -186,23 +210,35 @@ def _allow_own_checkpoints() -> None:
 
     Entries carry their names, so a list that mmengine adds and removes itself leaves ours alone.
     """
-    import numpy as np
     import torch
     from mmengine.logging import HistoryBuffer
 
-    if tuple(int(n) for n in torch.__version__.split('.')[:2]) < (2, 6):
-        return  # reads everything by default
-    HistoryBuffer()  # fills the class's table of methods
-    core = np._core if hasattr(np, '_core') else np.core
-    allowed: list[tuple[object, str]] = [
-        (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
-        (_history_method, 'builtins.getattr'),
-        (np.ndarray, 'numpy.ndarray'),
-        (np.dtype, 'numpy.dtype'),
-    ]
-    for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):  # numpy 2, numpy 1
-        allowed += [(getattr(core.multiarray, f), f'{module}.{f}') for f in ('_reconstruct', 'scalar')]
-    for code in '?bhilqBHILQefd':  # bool, the integers, the floats
-        kind = type(np.dtype(code))
-        allowed.append((kind, f'numpy.dtypes.{kind.__name__}'))
-    torch.serialization.add_safe_globals(allowed)
+    if torch.__version__ >= (2, 6):  # before it, everything is read by default
+        HistoryBuffer()  # fills the class's table of methods
+        torch.serialization.add_safe_globals(allowed_globals())
+
+
+@contextmanager
+def quiet(level: str = 'ERROR') -> Iterator[None]:
+    """mmengine's logger says nothing below ``level`` meanwhile: its own lines are one a tensor, ours are a table."""
+    from mmengine.logging import MMLogger
+
+    logger, least = MMLogger.get_current_instance(), logging.getLevelName(level)
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno >= least
+
+    logger.addFilter(passes)  # logging.disable would stay in MMLogger's cache
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
+
+
+def bare(model):
+    """The model inside DDP and test-time augmentation."""
+    from mmengine.model import BaseTTAModel, is_model_wrapper
+
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model

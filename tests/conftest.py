@@ -2,6 +2,8 @@
 
 import copy
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,14 @@ from mmengine.registry import DefaultScope
 from mmpretrain.models.backbones.swin_transformer import SwinBlockSequence
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from torch import nn
+
+ROOT = Path(__file__).parents[1]
+
+
+def scalenet(*words) -> list[str]:
+    """The command line, as a user calls it in a checkout."""
+    return [sys.executable, '-m', 'scalenet_mm', *map(str, words)]
+
 
 SWIN = dict(embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 4])
 DEIT = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)

@@ -25,9 +25,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
 
-from scalenet_mm.engine import ScaleNetDistributedDataParallel, launch, wrapper
-from scalenet_mm.roles import TrainPolicy
-from scalenet_mm.sharding import require_tied
+from scalenet_mm.core.roles import TrainPolicy
+from scalenet_mm.core.tying import require_tied
+from scalenet_mm.engine import ScaleNetDistributedDataParallel, wrapper
+from scalenet_mm.runner import launch
 
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'demo'
 CONFIG = {'det': 'mask_rcnn_scalenet_swin_digits.py', 'seg': 'upernet_scalenet_swin_digits.py'}

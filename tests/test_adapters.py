@@ -7,7 +7,7 @@ import torch
 from conftest import perturb
 from torch import nn
 
-from scalenet_mm.adapters import AdaptedLinear, LoRA, ParallelAdapter, parse_adjust
+from scalenet_mm.core.adapters import AdaptedLinear, LoRA, ParallelAdapter, parse_adjust
 
 
 def gelu(x):
@@ -47,8 +47,6 @@ def test_an_untouched_adjustment_changes_nothing_and_learns_at_step_0(kind):
     x = torch.randn(4, 6)
     expected = linear(x)
     adapted = AdaptedLinear.wrap(linear, kind(6, 5, rank=3))
-    torch.testing.assert_close(adapted(x), expected)
-    adapted.library = 'plain'
     assert torch.equal(adapted(x), expected)
     adapted(x).square().sum().backward()
     assert adapted.adapter.up.grad.abs().max() > 0

@@ -7,8 +7,8 @@ import torch
 from conftest import DEIT, perturb
 
 import scalenet_mm
-from scalenet_mm import api
 from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.models import build as api
 
 SMALL = dict(img_size=32)
 

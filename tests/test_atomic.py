@@ -17,8 +17,8 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 from toy_run import kill_at, toy_config, write_base
 
 from scalenet_mm.checkpoint.writing import write_atomically
-from scalenet_mm.engine import make_atomic
-from scalenet_mm.engine.resume import make_resumable
+from scalenet_mm.runner.atomic import make_atomic
+from scalenet_mm.runner.resume import make_resumable
 
 ROOT = Path(__file__).parents[1]
 LOOPS = {'epochs': 'epoch_{}.pth', 'iterations': 'iter_{}.pth'}

@@ -3,20 +3,18 @@
 import copy
 import pickle
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import DEIT, SWIN, perturb
+from conftest import DEIT, ROOT, SWIN, perturb, scalenet
 from mmengine.registry import MODELS
 from mmpretrain.models import SwinTransformer, VisionTransformer
 
 import scalenet_mm
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
 from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.ops import set_ops
-from scalenet_mm.roles import TrainPolicy
 
 SWIN_ARGS = dict(arch=SWIN, window_size=4, out_indices=(0, 1, 2, 3), pad_small_map=True)
 DEIT_ARGS = dict(arch=DEIT, img_size=32, patch_size=8)
@@ -317,9 +315,7 @@ def test_the_map_stored_in_a_file_is_checked(prefix, suffix, tmp_path):
     path = str(tmp_path / 'one.pth')
     torch.save({'state_dict': holder.state_dict()}, path)
     if suffix == '.safetensors':
-        converter = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
-        args = [sys.executable, converter, path, tmp_path / 'one.safetensors']
-        subprocess.run(args, check=True, timeout=200)
+        subprocess.run(scalenet('convert', path, tmp_path / 'one.safetensors'), check=True, cwd=ROOT, timeout=200)
         path = str(tmp_path / 'one.safetensors')
     with pytest.raises(CheckpointError, match=r'one\.\w+: .*another layer map'):
         two.load_pretrained(path)

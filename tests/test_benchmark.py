@@ -3,38 +3,39 @@
 import json
 import math
 import re
-import runpy
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from scalenet_mm.adapters import AdaptedLinear
-from scalenet_mm.benchmark import counted, kernels, machine, models, pairs, report, run, timing, variants
-from scalenet_mm.benchmark.cases import Case, Figure, versus
-from scalenet_mm.benchmark.goals import DEFAULT, GOALS
-from scalenet_mm.benchmark.memory import peak_of_fresh_process, saved_bytes, state_bytes
-from scalenet_mm.benchmark.parity import Net, compare, compare_half
-from scalenet_mm.benchmark.settings import Settings, parse_ops
-from scalenet_mm.benchmark.steps import images, operations, train_step
+from scalenet_mm.commands.main import main
+from scalenet_mm.core.adapters import AdaptedLinear
+from scalenet_mm.core.roles import Role, roles
+from scalenet_mm.experiments.benchmark import counted, kernels, machine, pairs, timing, variants
+from scalenet_mm.experiments.benchmark import measure as run
+from scalenet_mm.experiments.benchmark import networks as models
+from scalenet_mm.experiments.benchmark import speed_page as report
+from scalenet_mm.experiments.benchmark.cases import Case, Figure, versus
+from scalenet_mm.experiments.benchmark.goals import DEFAULT, GOALS
+from scalenet_mm.experiments.benchmark.memory import peak_of_fresh_process, saved_bytes, state_bytes
+from scalenet_mm.experiments.benchmark.parity import Net, compare, compare_half
+from scalenet_mm.experiments.benchmark.settings import Settings, parse_ops
+from scalenet_mm.experiments.benchmark.steps import images, operations, train_step
 from scalenet_mm.ops import SWITCHES, Ops
-from scalenet_mm.roles import Role, roles
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'benchmark.py'
 MICRO = Settings(size='micro', rounds=2, warmup=1)
 RATES = {'fp32 F.linear': 50.0, 'fp32 oneDNN': 100.0, 'bf16 F.linear': 400.0, 'copy': 10.0}
 
 
 def tool(*argv):
-    return runpy.run_path(str(TOOL))['main'](list(argv))
+    return main(['experiment', 'benchmark', *argv])
 
 
 def timed_rows(pair, s=MICRO):
@@ -378,9 +379,9 @@ import sys, time
 from pathlib import Path
 from dataclasses import replace
 from functools import partial
-from scalenet_mm.benchmark import run
-from scalenet_mm.benchmark.cases import Case, Figure
-from scalenet_mm.benchmark.settings import Settings
+from scalenet_mm.experiments.benchmark import measure as run
+from scalenet_mm.experiments.benchmark.cases import Case, Figure
+from scalenet_mm.experiments.benchmark.settings import Settings
 
 cases = [Case('P7', 'done', '', lambda: [Figure(0.1)]), Case('P7', 'never', '', partial(time.sleep, 60))]
 run.PAIRS['P7'] = lambda s: cases
@@ -407,7 +408,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, capsys):
     file = tmp_path / 'notes.json'
     file.write_text('{"mine": 1}')
     assert tool('--pairs', 'P7', '--size', 'micro', '--json', str(file)) == 2
-    assert 'no result of tools/benchmark.py' in capsys.readouterr().err
+    assert 'no result of scalenet experiment benchmark' in capsys.readouterr().err
     assert file.read_text() == '{"mine": 1}'
 
 

@@ -12,10 +12,11 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 
-from scalenet_mm.data import make_demo_data
-from scalenet_mm.engine import cli
-from scalenet_mm.engine.config import load_config, move_data_root, use_tta, write_deltas
-from scalenet_mm.engine.dry_run import FirstImages, estimate
+from scalenet_mm.commands import test as evaluate
+from scalenet_mm.commands import train
+from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.runner.config import load_config, move_data_root, use_tta, write_deltas
+from scalenet_mm.runner.dry_run import FirstImages, estimate
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs' / 'demo'
@@ -81,7 +82,7 @@ def test_a_dry_run_measures_and_leaves_nothing_behind(loop, config, tmp_path, mo
     monkeypatch.chdir(tmp_path / 'here')
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
     path = config(loop, custom_hooks=[dict(type='CountsForTest')])
-    cli.train([str(path), '--dry-run', '--work-dir', str(tmp_path / 'w')])
+    train.main([str(path), '--dry-run', '--work-dir', str(tmp_path / 'w')])
     assert CountsForTest.seen == dict(train=2, val=8)
     dry = capsys.readouterr().out
     assert not (tmp_path / 'w').exists()
@@ -92,7 +93,7 @@ def test_a_dry_run_measures_and_leaves_nothing_behind(loop, config, tmp_path, mo
     assert number(r'evaluation +([\d.e-]+) s', dry) > 0 < number(r'iteration +([\d.e-]+) s', dry)
     # what a real run writes
     short = 'train_cfg.max_epochs=1' if loop == 'epochs' else 'train_cfg.max_iters=4'
-    cli.train([str(path), '--work-dir', str(tmp_path / 'w'), '--cfg-options', short])
+    train.main([str(path), '--work-dir', str(tmp_path / 'w'), '--cfg-options', short])
     (saved,) = (tmp_path / 'w').glob('*.pth')
     size = saved.stat().st_size / 2**20
     assert number(r'checkpoint +([\d.,]+) MB', dry) == pytest.approx(size, rel=0.1)
@@ -104,7 +105,7 @@ def test_a_dry_run_measures_and_leaves_nothing_behind(loop, config, tmp_path, mo
 def test_a_dry_run_fails_as_the_run_would(config, tmp_path):
     path = config(**{'policy.also': ['head.fcc'], 'work_dir': str(tmp_path / 'w')})
     with pytest.raises(ValueError, match='matches none'):
-        cli.train([str(path), '--dry-run'])
+        train.main([str(path), '--dry-run'])
     assert not (tmp_path / 'w').exists()
 
 
@@ -115,7 +116,7 @@ def test_a_dry_run_fails_as_the_run_would(config, tmp_path):
 def test_a_dry_run_of_a_detector_and_a_segmentor(name, layout, tmp_path, capsys):
     data = make_demo_data(tmp_path, [layout], train=16, val=8)[layout]
     options = ['--cfg-options', f'data_root={data}', 'load_from=None']
-    cli.train([str(DEMO / f'{name}.py'), '--dry-run', '--work-dir', str(tmp_path / 'w'), *options])
+    train.main([str(DEMO / f'{name}.py'), '--dry-run', '--work-dir', str(tmp_path / 'w'), *options])
     out = capsys.readouterr().out
     assert 'on 16 images, evaluations of 8 images: 1' in out and not (tmp_path / 'w').exists()
 
@@ -169,10 +170,10 @@ def test_data_root_moves_every_path_below_the_old_folder(tmp_path):
 def test_nothing_is_built_when_something_is_missing(config, tmp_path):
     path = config(**{'load_from': 'none.pth'})
     with pytest.raises(SystemExit, match='there is no checkpoint none.pth'):
-        cli.train([str(path), '--work-dir', str(tmp_path / 'w')])
+        train.main([str(path), '--work-dir', str(tmp_path / 'w')])
     assert not (tmp_path / 'w').exists()
     with pytest.raises(FileNotFoundError):
-        cli.train([str(path), '--work-dir', str(tmp_path / 'w'), '--no-preflight'])
+        train.main([str(path), '--work-dir', str(tmp_path / 'w'), '--no-preflight'])
 
 
 def test_a_delta_on_its_base_evaluates_to_the_full_checkpoints_numbers(config, tmp_path):
@@ -181,12 +182,12 @@ def test_a_delta_on_its_base_evaluates_to_the_full_checkpoints_numbers(config, t
         source = MODELS.build(Config.fromfile(path).model)
     torch.save(dict(state_dict=source.state_dict()), base)
     work = ['--work-dir', str(tmp_path / 'w')]
-    cli.train([str(path), *work, '--cfg-options', f'load_from={base}', '--tensorboard'])
+    train.main([str(path), *work, '--cfg-options', f'load_from={base}', '--tensorboard'])
     assert list((tmp_path / 'w').rglob('events.out.tfevents*'))
     out = [tmp_path / 'full.json', tmp_path / 'delta.json']
-    cli.test([str(path), str(tmp_path / 'w' / 'epoch_1.pth'), *work, '--out', str(out[0])])
+    evaluate.main([str(path), str(tmp_path / 'w' / 'epoch_1.pth'), *work, '--out', str(out[0])])
     delta = ['--delta', str(tmp_path / 'w' / 'epoch_1.delta.safetensors')]
-    cli.test([str(path), str(base), *delta, *work, '--out', str(out[1])])
+    evaluate.main([str(path), str(base), *delta, *work, '--out', str(out[1])])
     full, with_delta = (json.loads(p.read_text()) for p in out)
     assert full and full == with_delta
 

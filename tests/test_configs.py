@@ -11,9 +11,9 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 import scalenet_mm  # noqa: F401
-from scalenet_mm.analysis.flops import meta_parameters
+from scalenet_mm.core.flops import meta_parameters
+from scalenet_mm.core.roles import TrainPolicy, count, total
 from scalenet_mm.ops import set_ops
-from scalenet_mm.roles import TrainPolicy, count, total
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'

@@ -1,7 +1,7 @@
 """The converter as users call it."""
 
 import hashlib
-import runpy
+import os
 import stat
 import subprocess
 import sys
@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from conftest import ROOT, scalenet
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from scalenet_mm.checkpoint import read_checkpoint, recognise, rewrite, unwrap
-
-TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'convert_checkpoint.py'
+from scalenet_mm.commands.main import main
 
 
 @dataclass
@@ -32,15 +32,12 @@ def convert(monkeypatch, capsys):
     """Run the tool's own main in this process, which saves importing everything anew."""
 
     def run(*args) -> Done:
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
+        monkeypatch.setattr(sys, 'argv', ['scalenet'])
         try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as ended:  # as the interpreter would end
-            if isinstance(ended.code, str):
-                print(ended.code, file=sys.stderr)
-            printed = capsys.readouterr()
-            return Done(1 if isinstance(ended.code, str) else ended.code or 0, *printed)
-        return Done(0, *capsys.readouterr())
+            code = main(['convert', *map(str, args)])
+        except SystemExit as ended:  # of argparse
+            code = ended.code
+        return Done(code, *capsys.readouterr())
 
     return run
 
@@ -95,8 +92,8 @@ def test_a_broken_source_leaves_the_target_alone_and_ends_in_one_sentence(source
     target = tmp_path / 'there.pth'
     target.write_bytes(b'precious')
     failed = convert(source, target, '--force')
-    assert failed.returncode == 1
-    assert failed.stderr.startswith('error: ') and 'Traceback' not in failed.stderr
+    assert failed.returncode == 2
+    assert failed.stderr.startswith('scalenet convert: error: ') and 'Traceback' not in failed.stderr
     assert target.read_bytes() == b'precious'
 
 
@@ -148,8 +145,8 @@ def test_a_safetensors_source_with_its_header_converts(tmp_path, convert):
 
 
 def test_the_command_runs_on_its_own_from_any_folder(source, tmp_path):
-    command = [sys.executable, str(TOOL), 'timm.pth', 'ours.pth']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command, env = scalenet('convert', 'timm.pth', 'ours.pth'), dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert 'sha256' in done.stdout
     assert 'state_dict' in read_checkpoint(tmp_path / 'ours.pth')

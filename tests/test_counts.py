@@ -2,22 +2,24 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import scalenet
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.models import SwinTransformer, VisionTransformer
 
 import scalenet_mm
 from scalenet_mm import LayerMap, TrainPolicy
-from scalenet_mm.analysis import meta_parameters, paper, paper_printed
-from scalenet_mm.analysis.counts import Cost, adjustments, by_role_and_use, inspect, measure, unshared
-from scalenet_mm.analysis.drawing import WIDTH, draw_maps
 from scalenet_mm.backbones.scaled import scaled_layers
-from scalenet_mm.roles import Count, Role, count, total
+from scalenet_mm.core.flops import meta_parameters
+from scalenet_mm.core.roles import Count, Role, count, total
+from scalenet_mm.experiments.paper import printed as paper_printed
+from scalenet_mm.experiments.paper import recount as paper
+from scalenet_mm.models.counts import Cost, adjustments, by_role_and_use, inspect, measure, unshared
+from scalenet_mm.models.layer_table import WIDTH, draw_maps
 
 ROOT = Path(__file__).resolve().parents[1]
 UNSCALED = dict(times=1, adjust=None)
@@ -44,8 +46,7 @@ def params(name, scale=None):
 
 
 def run(tool, *args):
-    command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    return subprocess.run(scalenet(*tool.split(), *args), capture_output=True, text=True, cwd=ROOT, timeout=600)
 
 
 # --- the paper's integers
@@ -296,7 +297,7 @@ def test_adjustments_are_told_by_instance():
 
 
 def test_inspect_prints_what_it_counts_in_lines_a_reader_can_follow():
-    result = run('inspect_model.py', 'deit_b')
+    result = run('inspect', 'deit_b')
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     shared = next(line for line in lines if line.startswith('shared:')).split()
@@ -344,7 +345,7 @@ def test_inspect_prints_its_report_as_json(tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(CONFIG)
     args = (config, '--json', '--input-size', 256, 320, '--scale', 'dict(times=2, adjust=dict(rank=4))')
-    result = run('inspect_model.py', *args)
+    result = run('inspect', *args)
     assert result.returncode == 0, result.stderr
     scale = dict(times=2, adjust=dict(rank=4))
     assert json.loads(result.stdout) == json.loads(json.dumps(inspect(config, scale, (256, 320)).to_json()))
@@ -378,7 +379,7 @@ def test_a_backbone_that_is_not_scaled_is_refused_by_name(tmp_path):
     ],
 )
 def test_inspect_ends_wrong_arguments_with_one_line(args, says):
-    result = run('inspect_model.py', *args)
+    result = run('inspect', *args)
     assert result.returncode == 1 and says in result.stderr and 'Traceback' not in result.stderr
 
 
@@ -387,7 +388,7 @@ RESULTS = ROOT / 'docs' / 'results' / 'paper_tables.json'
 
 
 def test_paper_tables_prints_rows_as_json_and_the_committed_ones_are_these():
-    result = run('paper_tables.py', '--json', '--table', 4)
+    result = run('experiment paper-tables', '--json', '--table', 4)
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
     assert len(rows) == 8 and all(ROW_KEYS.issubset(row) for row in rows)
@@ -415,7 +416,7 @@ def test_every_row_that_differs_from_print_says_why_and_no_other_does():
 @pytest.mark.slow
 def test_the_committed_tables_are_what_the_tool_writes(tmp_path):
     pytest.importorskip('transformers')  # Table X
-    result = run('paper_tables.py', '--out', tmp_path)
+    result = run('experiment paper-tables', '--out', tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'paper_tables.json').read_text() == RESULTS.read_text()
     made = (tmp_path / 'paper_tables.md').read_text().replace(str(tmp_path), 'docs/results')

@@ -12,16 +12,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import scalenet
 
-from scalenet_mm.data import ADE_CLASSES, CLASSES, LAYOUTS, SUM_CLASSES, SceneStyle, make_demo_data, render_scene
-from scalenet_mm.data import scenes as scenes_module
-from scalenet_mm.data.digits import digit_set
-from scalenet_mm.data.layouts import addition_digits, encode_rle
-from scalenet_mm.data.preview import decode_rle
+from scalenet_mm.experiments.data import (
+    ADE_CLASSES,
+    CLASSES,
+    LAYOUTS,
+    SUM_CLASSES,
+    SceneStyle,
+    make_demo_data,
+    render_scene,
+)
+from scalenet_mm.experiments.data import scenes as scenes_module
+from scalenet_mm.experiments.data.dataset_layouts import addition_digits, encode_rle
+from scalenet_mm.experiments.data.digits import digit_set
+from scalenet_mm.experiments.data.preview import decode_rle
 
 REPO = Path(__file__).resolve().parents[1]
 TRAIN, VAL = 30, 19  # at least one scene of each sum
-# Runs code with scalenet_mm.data alone: the package's own __init__ is replaced by an empty one.
+# Runs code with scalenet_mm.experiments.data alone: the package's own __init__ is replaced by an empty one.
 DATA_ALONE = f"""
 import sys, types
 package = types.ModuleType('scalenet_mm')
@@ -367,7 +376,7 @@ def test_unknown_layouts_and_empty_sets_are_refused(tmp_path):
 
 def test_a_killed_run_leaves_no_half_made_folder_and_no_process(tmp_path):
     call = f"""
-from scalenet_mm.data import make_demo_data
+from scalenet_mm.experiments.data import make_demo_data
 make_demo_data({str(tmp_path)!r}, ['coco'], train=20000, val=1, workers=2)
 """
     process = subprocess.Popen([sys.executable, '-c', DATA_ALONE + call])
@@ -414,11 +423,8 @@ def test_an_error_while_writing_leaves_nothing_behind(tmp_path):
 
 def test_the_command_makes_the_layouts_draws_a_preview_and_names_the_way_out(tmp_path):
     def command(*options: str) -> subprocess.CompletedProcess:
-        tool = str(REPO / 'tools' / 'make_demo_data.py')
-        argv = [tool, str(tmp_path / 'demo'), *options]
-        return run_alone(
-            f'import runpy; sys.argv = {argv!r}; runpy.run_path({tool!r}, run_name="__main__")', check=False
-        )
+        words = scalenet('experiment', 'demo-data', tmp_path / 'demo', *options)
+        return subprocess.run(words, capture_output=True, text=True, cwd=REPO)
 
     picture = tmp_path / 'preview.png'
     small = ('--layout', 'coco', 'ade', '--train', '4', '--val', '2', '--size', '64')
@@ -430,27 +436,27 @@ def test_the_command_makes_the_layouts_draws_a_preview_and_names_the_way_out(tmp
     again = command(*small)
     assert again.returncode == 0 and 'scenes' not in again.stdout
     other = command(*small, '--seed', '1')
-    assert other.returncode == 1
+    assert other.returncode == 2
     assert 'seed is 0 there and 1 here' in other.stderr and 'Traceback' not in other.stderr
 
 
 def test_the_data_package_imports_neither_torch_nor_scikit_learn():
     run_alone(
-        'import scalenet_mm.data\n'
+        'import scalenet_mm.experiments.data\n'
         'loaded = {"torch", "sklearn", "mmengine", "matplotlib"} & set(sys.modules)\n'
         'assert not loaded, loaded'
     )
 
 
 def test_importing_scalenet_mm_does_not_import_the_data_package():
-    code = 'import sys, scalenet_mm; assert "scalenet_mm.data" not in sys.modules'
+    code = 'import sys, scalenet_mm; assert "scalenet_mm.experiments.data" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=REPO)
 
 
 def test_a_missing_scikit_learn_is_told_with_the_remedy(tmp_path):
     done = run_alone(
         'sys.modules["sklearn"] = None\n'
-        'from scalenet_mm.data import make_demo_data\n'
+        'from scalenet_mm.experiments.data import make_demo_data\n'
         f'make_demo_data({str(tmp_path)!r}, ["ade"])',
         check=False,
     )

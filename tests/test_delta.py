@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -17,12 +16,14 @@ from safetensors.torch import save_file
 from toy_run import toy_config, write_base
 
 from scalenet_mm.checkpoint import CheckpointError
+from scalenet_mm.checkpoint.assemble import apply_to_file, assemble, export_delta, verify_delta
 from scalenet_mm.checkpoint.config_text import parse_config
-from scalenet_mm.checkpoint.delta import PUSHED, DeltaSwitch, apply_delta, read_delta
-from scalenet_mm.checkpoint.export import apply_to_file, assemble, build_model, export_delta, verify_delta
+from scalenet_mm.checkpoint.delta_file import PUSHED, DeltaSwitch, apply_delta, read_delta
+from scalenet_mm.checkpoint.loading import build_model
 from scalenet_mm.checkpoint.publish import push_delta
 from scalenet_mm.checkpoint.reading import read_checkpoint
-from scalenet_mm.roles import TrainPolicy
+from scalenet_mm.commands.main import main
+from scalenet_mm.core.roles import TrainPolicy
 
 ROOT = Path(__file__).parents[1]
 HOOKS = (dict(type='DeltaHook'),)
@@ -59,16 +60,16 @@ def holding(cfg: Config, base: Path) -> torch.nn.Module:
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """tools/delta.py: (exit code or message, what it printed)."""
+    """scalenet delta: (exit code or message, what it printed)."""
 
     def call(*args):
-        monkeypatch.setattr(sys, 'argv', ['delta.py', *map(str, args)])
-        code = 0
+        monkeypatch.setattr(sys, 'argv', ['scalenet'])
         try:
-            runpy.run_path(str(ROOT / 'tools' / 'delta.py'), run_name='__main__')
-        except SystemExit as error:
+            code = main(['delta', *map(str, args)])
+        except SystemExit as error:  # of argparse
             code = error.code
-        return code, capsys.readouterr().out
+        printed = capsys.readouterr()
+        return printed.err if code == 2 else code, printed.out
 
     return call
 
@@ -91,7 +92,7 @@ def detector_config(name: str, data: Path) -> Config:
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     """Two epochs with EMA, a best checkpoint and ``max_keep_ckpts=1``: (config, base, work dir)."""
-    from scalenet_mm.data import make_demo_data
+    from scalenet_mm.experiments.data import make_demo_data
 
     folder = tmp_path_factory.mktemp('run')
     data = make_demo_data(folder, ['coco'], train=8, val=8)['coco']
@@ -296,7 +297,7 @@ def broken(toy, tmp_path):
         ('damaged', 'is damaged'),
         ('empty', 'it is empty'),
         ('plain', 'is not a delta'),
-        ('full', r'is not a delta.*delta.py export'),
+        ('full', r'is not a delta.*scalenet delta export'),
         ('older', r'format 0.*export it again'),
         ('newer', r'format 2.*update scalenet_mm'),
     ],
@@ -483,7 +484,7 @@ def test_the_tool_exports_shows_verifies_and_applies(toy, command, tmp_path):
     code, _ = command('apply', base, delta, out)
     assert 'is there already; add --force' in code
     code, _ = command('verify', write_base(tmp_path / 'other.pth', seed=5), delta)
-    assert code.startswith('error: The delta stands on base.pth')
+    assert code.startswith('scalenet delta: error: The delta stands on base.pth')
     torch.save(dict(state_dict=state), tmp_path / 'plain.pth')
     export = 'export', tmp_path / 'plain.pth', '--base', base
     code, _ = command(*export)
@@ -543,7 +544,7 @@ def test_a_delta_names_a_base_on_the_hub_in_its_card(toy, tmp_path):
 def test_training_refuses_a_delta_hook_that_is_for_evaluation(toy, tmp_path):
     _cfg, base, _, delta = toy
     hook = dict(type='ApplyDeltaHook', delta=str(delta))
-    with pytest.raises(RuntimeError, match=r'delta\.py apply BASE DELTA'):
+    with pytest.raises(RuntimeError, match='scalenet delta apply BASE DELTA'):
         Runner.from_cfg(toy_config(tmp_path / 'w', base, hooks=[hook])).train()
 
 

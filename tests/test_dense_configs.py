@@ -22,12 +22,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import scalenet_mm  # noqa: F401
-from scalenet_mm.analysis.flops import meta_parameters
 from scalenet_mm.backbones import SimpleFeaturePyramid
-from scalenet_mm.data import make_demo_data
-from scalenet_mm.engine.resume import SeededIndex
+from scalenet_mm.core.flops import meta_parameters
+from scalenet_mm.core.roles import TrainPolicy
+from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.ops import set_ops
-from scalenet_mm.roles import TrainPolicy
+from scalenet_mm.runner.resume import SeededIndex
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'

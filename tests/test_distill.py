@@ -16,12 +16,13 @@ from mmpretrain.structures import DataSample
 from torch.nn.parallel import DistributedDataParallel
 
 from scalenet_mm.checkpoint import CheckpointError
-from scalenet_mm.checkpoint.delta import SUFFIX
-from scalenet_mm.checkpoint.export import assemble, build_model
-from scalenet_mm.distill import DistilledClassifier, Teacher, layer_loss, logit_loss, matching_instances
-from scalenet_mm.engine.preflight import preflight
-from scalenet_mm.layer_map import LayerMap
-from scalenet_mm.roles import Role, roles
+from scalenet_mm.checkpoint.assemble import assemble
+from scalenet_mm.checkpoint.delta_file import SUFFIX
+from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.core.layer_map import LayerMap
+from scalenet_mm.core.roles import Role, roles
+from scalenet_mm.models.distill import DistilledClassifier, Teacher, layer_loss, logit_loss, matching_instances
+from scalenet_mm.runner.preflight import preflight
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 IMAGE = dict(img_size=32, patch_size=8)
@@ -194,7 +195,6 @@ def test_a_student_that_starts_at_the_source_function_has_nothing_to_learn_from_
 
 
 def test_logits_of_every_cell_are_distilled_in_the_two_stage_swin_of_the_study(tmp_path):
-    import scalenet_mm.study.rank  # noqa: F401
 
     cfg = Config.fromfile(CONFIGS / 'demo' / 'rank_swin.py').model
     source = build(cfg, 1)
@@ -390,7 +390,7 @@ def run(tmp_path_factory):
     """Two iterations with mixup, accumulated gradients, EMA and deltas: (config, source file, teacher's digests,
     runner).
     """
-    from scalenet_mm.data import make_demo_data
+    from scalenet_mm.experiments.data import make_demo_data
 
     folder = tmp_path_factory.mktemp('distilled')
     digits = make_demo_data(folder, ['imagenet'], train=38, val=19)['imagenet']

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalenet_mm.engine.resume import MAIN, seed_everything
-from scalenet_mm.roles import TrainPolicy
+from scalenet_mm.core.roles import TrainPolicy
+from scalenet_mm.runner.resume import MAIN, seed_everything
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 900  # seconds
@@ -27,7 +27,7 @@ WITH_CP = {'model.backbone.with_cp': True}
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
     """The demo scenes, small: task -> folder."""
-    from scalenet_mm.data import make_demo_data
+    from scalenet_mm.experiments.data import make_demo_data
 
     made = make_demo_data(tmp_path_factory.mktemp('scenes'), ['coco', 'ade'], train=12, val=4)
     return {'det': str(made['coco']), 'seg': str(made['ade'])}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-DOCTOR = Path(__file__).resolve().parents[1] / 'tools' / 'doctor.py'
+ROOT = Path(__file__).resolve().parents[1]
 UPSTREAM = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmpretrain': '1.2.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
 MAINTAINED = {
     'onedl-mmengine': '0.10.12',
@@ -51,8 +51,8 @@ class Environment:
         return self
 
     def doctor(self) -> tuple[int, dict[str, dict[str, str]]]:
-        command = [self.python, DOCTOR, '--json']
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [self.python, '-m', 'scalenet_mm', 'doctor', '--json']
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         return done.returncode, {row['check']: row for row in json.loads(done.stdout)}
 
 
@@ -157,7 +157,7 @@ def test_an_import_that_crashes_the_interpreter_is_one_failed_check(environment)
 
 
 def test_what_people_read_is_one_line_a_check_and_the_remedy_below(environment):
-    done = subprocess.run([environment.python, DOCTOR], capture_output=True, text=True)
+    done = subprocess.run([environment.python, '-m', 'scalenet_mm', 'doctor'], cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert any(line.startswith('FAIL  torch ') for line in lines)
     assert 'pip install torch torchvision' in done.stdout
@@ -166,7 +166,9 @@ def test_what_people_read_is_one_line_a_check_and_the_remedy_below(environment):
 
 @pytest.mark.slow
 def test_the_environment_of_these_tests_has_no_fault_that_stays_one_with_scalenet_mm():
-    done = subprocess.run([sys.executable, DOCTOR, '--json'], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-m', 'scalenet_mm', 'doctor', '--json'], cwd=ROOT, capture_output=True, text=True
+    )
     rows = {row['check']: row for row in json.loads(done.stdout)}
     assert done.returncode == 0, [row for row in rows.values() if row['state'] == 'FAIL']
     upstream = 'upstream' in rows['family']['value']

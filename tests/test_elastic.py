@@ -2,14 +2,11 @@
 
 import copy
 import doctest
-import importlib
 import json
 import pickle
-import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,18 +19,19 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scalenet_mm import elastic, scale
-from scalenet_mm.adapters import Adjustment
-from scalenet_mm.analysis.flops import count_flops
+from scalenet_mm import scale
 from scalenet_mm.backbones.scaled import UNSCALED
-from scalenet_mm.early_exit import EarlyExit, largest_probability, passes
-from scalenet_mm.elastic import RandomDepth, active_instances, depth_range, instances_at, set_depth, tied_containers
+from scalenet_mm.core import depth as elastic
+from scalenet_mm.core.adapters import Adjustment
+from scalenet_mm.core.depth import RandomDepth, active_instances, depth_range, instances_at, set_depth, tied_containers
+from scalenet_mm.core.early_exit import EarlyExit, largest_probability, passes
+from scalenet_mm.core.flops import count_flops
+from scalenet_mm.core.tying import shared_names
+from scalenet_mm.experiments.study import exits as study
+from scalenet_mm.experiments.study.pool import RESULTS, read_results
+from scalenet_mm.experiments.study.rows import ROWS
+from scalenet_mm.experiments.study.runs import config
 from scalenet_mm.ops import set_ops
-from scalenet_mm.scaling import shared_names
-from scalenet_mm.study import elastic as study
-from scalenet_mm.study.pool import RESULTS, read_results
-from scalenet_mm.study.rows import ROWS
-from scalenet_mm.study.run import config
 
 ADAPTER = dict(type='ParallelAdapter', rank=4)
 IMAGES = (2, 3, 32, 32)
@@ -631,8 +629,8 @@ def test_finished_runs_of_the_same_settings_are_taken_over_and_others_are_not(tm
 
 @pytest.mark.slow
 def test_the_tool_trains_measures_and_continues(tmp_path, capsys):
-    sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
-    tool = importlib.import_module('elastic')
+    from scalenet_mm.experiments.commands import early_exits as tool
+
     args = ['--seeds', '1', '--shorten', '250', '--work-dir', str(tmp_path), '--out', str(tmp_path / 'out')]
     assert tool.main(args) == 0
     found = json.loads((tmp_path / 'out/elastic.json').read_text())

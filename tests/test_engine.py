@@ -16,8 +16,9 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 import scalenet_mm
-from scalenet_mm.engine import ReseedHook, ScaleNetOptimWrapperConstructor
-from scalenet_mm.roles import Role, TrainPolicy, roles
+from scalenet_mm.core.roles import Role, TrainPolicy, roles
+from scalenet_mm.engine import ScaleNetOptimWrapperConstructor
+from scalenet_mm.runner.resume import ReseedHook
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 BACKBONES = {
@@ -125,7 +126,7 @@ def test_a_wrapper_that_was_not_frozen_before_is_refused():
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory):
     """The demo data set, small."""
-    from scalenet_mm.data import make_demo_data
+    from scalenet_mm.experiments.data import make_demo_data
 
     return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=190, val=57)['imagenet']
 
@@ -258,5 +259,5 @@ def test_load_from_takes_an_official_file(digits, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(runner.model(x), source(x), rtol=1e-4, atol=1e-5)
     cfg.custom_hooks = []
-    with pytest.raises(Exception, match=r'convert_checkpoint\.py'):
+    with pytest.raises(Exception, match=r'scalenet convert'):
         Runner.from_cfg(Config({**cfg, 'experiment_name': 'again'})).load_or_resume()

@@ -1,6 +1,5 @@
 """The paper's rows as configs: each is written from its row, builds, counts and trains what the paper says."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -18,10 +17,11 @@ from test_configs import images  # noqa: F401
 from test_counts import DEIT, PER_RANK, SWIN, swin_params, swin_stage, vit_params
 
 import scalenet_mm  # noqa: F401
-from scalenet_mm.analysis import meta_parameters
-from scalenet_mm.analysis.paper import ROWS, find
 from scalenet_mm.backbones.scaled import scaled_layers
-from scalenet_mm.roles import TrainPolicy
+from scalenet_mm.core.flops import meta_parameters
+from scalenet_mm.core.roles import TrainPolicy
+from scalenet_mm.experiments.commands import make_configs
+from scalenet_mm.experiments.paper.recount import ROWS, find
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'
@@ -34,10 +34,7 @@ NEW_LAYERS = dict(deit_t=2, deit_s=1, deit_b=1, swin_t=1, swin_s=1, swin_b=1)
 
 
 def tool():
-    spec = importlib.util.spec_from_file_location('make_configs', ROOT / 'tools/make_configs.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return make_configs
 
 
 def read(leaf: str) -> Config:
@@ -133,21 +130,19 @@ def test_the_committed_configs_are_what_the_rows_say():
 def test_a_config_that_drifted_from_its_row_is_named(tmp_path, monkeypatch, capsys):
     made = tool()
     monkeypatch.setattr(made, 'CONFIGS', tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['make_configs.py'])
-    assert made.main() == 0
-    monkeypatch.setattr(sys, 'argv', ['make_configs.py', '--check'])
-    assert made.main() == 0 and f'{len(LEAVES)} configs' in capsys.readouterr().out
+    assert made.main([]) == 0
+    assert made.main(['--check']) == 0 and f'{len(LEAVES)} configs' in capsys.readouterr().out
     drifted = tmp_path / 'ablations' / 'deit_b_x3_100e.py'
     drifted.write_text(drifted.read_text().replace('times=3', 'times=4'))
     (tmp_path / 'baselines' / 'swin_t_swa_100e.py').unlink()
     (tmp_path / 'baselines' / 'swin_t_mine_100e.py').write_text('')
     with pytest.raises(SystemExit) as wrong:
-        made.main()
+        made.main(['--check'])
     assert str(wrong.value).splitlines() == [
         'configs/ablations/deit_b_x3_100e.py differs from its row',
         'configs/baselines/swin_t_swa_100e.py is missing',
         'configs/baselines/swin_t_mine_100e.py belongs to no row',
-        'Write them anew with: python tools/make_configs.py',
+        'Write them anew with: scalenet experiment make-configs',
     ]
 
 

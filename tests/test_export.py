@@ -3,7 +3,6 @@
 import copy
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import perturb
+from conftest import perturb, scalenet
 
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
-from scalenet_mm.export import SIZE_FREE, _traceable, export_backbone
+from scalenet_mm.models.onnx_export import SIZE_FREE, _traceable, export_backbone
 from scalenet_mm.ops import set_ops
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +128,7 @@ def test_outputs_that_differ_are_refused_and_leave_the_old_file(tmp_path, monkey
         made.layers[0].ln1.bias.data += 0.01
         return made
 
-    monkeypatch.setattr('scalenet_mm.export._traceable', wrong)
+    monkeypatch.setattr('scalenet_mm.models.onnx_export._traceable', wrong)
     with pytest.raises(RuntimeError, match=r'onnxruntime differs from torch by'):
         export_backbone(deit(), tmp_path / 'm.onnx')
     assert (tmp_path / 'm.onnx').read_text() == 'the old one'
@@ -140,13 +139,13 @@ def test_outputs_that_differ_are_refused_and_leave_the_old_file(tmp_path, monkey
 def test_the_command_exports_a_detectors_backbone(tmp_path):
     from mmengine.config import Config
 
-    from scalenet_mm.checkpoint.export import build_model
+    from scalenet_mm.checkpoint.loading import build_model
 
     config = ROOT / 'configs/demo/mask_rcnn_scalenet_swin_digits.py'
     model = perturb(build_model(Config.fromfile(config)), std=0.02)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'm.pth')
     out = tmp_path / 'm.onnx'
-    command = [sys.executable, 'tools/export_onnx.py', str(config), str(tmp_path / 'm.pth'), str(out)]
+    command = scalenet('onnx', config, tmp_path / 'm.pth', out)
     done = subprocess.run([*command, '--size', '64', '96'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     model.backbone.eval()

@@ -10,7 +10,8 @@ from conftest import Encoder, timm_vit
 
 import scalenet_mm
 from scalenet_mm import LayerMap, scale_layers
-from scalenet_mm.analysis import count_flops, flops, meta_parameters, without_adjustments
+from scalenet_mm.core import flops
+from scalenet_mm.core.flops import count_flops, meta_parameters, without_adjustments
 
 UNSCALED = dict(times=1, adjust=None)
 DEIT = {'deit_t': 192, 'deit_s': 384, 'deit_b': 768}  # width

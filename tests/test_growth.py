@@ -1,10 +1,7 @@
 """Growth by independent layers: what each method puts where, and that nothing is tied."""
 
 import copy
-import importlib
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +10,15 @@ from conftest import DEIT, LIVE_HOSTS, SWIN, first, perturb
 from mmpretrain.models.backbones import VisionTransformer
 
 from scalenet_mm import LayerMap, build, tie
-from scalenet_mm.analysis.counts import inspect
-from scalenet_mm.analysis.flops import meta_parameters
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
 from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.commands.inspect import as_text
 from scalenet_mm.compat import configs_dir
-from scalenet_mm.growth import GROWTH, Growth, grow_layers, layers_to_reach
-from scalenet_mm.roles import Role, TrainPolicy, count, roles
+from scalenet_mm.core.flops import meta_parameters
+from scalenet_mm.core.growth import GROWTH, Growth, grow_layers, layers_to_reach
+from scalenet_mm.core.roles import Role, TrainPolicy, count, roles
+from scalenet_mm.models.counts import inspect
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
-inspect_model = importlib.import_module('inspect_model')
 UNSCALED = dict(times=1, adjust=None)
 # By hand, for four layers and two new ones: where each lies, and what it is a copy of.
 PLACES = {
@@ -270,6 +266,6 @@ def test_inspecting_a_baseline_tells_its_new_layers(capsys):
     for leaf in ('deit_t_stack_100e', 'swin_t_zero_100e', 'deit_t_tied_lora_r10_100e'):
         report = inspect(str(configs_dir() / 'baselines' / f'{leaf}.py'))
         assert report.networks['unscaled network'].params in (5_717_416, 28_288_354)
-        told = inspect_model.as_text(report)
+        told = as_text(report)
         assert ('a new layer, nothing is shared' in told) == ('lora' not in leaf)
         assert ('Sharing saves parameters' in told) == ('lora' in leaf)

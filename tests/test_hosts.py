@@ -1,6 +1,6 @@
 """What ``scalenet_mm.scale`` promises, on tiny random instances of the hosts of ``host_zoo``.
 
-``python tools/host_table.py`` runs these tests and writes what they proved into docs/hosts.md.
+``scalenet experiment host-table`` runs these tests and writes what they proved into docs/hosts.md.
 """
 
 import copy
@@ -20,11 +20,11 @@ from host_zoo import RANK, ZOO, Zoo
 from torch import Tensor, nn
 
 from scalenet_mm import Role, TrainPolicy, rescale, scale
-from scalenet_mm.adapters import AdaptedLinear, Adjustment
-from scalenet_mm.checkpoint.live import delta_of, scale_by_delta
-from scalenet_mm.hosts import REGISTERED, register_host
+from scalenet_mm.checkpoint.live_delta import delta_of, scale_by_delta
+from scalenet_mm.core.adapters import AdaptedLinear, Adjustment
+from scalenet_mm.core.hosts import REGISTERED, register_host
+from scalenet_mm.core.roles import roles
 from scalenet_mm.ops import set_ops
-from scalenet_mm.roles import roles
 
 DOCUMENT = Path(__file__).parents[1] / 'docs' / 'hosts.md'
 PROMISES = {  # column of the table -> what stands under it
@@ -129,7 +129,7 @@ def host(request):
 
 @pytest.fixture(scope='module', autouse=True)
 def _cells():
-    """Leaves the cells for tools/host_table.py, if it asks for them."""
+    """Leaves the cells for scalenet experiment host-table, if it asks for them."""
     yield
     if path := os.environ.get('SCALENET_HOST_CELLS'):
         Path(path).write_text(json.dumps(dict(promises=PROMISES, cells=CELLS, made=versions())))

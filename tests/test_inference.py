@@ -2,20 +2,20 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import perturb
+from conftest import perturb, scalenet
 from mmengine.config import Config
 from pycocotools import mask as coco_mask
 
 from scalenet_mm.checkpoint import CheckpointError
-from scalenet_mm.checkpoint.export import build_model, export_delta
-from scalenet_mm.inference import as_json, as_panel, find_images, load_model, predict
+from scalenet_mm.checkpoint.assemble import export_delta
+from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.models.inference import as_json, as_panel, find_images, load_model, predict
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo'
@@ -185,7 +185,7 @@ def test_images_are_files_folders_and_patterns(tmp_path):
 
 
 def test_the_command_writes_a_picture_and_a_json_file(files, tmp_path):
-    command = [sys.executable, 'tools/predict.py', *map(str, files['images'])]
+    command = scalenet('predict', *files['images'])
     command += [str(CONFIGS['det']), str(files['det']), '--score-thr', '0.05', '--device', 'cpu']
     done = subprocess.run([*command, '--out', str(tmp_path / 'r.png')], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -223,7 +223,7 @@ def test_the_gpu_gives_what_the_cpu_gives(files):
 
 def test_a_preprocessor_at_the_top_of_a_config_reaches_the_model_as_in_the_runner():
     from scalenet_mm import build
-    from scalenet_mm.checkpoint.export import build_model
+    from scalenet_mm.checkpoint.loading import build_model
     from scalenet_mm.compat import configs_dir, read_config
 
     cfg = read_config(str(configs_dir() / 'scalenet_deit_t_100e.py'))

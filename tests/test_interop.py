@@ -20,11 +20,11 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, init_default_scope
 from PIL import Image
 
-from scalenet_mm import run
-from scalenet_mm.analysis.flops import count_flops
-from scalenet_mm.data import make_demo_data
+from scalenet_mm.commands import run
+from scalenet_mm.core.flops import count_flops
+from scalenet_mm.core.roles import count, total
 from scalenet_mm.engine import ScaleNetOptimWrapperConstructor
-from scalenet_mm.roles import count, total
+from scalenet_mm.experiments.data import make_demo_data
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 # The settings by which the tests make stock configs small: a narrow Swin of six layers, images of 128 x 128.
@@ -344,7 +344,7 @@ def test_a_users_config_inherits_ours_in_a_tool_that_knows_nothing_of_us(road, l
     output = python(tmp_path, 'read.py', fails=wrapped)
     if wrapped:
         assert '_get_package_and_cfg_path' in output, 'refused by mmengine itself'
-        output = python(tmp_path, '-m', 'scalenet_mm.run', 'read.py')
+        output = python(tmp_path, '-m', 'scalenet_mm', 'run', 'read.py')
     assert re.search(r"READ ScaleNetSwin 1 \['\w+", output)
 
 
@@ -359,7 +359,7 @@ def test_a_users_config_inheriting_ours_runs_by_the_hosts_own_train(road, leaf, 
     swap = ours(leaf)
     (checkout / 'ours').exists() or (checkout / 'ours').symlink_to(CONFIGS)
     config = write(checkout, tmp_path, based(road, leaf))
-    wrapper = ['-m', 'scalenet_mm.run'] if road == 'the package name' else []
+    wrapper = ['-m', 'scalenet_mm', 'run'] if road == 'the package name' else []
     arguments = [config.name, '--work-dir', tmp_path / 'run', *as_arguments(swap.options)]
     output = python(checkout, *wrapper, host(swap.package) / 'tools' / 'train.py', *arguments)
     assert 'What is trained:' in output
@@ -381,7 +381,7 @@ def test_the_wrapper_runs_a_script_as_python_would(tmp_path):
     )
     here = tmp_path / 'elsewhere'
     here.mkdir()
-    output = python(here, '-m', 'scalenet_mm.run', '../script.py', '--a', 'b', fails=True)
+    output = python(here, '-m', 'scalenet_mm', 'run', '../script.py', '--a', 'b', fails=True)
     assert output.splitlines()[-1] == "__main__ ['--a', 'b'] 7 True"
     with pytest.raises(SystemExit, match=r'such as tools/train.py, got no_such.py'):
         run.main(['no_such.py'])

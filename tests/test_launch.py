@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalenet_mm.engine.launch import require_gpu
+from scalenet_mm.runner.launch import require_gpu
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 600  # seconds
@@ -23,7 +23,7 @@ ENV = {**{k: v for k, v in os.environ.items() if k not in STARTED_BY}, 'OMP_NUM_
 @pytest.fixture(scope='session')
 def scenes(tmp_path_factory):
     """The demo scenes in ADE20K layout, few."""
-    from scalenet_mm.data import make_demo_data
+    from scalenet_mm.experiments.data import make_demo_data
 
     return make_demo_data(tmp_path_factory.mktemp('scenes'), ['ade'], train=12, val=4)['ade']
 

@@ -4,11 +4,11 @@ import doctest
 
 import pytest
 
-from scalenet_mm import layer_map, roles, scaling
-from scalenet_mm.layer_map import LayerMap, stage_maps
+from scalenet_mm.core import layer_map, roles, scale
+from scalenet_mm.core.layer_map import LayerMap, stage_maps
 
 
-@pytest.mark.parametrize('module', [layer_map, roles, scaling])
+@pytest.mark.parametrize('module', [layer_map, roles, scale])
 def test_the_examples_in_the_docstrings_hold(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed

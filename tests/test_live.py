@@ -11,12 +11,14 @@ from conftest import perturb
 from host_zoo import LANGUAGE, MIXER, ZOO, Mixer, Mixers, huggingface, timm_model, timm_vit
 from torch import nn
 
-from scalenet_mm import HostFacts, Role, hosts, live, register_host, rescale, scale, scale_layers
-from scalenet_mm.checkpoint.live import delta_of, scale_by_delta
+from scalenet_mm import HostFacts, Role, register_host, rescale, scale, scale_layers
+from scalenet_mm.checkpoint.live_delta import delta_of, scale_by_delta
 from scalenet_mm.checkpoint.strict import CheckpointError
-from scalenet_mm.hosts import REGISTERED
-from scalenet_mm.layer_map import LayerMap
-from scalenet_mm.roles import roles
+from scalenet_mm.core import hosts
+from scalenet_mm.core import scale as live
+from scalenet_mm.core.hosts import REGISTERED
+from scalenet_mm.core.layer_map import LayerMap
+from scalenet_mm.core.roles import roles
 
 
 def made(name: str, **options) -> nn.Module:

@@ -20,15 +20,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 import scalenet_mm
-from scalenet_mm.analysis.counts import inspect
 from scalenet_mm.backbones import ScaleNetHF, ScaleNetTimm
-from scalenet_mm.checkpoint.delta import SUFFIX, apply_delta
-from scalenet_mm.checkpoint.export import assemble, build_model
-from scalenet_mm.checkpoint.live import delta_of
+from scalenet_mm.checkpoint.assemble import assemble
+from scalenet_mm.checkpoint.delta_file import SUFFIX, apply_delta
+from scalenet_mm.checkpoint.live_delta import delta_of
+from scalenet_mm.checkpoint.loading import build_model, for_model
 from scalenet_mm.checkpoint.strict import CheckpointError
-from scalenet_mm.checkpoint.whole import for_model
-from scalenet_mm.data import make_demo_data
-from scalenet_mm.roles import TrainPolicy
+from scalenet_mm.core.roles import TrainPolicy
+from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.models.counts import inspect
 
 ROOT = Path(__file__).parents[1]
 HOSTS = ROOT / 'configs' / 'hosts'
@@ -472,9 +472,8 @@ def test_importing_the_package_needs_neither_library():
     code = (
         'import sys; sys.modules.update({"timm": None, "transformers": None}); '
         # else it imports transformers 4
-        'from mmpretrain.utils import dependency; dependency.WITH_MULTIMODAL = False; '
-        'import scalenet_mm; '
-        'from mmengine.registry import MODELS; assert MODELS.get("ScaleNetTimm") and MODELS.get("ScaleNetHF")'
+        'from mmpretrain.utils import dependency; dependency.WITH_MULTIMODAL = False; import scalenet_mm; from '
+        'mmengine.registry import MODELS; assert MODELS.get("ScaleNetTimm") and MODELS.get("ScaleNetHF")'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -567,7 +566,7 @@ def test_the_classifier_trains_validates_resumes_and_leaves_deltas_that_apply(im
     model.backbone.load_pretrained(str(source))
     apply_delta(model, delta)
     assert all(torch.equal(v, last[k]) for k, v in model.state_dict().items())
-    whole = assemble(delta, source, config(2))  # by the road of tools/delta.py
+    whole = assemble(delta, source, config(2))  # by the road of scalenet delta
     assert all(torch.equal(v, last[k]) for k, v in whole.state_dict().items())
     tested = Runner.from_cfg(config(2, load_from=str(tmp_path / 'run' / 'epoch_2.pth')))
     assert 'accuracy/top1' in tested.test()

@@ -2,7 +2,6 @@
 """Language models: scaled decoders generate, train, save and are evaluated as Hugging Face's own."""
 
 import copy
-import importlib.util
 import json
 import math
 import os
@@ -13,19 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import perturb
+from conftest import perturb, scalenet
 
 import scalenet_mm
 from scalenet_mm.checkpoint import CheckpointError
-from scalenet_mm.roles import Role, TrainPolicy, roles
-from scalenet_mm.scaling import shared_names
+from scalenet_mm.commands.main import main
+from scalenet_mm.core.roles import Role, TrainPolicy, roles
+from scalenet_mm.core.tying import shared_names
 
 pytest.importorskip('transformers')
 ROOT = Path(__file__).resolve().parents[1]
 
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from scalenet_mm.lm import alpaca, toy_data, toy_study
+from scalenet_mm.experiments.study import lm_data as toy_data
+from scalenet_mm.experiments.study import lm_study as toy_study
+from scalenet_mm.lm import alpaca
 from scalenet_mm.lm.saving import from_pretrained, load_increments, save_increments
 from scalenet_mm.lm.training import Recipe, make_trainer, trainable_table
 
@@ -430,8 +432,8 @@ def test_the_table_of_what_is_trained_adds_up():
 
 
 def test_llama_3_2_1b_has_the_counts_of_the_digest():
-    from scalenet_mm.lm.counts import SHAPE as shape
-    from scalenet_mm.lm.counts import llama_1b, table_10
+    from scalenet_mm.experiments.paper.table_10 import SHAPE as shape
+    from scalenet_mm.experiments.paper.table_10 import llama_1b, table_10
 
     d, wide, kv = 2048, 8192, 8 * 64
     layer = 2 * d * d + 2 * d * kv + 3 * d * wide + 2 * d
@@ -462,7 +464,8 @@ def test_llama_3_2_1b_has_the_counts_of_the_digest():
 def run_tool(name, folder, *args, code=0):
     """Runs a tool as a user does, offline, its caches below ``folder``."""
     environment = dict(os.environ, HF_HOME=str(folder / 'hf'), HF_HUB_OFFLINE='1')
-    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
+    environment['PYTHONPATH'] = str(ROOT)
+    command = scalenet(*name.split(), *args)
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600, env=environment)
     assert done.returncode == code, done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
@@ -499,7 +502,7 @@ def test_a_model_is_trained_saved_and_evaluated_from_the_command_line(source_fol
     folder = source_folder.parent
     common = ('--model', source_folder, '--data', folder / 'alpaca.json', '--out', folder / 'x2')
     recipe = ('--rank', 4, '--batch-size', 8, '--lr', 1e-2, '--save-steps', 4, '--max-length', 100)
-    said = run_tool('lm_train.py', folder, *common, *recipe, '--epochs', 1)
+    said = run_tool('lm-train', folder, *common, *recipe, '--epochs', 1)
     assert 'step 3 of 3' in said and 'increments.delta.safetensors' in said
     assert '24 records, 24 with room for a response, 0 as long as' in said
     trained = next(line.split() for line in said.splitlines() if line.startswith('adjustment'))
@@ -515,29 +518,22 @@ def test_a_model_is_trained_saved_and_evaluated_from_the_command_line(source_fol
     # another run to 9 steps: refused, then resumed where its checkpoint stands
     recipe = (*recipe[:-4], '--save-steps', 2, '--max-length', 100)
     out = ('--out', folder / 'again')
-    run_tool('lm_train.py', folder, *common[:4], *out, *recipe, '--max-steps', 4, '--epochs', 3)
+    run_tool('lm-train', folder, *common[:4], *out, *recipe, '--max-steps', 4, '--epochs', 3)
     again = (*common[:4], *out, *recipe, '--epochs', 3, '--max-steps', 6)
-    assert '--resume' in run_tool('lm_train.py', folder, *again, code=2)
-    assert 'step 6 of 6' in run_tool('lm_train.py', folder, *again, '--resume')
+    assert '--resume' in run_tool('lm-train', folder, *again, code=2)
+    assert 'step 6 of 6' in run_tool('lm-train', folder, *again, '--resume')
 
     lines = toy_data.write_task(folder / 'tasks', 'toy_choice', toy_data.make_records(36, 7))
     lines = [json.loads(line) for line in lines.read_text().splitlines()]
     evaluated = ('--tasks', 'toy_choice', '--include_path', folder / 'tasks')
-    said = run_tool('lm_eval.py', folder, '--model', folder / 'x2', *evaluated, '--json')
+    said = run_tool('lm-eval', folder, '--model', folder / 'x2', *evaluated, '--json')
     result = json.loads(said[said.index('{\n') : said.rindex('}') + 1])
     assert result['toy_choice']['acc'] == pytest.approx(harness_accuracy(model, tokenizer, lines))
     by_delta = ('--model', source_folder, '--increments', delta, *evaluated, '--limit', 5)
-    said = run_tool('lm_eval.py', folder, *by_delta)
+    said = run_tool('lm-eval', folder, *by_delta)
     five = 100 * harness_accuracy(model, tokenizer, lines[:5])
     ours = next(line for line in said.splitlines() if line.startswith(str(source_folder)))
     assert ours.split()[-1] == f'{five:.2f}' and 'not comparable' in said
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -559,7 +555,7 @@ def test_wrong_arguments_of_training_end_with_one_line_before_anything_is_writte
     monkeypatch.setattr(sys, 'path', list(sys.path))
     usual = ('--model', source_folder, '--data', folder / 'alpaca.json', '--out', folder / 'out')
     try:
-        code = tool('lm_train').main([*map(str, (*usual, *args))])
+        code = main(['lm-train', *map(str, (*usual, *args))])
     except SystemExit as ended:  # argparse
         code = ended.code
     assert code == 2 and says in capsys.readouterr().err
@@ -571,7 +567,7 @@ def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_written(sour
     for file in source_folder.glob('*token*'):
         file.unlink()
     args = ('--model', source_folder, '--data', folder / 'alpaca.json', '--out', folder / 'out')
-    assert tool('lm_train').main([*map(str, args)]) == 2
+    assert main(['lm-train', *map(str, args)]) == 2
     assert f'{source_folder} gives no tokenizer: name a folder' in capsys.readouterr().err
     assert not (folder / 'out').exists()
 
@@ -590,7 +586,7 @@ def test_a_run_is_not_resumed_with_another_scale_or_policy(source_folder, capsys
         (('--start', 'function'), "{'start': 'paper'}", "{'start': 'function'}"),
         (('--train', 'all'), "{'train': 'increments'}", "{'train': 'all'}"),
     ):
-        assert tool('lm_train').main([*map(str, (*usual, '--resume', *args))]) == 2
+        assert main(['lm-train', *map(str, (*usual, '--resume', *args))]) == 2
         told = capsys.readouterr().err.partition('these arguments make')
         assert 'checkpoint-2 is of a run with' in told[0]
         assert theirs in told[0] and ours in told[2]
@@ -610,7 +606,7 @@ def test_a_run_is_not_resumed_with_another_scale_or_policy(source_folder, capsys
 def test_wrong_arguments_of_evaluation_end_with_one_line(source_folder, args, says, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'path', list(sys.path))
     try:
-        code = tool('lm_eval').main([*map(str, ('--model', source_folder, *args))])
+        code = main(['lm-eval', *map(str, ('--model', source_folder, *args))])
     except SystemExit as ended:  # argparse
         code = ended.code
     assert code == 2 and says in capsys.readouterr().err
@@ -625,14 +621,15 @@ def test_where_the_extras_are_missing_all_modules_are_importable_and_the_tools_s
         'dependency.WITH_MULTIMODAL = False\n'  # else it imports transformers 4
         'from importlib import import_module\n'
         f"for name in {names}: import_module(f'scalenet_mm.lm.{{name}}'.removesuffix('.__init__'))\n"
-        "sys.path.insert(0, 'tools')\n"
-        "import lm_train; lm_train.main(['--model', 'm', '--data', 'd', '--out', 'o'])"
+        'from scalenet_mm.commands.main import main\n'
+        "sys.exit(main(['lm-train', '--model', 'm', '--data', 'd', '--out', 'o']))"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     last = done.stderr.strip().splitlines()[-1]
-    assert last == ('transformers, accelerate not installed; language models need: pip install scalenet_mm[lm]'), (
-        done.stderr
-    )
+    assert last == (
+        'scalenet lm-train: error: transformers, accelerate not installed; language models need: '
+        'pip install scalenet_mm[lm]'
+    ), done.stderr
 
 
 def test_the_table_has_table_xs_columns_and_printed_figures_beside_ours():
@@ -640,13 +637,13 @@ def test_the_table_has_table_xs_columns_and_printed_figures_beside_ours():
 
     results = {task: dict(acc=0.5) for task in TASKS}
     results['piqa'] = dict(acc=0.5, acc_norm=0.625)
-    head, base, scaled, ours, metric = [line.split() for line in table(results, 'ours').splitlines()]
+    head, _, base, scaled, ours, metric = [line.split() for line in table(results, 'ours').splitlines()]
     assert head[-7:] == ['BoolQ', 'PIQA', 'HellaSwag', 'WinoGrande', 'ARC-e', 'ARC-c', 'OBQA']
     assert base[-7:] == ['63.98', '74.59', '63.66', '60.69', '60.48', '36.26', '37.20']
     assert scaled[-7:] == ['66.12', '75.73', '64.98', '61.17', '60.82', '37.63', '36.80']
     assert ours == ['ours', '50.00', '62.50', *['50.00'] * 5]
     assert metric == ['metric', 'acc', 'acc_norm', *['acc'] * 5]
-    own = table({'mine': dict(acc=0.25)}).splitlines()
+    own = [x for x in table({'mine': dict(acc=0.25)}).splitlines() if x.strip('-')]
     assert [line.split()[-1] for line in own] == ['mine', '-', '-', '25.00', 'acc']
 
 
@@ -715,13 +712,13 @@ def test_the_committed_toy_table_is_that_of_its_runs():
 @pytest.mark.slow
 def test_the_toy_study_continues_where_it_stopped(tmp_path):
     args = ('--seeds', 1, '--shorten', 400, '--work-dir', tmp_path / 'work')
-    said = run_tool('lm_toy.py', tmp_path, *args)
+    said = run_tool('experiment lm-toy', tmp_path, *args)
     assert f'{len(toy_study.ROWS)} runs, 0 of them done before' in said and '0 runs left' in said
     table = (tmp_path / 'work' / 'lm_toy.md').read_text()
     results = tmp_path / 'work' / 'results.jsonl'
     lines = results.read_text().splitlines(keepends=True)
     assert (tmp_path / 'work' / 'lm_toy.png').stat().st_size > 5000
     results.write_text(''.join(lines[:-1]) + lines[-1][:20])  # killed while it wrote the last one
-    said = run_tool('lm_toy.py', tmp_path, *args)
+    said = run_tool('experiment lm-toy', tmp_path, *args)
     assert f'{len(lines) - 1} of them done before' in said
     assert (tmp_path / 'work' / 'lm_toy.md').read_text() == table

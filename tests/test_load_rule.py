@@ -11,11 +11,11 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
 from scalenet_mm.checkpoint.strict import CheckpointError
-from scalenet_mm.data import make_demo_data
+from scalenet_mm.checkpoint.supplied import check_supplied
+from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.engine import AnyDialectHook
-from scalenet_mm.engine.config import load_config
-from scalenet_mm.engine.load_rule import check_supplied
-from scalenet_mm.roles import TrainPolicy
+from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.runner.config import load_config
 
 DEMO = Path(__file__).parents[1] / 'configs' / 'demo'
 LAST = ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg']

@@ -11,12 +11,11 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from scalenet_mm.analysis import model_index
-from scalenet_mm.analysis.paper import ROWS, find
-from scalenet_mm.engine.config import load_config
+from scalenet_mm.experiments.paper import model_index
+from scalenet_mm.experiments.paper.recount import ROWS, find
+from scalenet_mm.runner.config import load_config
 
 ROOT = Path(__file__).parents[1]
-TOOL = ROOT / 'tools' / 'make_model_index.py'
 
 
 @pytest.fixture(scope='module')
@@ -160,15 +159,17 @@ def repository(folder: Path) -> Path:
     for name in ('_base_/demo_cls.py', 'demo/deit_digits.py', 'demo/scalenet_deit_digits.py'):
         (folder / 'configs' / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / 'configs' / name, folder / 'configs' / name)
-    (folder / 'tools').mkdir()
-    shutil.copy(TOOL, folder / 'tools')
     (folder / 'docs' / 'results' / 'models').mkdir(parents=True)
     return folder
 
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     env = os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, folder / 'tools' / TOOL.name, *arguments]
+    code = (
+        'import sys, scalenet_mm; from pathlib import Path; from scalenet_mm.experiments.commands import model_zoo; '
+        'model_zoo.ROOT = Path.cwd(); sys.exit(model_zoo.main(sys.argv[1:]))'
+    )
+    command = [sys.executable, '-c', code, *arguments]
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
 
 

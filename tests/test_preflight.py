@@ -11,9 +11,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
-from scalenet_mm.data import make_demo_data
-from scalenet_mm.engine.config import load_config, move_data_root
-from scalenet_mm.engine.preflight import head_classes, preflight, problems
+from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.runner.config import load_config, move_data_root
+from scalenet_mm.runner.preflight import head_classes, preflight, problems
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 DEMO = {'coco': 'mask_rcnn_swin_digits.py', 'ade': 'upernet_swin_digits.py', 'imagenet': 'deit_digits.py'}

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from scalenet_mm.engine.progress import Progress, ProgressHook, log_to_tensorboard, show_progress
+from scalenet_mm.progress import Progress
+from scalenet_mm.runner.progress_hook import ProgressHook, log_to_tensorboard, show_progress
 
 ROOT = Path(__file__).parents[1]
 RUN = """
@@ -25,7 +26,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.runner import Runner
-from scalenet_mm.engine.progress import log_to_tensorboard, show_progress
+from scalenet_mm.runner.progress_hook import log_to_tensorboard, show_progress
 
 FAIL_AT, WORK_DIR, DO = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 
@@ -58,8 +59,9 @@ class Right(BaseMetric):
         print('Running per image evaluation...')
         return dict(right=len(results))
 
-loader = dict(batch_size=1, num_workers=0, dataset=dict(type='Numbers'), sampler=dict(type='DefaultSampler',
-shuffle=False)) cfg = Config(dict(
+loader = dict(batch_size=1, num_workers=0, dataset=dict(type='Numbers'),
+              sampler=dict(type='DefaultSampler', shuffle=False))
+cfg = Config(dict(
     model=dict(type='Tiny'), work_dir=WORK_DIR, default_scope='mmengine',
     train_dataloader=loader, val_dataloader=loader, test_dataloader=loader,
     train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1), val_cfg=dict(), test_cfg=dict(),
@@ -188,7 +190,7 @@ def test_the_time_left_is_told_from_this_calls_iterations(capsys):
 
 
 def test_only_the_first_process_shows_progress(monkeypatch):
-    monkeypatch.setattr('scalenet_mm.engine.progress.is_main_process', lambda: False)
+    monkeypatch.setattr('scalenet_mm.runner.progress_hook.is_main_process', lambda: False)
     hook = ProgressHook()
     hook._begin('training', 10)
     assert hook.open == []

@@ -13,16 +13,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import scalenet
 from mmengine.registry import DATASETS, init_default_scope
 
-from scalenet_mm.data import make_demo_data
-from scalenet_mm.data.preview import decode_rle
+from scalenet_mm.experiments.commands import quickstart
+from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.experiments.data.preview import decode_rle
+from scalenet_mm.experiments.quickstart.quickstart_runs import Job
+from scalenet_mm.experiments.quickstart.quickstart_tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import quickstart  # noqa: E402
-from _quickstart.runs import Job  # noqa: E402
-from _quickstart.tasks import TASKS  # noqa: E402
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 SCENES = {'det': (16, 4), 'seg': (16, 4), 'cls': (266, 57)}
@@ -31,8 +31,7 @@ SCENES = {'det': (16, 4), 'seg': (16, 4), 'cls': (266, 57)}
 def command(task: str, folder: Path, *args) -> list[str]:
     scenes = map(str, SCENES[task])
     places = ['--work-dir', str(folder / 'work'), '--data', str(folder / 'data')]
-    tool = str(ROOT / 'tools' / 'quickstart.py')
-    return [sys.executable, tool, '--task', task, *places, '--scenes', *scenes, *args]
+    return scalenet('experiment', 'quickstart', '--task', task, *places, '--scenes', *scenes, *args)
 
 
 def call(task: str, folder: Path, *args) -> subprocess.CompletedProcess:
@@ -53,7 +52,7 @@ def test_a_source_below_the_floor_ends_the_call_with_floor_and_value(detection):
     folder, stopped, _, _ = detection
     value = json.loads((folder / 'work/det/result.json').read_text())[0]['metrics']['box AP']
     (line,) = (x for x in stopped.stderr.splitlines() if 'floor' in x)
-    assert stopped.returncode == 1 and value < TASKS['det'].floor
+    assert stopped.returncode == 2 and value < TASKS['det'].floor
     assert f'box AP {value:.1f}, below the floor of {TASKS["det"].floor:.1f}' in line
     assert 'Control' not in stopped.stdout
 

@@ -15,18 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import scalenet
 
 import scalenet_mm
-from scalenet_mm.analysis.paper import ROWS
-from scalenet_mm.data import make_demo_data
-from scalenet_mm.data.public import PUBLIC, other_counts
-from scalenet_mm.reproduce import check, make_plan, run
-from scalenet_mm.reproduce.bundle import METRIC_NAMES, Hidden, write_bundle
-from scalenet_mm.reproduce.run import fetch, step
-from scalenet_mm.reproduce.text import as_dict, describe
+from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.experiments.paper import check, make_plan, run
+from scalenet_mm.experiments.paper.bundle import METRIC_NAMES, Hidden, write_bundle
+from scalenet_mm.experiments.paper.instructions import as_dict, describe
+from scalenet_mm.experiments.paper.public import PUBLIC, other_counts
+from scalenet_mm.experiments.paper.recount import ROWS
+from scalenet_mm.experiments.paper.reproduction import fetch, step
 
 ROOT = Path(__file__).parents[1]
-TOOL = ROOT / 'tools' / 'reproduce.py'
+REPRODUCE = scalenet('experiment', 'reproduce')
 SCALED = ROOT / 'configs' / 'demo' / 'scalenet_deit_digits.py'
 LOADERS = [
     f'{loader}_dataloader.{key}'
@@ -251,7 +252,7 @@ def test_folders_of_the_machine_get_names_and_other_paths_stay(digits, tmp_path)
 
 def call(digits, out: Path, *more: str) -> list[str]:
     data, source = digits
-    command = [sys.executable, TOOL, SCALED, '--run', '--cpu', '--out', out, *more]
+    command = [*REPRODUCE, SCALED, '--run', '--cpu', '--out', out, *more]
     return [*map(str, command), '--cfg-options', f'load_from={source}', *options(data, epochs=3)]
 
 
@@ -312,8 +313,8 @@ def test_a_run_that_is_killed_continues_and_leaves_a_bundle_without_paths(digits
 @pytest.mark.slow
 def test_the_tool_lists_all_rows_and_prints_pure_json():
     env = os.environ | {'OMP_NUM_THREADS': '1'}
-    listed = subprocess.run([sys.executable, TOOL, '--list'], env=env, capture_output=True, text=True)
+    listed = subprocess.run([*REPRODUCE, '--list'], env=env, capture_output=True, text=True)
     assert {line.split()[0] for line in listed.stdout.splitlines()[2:]} == {r.key for r in ROWS}
-    command = [sys.executable, TOOL, 'table8/swin_t', '--json']
+    command = [*REPRODUCE, 'table8/swin_t', '--json']
     told = json.loads(subprocess.run(command, env=env, capture_output=True, text=True).stdout)
     assert re.fullmatch(r'table8/swin_t/scalenet', told['row']) and told['parameters'] == 48_753_066

@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.layers import resize_rel_pos_bias_table_simple
 
-from scalenet_mm.checkpoint import resize_bias_table
+from scalenet_mm.backbones.swin import resize_bias_table
 
 
 def test_the_same_window_gives_the_table_itself():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from scalenet_mm.engine.resume import SeededDataset, SeededIndex, SeededSampler, make_resumable
+from scalenet_mm.runner.resume import SeededDataset, SeededIndex, SeededSampler, make_resumable
 
 ROOT = Path(__file__).parents[1]
 AUGMENT = """
@@ -39,7 +39,7 @@ LOOPS = {
 
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
-    from scalenet_mm.data import make_demo_data
+    from scalenet_mm.experiments.data import make_demo_data
 
     return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=76, val=38)['imagenet']
 

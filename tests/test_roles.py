@@ -9,7 +9,7 @@ from torch import nn
 
 import scalenet_mm
 from scalenet_mm import LayerMap, Role, TrainPolicy, scale_layers
-from scalenet_mm.roles import count, roles, total
+from scalenet_mm.core.roles import count, roles, total
 
 
 def swin_classifier(**backbone):

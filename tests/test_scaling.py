@@ -12,8 +12,8 @@ from conftest import Encoder, SwinStage, VitLayers, deep_copy_of, first, perturb
 from torch import nn
 
 from scalenet_mm import LayerMap, scale_layers, tie
-from scalenet_mm.adapters import Adjustment
-from scalenet_mm.scaling import TiedLayers, is_norm, shared_names, tied_keys
+from scalenet_mm.core.adapters import Adjustment
+from scalenet_mm.core.tying import TiedLayers, is_norm, shared_names, tied_keys
 
 ADAPTER = dict(type='ParallelAdapter', rank=4)
 
@@ -48,8 +48,9 @@ def test_the_core_imports_torch_only():
 import sys
 for name in {blocked}: sys.modules[name] = None
 import importlib.util
-importlib.util.find_spec = lambda name, package=None, f=importlib.util.find_spec: None if name in {blocked} else f(name,
-package) from scalenet_mm import scale_layers, tie, LayerMap, TrainPolicy
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {blocked} else find(name, package)
+from scalenet_mm import scale_layers, tie, LayerMap, TrainPolicy
 from torch import nn
 layers = scale_layers([nn.TransformerEncoderLayer(8, 2, 8)], LayerMap.build(1, 2))
 assert layers[0].linear1.weight is layers[1].linear1.weight

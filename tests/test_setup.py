@@ -370,12 +370,12 @@ def test_a_wheel_carries_configs_and_tools_and_requires_no_openmmlab(tmp_path):
     command = [sys.executable, *build, tmp_path / 'out', source]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    wheel = zipfile.ZipFile(next((tmp_path / 'out').glob('scalenet_mm-0.1.0-*.whl')))
+    wheel = zipfile.ZipFile(next((tmp_path / 'out').glob('scalenet_mm-0.2.0-*.whl')))
     names = set(wheel.namelist())
     mim = {'configs/probe.py', 'tools/setup_env.sh', 'tools/_setup/steps.py', 'model-index.yml'}
     assert {f'scalenet_mm/.mim/{name}' for name in mim} <= names
     assert not any(name.startswith(('configs/', 'tools/', 'tests/')) for name in names)
-    metadata = wheel.read('scalenet_mm-0.1.0.dist-info/METADATA').decode()
+    metadata = wheel.read('scalenet_mm-0.2.0.dist-info/METADATA').decode()
     asked = [line for line in metadata.splitlines() if line.startswith('Requires-Dist')]
     always = [line for line in asked if 'extra ==' not in line]
     assert always == ['Requires-Dist: safetensors>=0.4']

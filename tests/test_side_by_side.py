@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from itertools import permutations
 from pathlib import Path
 
@@ -10,11 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import scalenet
 from mmengine.config import Config
 from torchvision.ops import box_iou as torchvision_iou
 
-from scalenet_mm.analysis.comparison import compare, totals
-from scalenet_mm.analysis.matching import (
+from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.models.comparison import compare, totals
+from scalenet_mm.models.matching import (
     AGREE,
     BOTH_WRONG,
     DIFFER,
@@ -24,8 +25,7 @@ from scalenet_mm.analysis.matching import (
     difference_map,
     match,
 )
-from scalenet_mm.analysis.side_by_side import AREAS, STYLES, Panel, Row, draw_side_by_side, mark_against, mark_pair
-from scalenet_mm.data import make_demo_data
+from scalenet_mm.models.side_by_side import AREAS, STYLES, Panel, Row, draw_side_by_side, mark_against, mark_pair
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ['cat', 'dog', 'owl']
@@ -206,8 +206,7 @@ def test_a_row_with_too_few_panels_is_refused(tmp_path):
 
 
 def run(*args: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, 'tools/compare.py', *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(scalenet('compare', *args), cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope='module')
@@ -217,7 +216,7 @@ def models(tmp_path_factory):
     """
     from conftest import perturb
 
-    from scalenet_mm.checkpoint.export import build_model
+    from scalenet_mm.checkpoint.loading import build_model
 
     folder = tmp_path_factory.mktemp('compare')
     make_demo_data(folder / 'data', ['coco', 'ade'], train=16, val=8)

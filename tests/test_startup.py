@@ -12,7 +12,8 @@ from conftest import perturb
 from mmcv.transforms import TRANSFORMS, BaseTransform
 from mmengine.logging import MMLogger
 
-from scalenet_mm.benchmark import data, detectors, startup
+from scalenet_mm.experiments.benchmark import detectors, startup
+from scalenet_mm.experiments.benchmark import loaders as data
 
 SIZE = (96, 128)  # height, width
 BOUND = 0.25  # seconds; measured at a sixteenth of this on a free machine

@@ -1,31 +1,37 @@
 """The study: its task, its statistics, its rows, and runs that stop, crash and continue."""
 
-import importlib
 import json
 import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import scalenet
 from scipy import stats as scipy_stats
 from sklearn.datasets import load_digits
 
-from scalenet_mm.analysis.paper import ROWS as PAPER
-from scalenet_mm.study import paper_scale
-from scalenet_mm.study.claims import CLAIMS, FOLLOW_UP, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, verdicts
-from scalenet_mm.study.pool import RECORD, RESULTS, Job, alone, latest, read_results, run_all
-from scalenet_mm.study.rank import RankBatches, RankHead, RankMetric
-from scalenet_mm.study.rows import PILOT, ROWS, STUDIES
-from scalenet_mm.study.run import digest, jobs_of
-from scalenet_mm.study.stats import holm, interval
+from scalenet_mm.commands.main import main
+from scalenet_mm.experiments.paper.recount import ROWS as PAPER
+from scalenet_mm.experiments.study import paper_scale
+from scalenet_mm.experiments.study.claims import (
+    CLAIMS,
+    FOLLOW_UP,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNDECIDED,
+    Claim,
+    verdicts,
+)
+from scalenet_mm.experiments.study.pool import RECORD, RESULTS, Job, alone, latest, read_results, run_all
+from scalenet_mm.experiments.study.rank import RankBatches, RankHead, RankMetric
+from scalenet_mm.experiments.study.rows import PILOT, ROWS, STUDIES
+from scalenet_mm.experiments.study.runs import digest, jobs_of
+from scalenet_mm.experiments.study.stats import holm, interval
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-tool = importlib.import_module('study')
 
 
 # ------------------------------------------------------------------------------- the task
@@ -38,7 +44,7 @@ def test_a_label_is_the_number_of_cells_with_a_smaller_digit():
     assert held_out.isdisjoint(im.tobytes() for im in RankBatches('train', 1, 1, 0).images)
     assert len(batches.images) + len(RankBatches('train', 1, 1, 0).images) == len(images) == 1797
     batches.images = np.ones_like(batches.images) * batches.labels[:, None, None]  # pixels tell the digit
-    import scalenet_mm.study.rank as rank
+    import scalenet_mm.experiments.study.rank as rank
 
     noise, contrast, rank.NOISE, rank.CONTRAST = rank.NOISE, rank.CONTRAST, 0.0, (1.0, 1.0)
     try:
@@ -226,8 +232,9 @@ def test_a_record_of_other_settings_is_run_again(tmp_path):
 
 
 def study(*args: str, **kw):
-    command = [sys.executable, str(ROOT / 'tools' / 'study.py'), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, **kw)
+    return subprocess.run(
+        scalenet('experiment', 'study', *args), capture_output=True, text=True, cwd=ROOT, timeout=600, **kw
+    )
 
 
 def test_the_tool_trains_compares_and_continues(tmp_path):
@@ -270,7 +277,7 @@ def test_the_tool_trains_compares_and_continues(tmp_path):
 def test_wrong_calls_are_refused_before_anything_runs(args, message, tmp_path, capsys):
     code = ''
     try:
-        code = tool.main([*args, '--work-dir', str(tmp_path)])
+        code = main(['experiment', 'study', *args, '--work-dir', str(tmp_path)])
     except SystemExit as e:
         code = e.code
     told = capsys.readouterr()
@@ -290,4 +297,4 @@ def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path)
     assert isinstance(target, partial)
     found = run_all([job], tmp_path, 1, target, tell=str)
     (record,) = found.values()
-    assert record['status'] == 'failed' and 'tools/reproduce.py table8/' in record['error']
+    assert record['status'] == 'failed' and 'reproduce table8/' in record['error']

@@ -19,7 +19,7 @@ def call(tool: str, *args, cwd=ROOT, timeout=500) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
-    from scalenet_mm.data import make_demo_data
+    from scalenet_mm.experiments.data import make_demo_data
 
     return make_demo_data(tmp_path_factory.mktemp('digits'), ['imagenet'], train=266, val=57)['imagenet']
 

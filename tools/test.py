@@ -1,6 +1,11 @@
-"""Evaluates a checkpoint: python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out FILE.json] ..."""
+"""`scalenet test`, where OpenMMLab's users look for it: python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] ..."""
 
-from scalenet_mm.engine.cli import test
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scalenet_mm.commands.main import main
 
 if __name__ == '__main__':
-    test()
+    sys.exit(main(['test', *sys.argv[1:]]))

@@ -1,6 +1,11 @@
-"""Trains a model: python tools/train.py CONFIG [--work-dir DIR] [--amp] [--resume [CKPT]] [--auto-scale-lr] ..."""
+"""`scalenet train`, where OpenMMLab's users look for it: python tools/train.py CONFIG [--work-dir DIR] ..."""
 
-from scalenet_mm.engine.cli import train
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scalenet_mm.commands.main import main
 
 if __name__ == '__main__':
-    train()
+    sys.exit(main(['train', *sys.argv[1:]]))

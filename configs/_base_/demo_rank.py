@@ -1,8 +1,8 @@
-# The rank task (scalenet_mm/study/rank.py): 4 x 4 real digits, for every cell the number of smaller ones. Data,
+# The rank task: 4 x 4 real digits, for every cell the number of smaller ones. Data, schedule, runtime.
 # schedule, runtime.
 # 128 scenes a step, drawn without end from 1,400 digits; validation: 10,000 fixed scenes of the other 397 digits.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
-custom_imports = dict(imports=['scalenet_mm', 'scalenet_mm.study.rank'])
+custom_imports = dict(imports=['scalenet_mm', 'scalenet_mm.experiments.study.rank'])
 custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
 randomness = dict(seed=0)
 

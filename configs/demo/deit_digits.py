@@ -1,5 +1,5 @@
 # The "pretrained" model of the quickstart: a small DeiT trained from scratch on digit sums.
-# python tools/train.py configs/demo/deit_digits.py   (data: python tools/make_demo_data.py data/demo)
+# python tools/train.py configs/demo/deit_digits.py   (data: scalenet experiment demo-data data/demo)
 _base_ = ['../_base_/demo_cls.py']
 model = dict(
     backbone=dict(

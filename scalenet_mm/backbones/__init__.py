@@ -1,7 +1,7 @@
 from .deit import ScaleNetDeiT
-from .libraries import ScaleNetHF, ScaleNetTimm
-from .live import LiveBackbone
+from .library import LiveBackbone
 from .simple_fpn import SimpleFeaturePyramid
 from .swin import ScaleNetSwin
+from .timm_hf import ScaleNetHF, ScaleNetTimm
 
 __all__ = ['LiveBackbone', 'ScaleNetDeiT', 'ScaleNetHF', 'ScaleNetSwin', 'ScaleNetTimm', 'SimpleFeaturePyramid']

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 
 from ..checkpoint.strict import CheckpointError
-from ..live import ADJUST
+from ..core.scale import ADJUST
 from ..ops import Ops
 from .scaled import ScaledBackbone
 

@@ -10,27 +10,28 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor, nn
 
-from ..adapters import Adjustment
 from ..checkpoint.dialects import split, to_host
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
-from ..checkpoint.strict import CheckpointError, require
-from ..growth import Growth, grow
-from ..layer_map import LayerMap
+from ..checkpoint.strict import CheckpointError, StrictBackbone, require
+from ..core.adapters import Adjustment
+from ..core.growth import Growth, grow
+from ..core.layer_map import LayerMap
+from ..core.scale import adjust_layers
+from ..core.spread import check_stored_map, expand
+from ..core.tying import MappedLayers, tie
 from ..ops import blocks as _fast_blocks  # noqa: F401 - registers them
 from ..ops import set_ops
-from ..scaling import MappedLayers, adjust_layers, check_stored_map, expand, tie
 
 UNSCALED = dict(times=1, adjust=None)  # the `scale` of the host itself
 
 
-class ScaledBackbone:
+class ScaledBackbone(StrictBackbone):
     """Mixed in before an mmpretrain backbone that was built at the scaled depth.
 
     Subclasses say where the blocks are (``_containers() -> [(name, container)]``), what the paper's defaults are
     (``scale_defaults``) and which norms a file may lack or have besides.
     """
 
-    scaled_host = True  # roles.py: norms in here are those of the scaled network
     host: str  # name of the dialect of the host, see checkpoint.dialects
     scale_defaults: dict[str, Any]
     alternating = 1  # period of the blocks, see LayerMap.live
@@ -66,10 +67,9 @@ class ScaledBackbone:
         if clash:
             raise ValueError(
                 f'scale has growth={given["growth"]!r} and {clash}; growth itself says where new layers lie and how '
-                'they '
-                'start, and takes new_layers=NUMBER or times=FACTOR. Leave the others out (in a child of a config that '
-                'has them: '
-                'scale=dict(_delete_=True, growth=...), on the command line model.backbone.scale._delete_=True).'
+                'they start, and takes new_layers=NUMBER or times=FACTOR. Leave the others out (in a child of a '
+                'config that has them: scale=dict(_delete_=True, growth=...), on the command line '
+                'model.backbone.scale._delete_=True).'
             )
         if given.get('times') == 1:
             raise ValueError(
@@ -150,7 +150,8 @@ class ScaledBackbone:
                 state_dict = strip_prefix(state_dict, prefix.rstrip('.') + '.')
                 if not state_dict:
                     raise CheckpointError(f'no key starts with {prefix!r}, which init_cfg names as the prefix.')
-            self.load_state_dict(split(state_dict)[0])
+            own = self.own_names(state_dict)
+            self.load_state_dict(split(state_dict)[0] if own is None else own)
         except (CheckpointError, ValueError) as e:
             raise CheckpointError(f'{checkpoint}: {e}', getattr(e, 'differences', None)) from e
         print_log(f'{type(self).__name__}: loaded {checkpoint}', 'current')
@@ -160,7 +161,7 @@ class ScaledBackbone:
         if not entries:
             raise CheckpointError(
                 f'The checkpoint has no key under {prefix!r}, where this model keeps its backbone. Write it as one of '
-                'ours with: python tools/convert_checkpoint.py SOURCE DESTINATION'
+                'ours with: scalenet convert SOURCE DESTINATION'
             )
         for key in entries:
             del state_dict[prefix + key]

@@ -2,7 +2,6 @@
 
 from .dialects import head_to_mmpretrain, host_of, recognise, rewrite, split, to_host
 from .reading import read_checkpoint, register_schemes, unwrap
-from .resize import resize_bias_table
 from .strict import CheckpointError, Differences, compare, require
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     'recognise',
     'register_schemes',
     'require',
-    'resize_bias_table',
     'rewrite',
     'split',
     'to_host',

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
-from .delta import PUSHED, Delta, read_delta
+from ..tables import markdown_table
+from .delta_file import PUSHED, Delta, read_delta
 from .strict import CheckpointError
 
 CONFIG, CARD = 'config.py', 'README.md'
@@ -88,23 +88,20 @@ def card(delta: Delta, address: str, license: str, base_model: str | None = None
         f'{delta.nbytes:,} bytes. The tensors it stands on are those of `{delta.base}` '
         f'(sha256 `{delta.fingerprint}`); on any other it is refused.',
         '```python\n'
-        'from scalenet_mm.checkpoint.export import assemble\n\n'
+        'from scalenet_mm.checkpoint.assemble import assemble\n\n'
         f'model = assemble({here!r}{named})   # base + delta, checked, in eval mode\n```',
-        _table(('role', 'tensors', 'bytes'), sizes),
+        markdown_table(('role', 'tensors', 'bytes'), sizes, 'lll'),
         'Source layer of each layer of the deepened stages:\n\n'
-        + _table(('layers', 'sources'), [(name, ', '.join(map(str, s))) for name, s in maps.items()]),
-        _table(('metric', 'value', 'unit'), [(k, f'{v:.6g}', 'as logged') for k, v in delta.metrics.items()])
+        + markdown_table(('layers', 'sources'), [(name, ', '.join(map(str, s))) for name, s in maps.items()], 'll'),
+        markdown_table(
+            ('metric', 'value', 'unit'), [(k, f'{v:.6g}', 'as logged') for k, v in delta.metrics.items()], 'lll'
+        )
         if delta.metrics
         else 'Metrics of these weights were not recorded.',
-        _table(('adjustment', 'number'), [(k, str(n)) for k, n in delta.adapters.items()]),
+        markdown_table(('adjustment', 'number'), [(k, str(n)) for k, n in delta.adapters.items()], 'll'),
         f'Trained to {_pairs(delta.position)}; written with {_pairs(delta.versions)}. Training settings: `{CONFIG}`.',
     ]
     return '\n\n'.join(sections) + '\n'
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [head, ['---'] * len(tuple(head)), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def _pairs(entries: dict) -> str:

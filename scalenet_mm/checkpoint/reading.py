@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..compat import allowed_globals
 from .fetching import fetch_hub, fetch_url
 from .strict import CheckpointError
 
@@ -114,36 +112,6 @@ def register_schemes() -> None:
 
     CheckpointLoader.register_scheme(r'z{0}.*\.safetensors(\?.*)?$', load_from_safetensors, force=True)
     CheckpointLoader.register_scheme('hf://', load_from_hf, force=True)
-
-
-def allowed_globals() -> list[tuple[Any, str]]:
-    """What a file may name besides tensors, as `torch.serialization.safe_globals` takes it.
-
-    Runner files hold log histories (numpy arrays in HistoryBuffers), official DeiT files their
-    arguments, official Swin files a yacs config, which is read as a plain dict.
-    """
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    def statistics_method(owner: type, name: str) -> Callable:
-        # stands for `getattr`, which would open every door
-        if owner is not HistoryBuffer or name.startswith('_'):
-            raise UnpicklingError(f'GLOBAL getattr({owner}, {name!r}) is not allowed')
-        return getattr(owner, name)
-
-    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-    dtypes = {type(np.dtype(code)) for code in np.typecodes['All']}
-    return [
-        (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
-        (statistics_method, 'builtins.getattr'),
-        (slice, 'builtins.slice'),
-        (argparse.Namespace, 'argparse.Namespace'),
-        (OrderedDict, 'yacs.config.CfgNode'),
-        (np.ndarray, 'numpy.ndarray'),
-        (np.dtype, 'numpy.dtype'),
-        *((kind, f'{kind.__module__}.{kind.__qualname__}') for kind in dtypes),
-        *((reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
-        *((scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
-    ]
 
 
 def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:

@@ -105,3 +105,17 @@ def _section(title: str, entries: list[str]) -> str:
     more = len(entries) - SHOWN
     lines = [f'{len(entries)} {title}:', *(f'  {entry}' for entry in entries[:SHOWN])]
     return '\n'.join(lines + ([f'  ... and {more} more'] if more > 0 else []))
+
+
+class StrictBackbone:
+    """A backbone that reads files of every dialect by itself and refuses what does not fit (decision 4)."""
+
+    scaled_host = True  # roles.py: norms in here are those of the scaled network
+
+    def own_names(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """The backbone of a library's file by the names of this module; None where the table of dialects knows them."""
+        return None
+
+    def load_pretrained(self, checkpoint: str, prefix: str | None = None) -> None:
+        """Loads a checkpoint file, scaled or not, strictly."""
+        raise NotImplementedError

@@ -9,15 +9,14 @@ from pathlib import Path
 from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
-from ..checkpoint.delta import SUFFIX, apply_delta, read_delta
-from ..checkpoint.export import base_name, make_delta
-from ..checkpoint.fingerprint import digests
+from ..checkpoint.assemble import base_name, make_delta
+from ..checkpoint.delta_file import SUFFIX, apply_delta, digests, read_delta
 from ..checkpoint.reading import read_checkpoint, unwrap
-from ..roles import scaled_hosts
+from ..compat import bare
+from ..core.roles import scaled_hosts
 
 RECORD = 'delta_base'  # what the run started from, kept in its checkpoints for when it is resumed
 
@@ -61,7 +60,7 @@ class DeltaHook(Hook):
         if runner._resume:
             print_log(
                 'DeltaHook: the checkpoint resumed from was written without this hook, so what its run started from is '
-                'not known; write its delta with tools/delta.py export CKPT --base BASE.',
+                'not known; write its delta with scalenet delta export CKPT --base BASE.',
                 'current',
                 logging.WARNING,
             )
@@ -148,7 +147,7 @@ class ApplyDeltaHook(Hook):
 
     def before_train(self, runner) -> None:
         raise RuntimeError(
-            'ApplyDeltaHook is for evaluation. To train on from a delta, write the full checkpoint with tools/delta.py '
+            'ApplyDeltaHook is for evaluation. To train on from a delta, write the full checkpoint with scalenet delta '
             'apply BASE DELTA OUT.pth and name it in load_from.'
         )
 
@@ -164,13 +163,6 @@ class ApplyDeltaHook(Hook):
 
 def _model(runner) -> nn.Module:
     return bare(runner.model)
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The model inside DDP and test-time augmentation."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
 
 
 def _folder(runner) -> Path:

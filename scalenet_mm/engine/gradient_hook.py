@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import wraps
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
-from ..analysis.gradients import layer_tensors, norms
+from ..compat import bare
+from ..core.layers import layer_tensors, norms
 
 PREFIX = 'gradient_norm'
 
@@ -41,7 +41,7 @@ class GradientNormHook(Hook):
         self.interval, self.tensors, self.names = interval, tensors, tuple(layers)
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare(runner.model)
         found = layer_tensors(model, self.tensors, self.names)
         self.params = {
             name: trained for name, params in found.items() if (trained := [p for p in params if p.requires_grad])

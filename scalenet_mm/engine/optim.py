@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
-from contextlib import contextmanager
-
-from mmengine.logging import MMLogger, print_log
+from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from ..adapters import Gate
-from ..roles import Role, TrainPolicy, roles
+from ..compat import quiet
+from ..core.adapters import Gate
+from ..core.roles import Role, TrainPolicy, roles
+from ..tables import format_table
 from .wrapper import freeze
 
 PARAMWISE_KEYS = {
@@ -54,7 +52,7 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         model = freeze(model, self.policy)
-        with _quiet():
+        with quiet():
             wrapper = super().__call__(model)
         print_log('What is trained:\n' + self.table(model, wrapper), 'current')
         return wrapper
@@ -86,14 +84,6 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return format_table(('role', 'tensors', 'parameters', 'lr', 'decay'), body)
 
 
-def format_table(head: Iterable[str], rows: Iterable[Iterable]) -> str:
-    """Plain columns; numbers to the right, with thousands separators."""
-    table = [list(head)] + [[f'{c:,}' if isinstance(c, int) else str(c) for c in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ['  '.join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:]))]) for r in table]
-    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
-
-
 def _merge(params: list[dict], gates: set[int], lr: float | None, decay: float | None) -> list[dict]:
     """One group for each distinct setting."""
     defaults = {k: v for k, v in (('lr', lr), ('weight_decay', decay)) if v is not None}
@@ -105,18 +95,3 @@ def _merge(params: list[dict], gates: set[int], lr: float | None, decay: float |
             setting['weight_decay'] = 0.0
         merged.setdefault(repr(sorted(setting.items())), {**setting, 'params': []})['params'].append(p)
     return list(merged.values())
-
-
-@contextmanager
-def _quiet():
-    """The default constructor logs a line for each tensor; ours prints a table."""
-    logger = MMLogger.get_current_instance()
-    logger.addFilter(_above_warning)  # logging.disable would stay in MMLogger's cache
-    try:
-        yield
-    finally:
-        logger.removeFilter(_above_warning)
-
-
-def _above_warning(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.WARNING

@@ -9,8 +9,8 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..roles import TrainPolicy
-from ..sharding import is_sharded, require_tied
+from ..core.roles import TrainPolicy
+from ..core.tying import is_sharded, require_tied
 
 REBUILT = (DistributedDataParallel, MMDistributedDataParallel)  # and no subclass
 NOT_REBUILT = {  # what these wrappers hold beside their buckets, and would lose or run twice
@@ -62,8 +62,7 @@ def freeze(model: nn.Module, policy: TrainPolicy) -> nn.Module:
         if is_model_wrapper(module):
             raise RuntimeError(
                 f'{type(model).__name__} wraps parts of the model ({name!r} and others), whose parameters a policy '
-                'cannot '
-                f'name; {REMEDY}.'
+                f'cannot name; {REMEDY}.'
             )
     wanted = set(policy.trainable(bare))
     late = [n for n, p in bare.named_parameters() if p.requires_grad != (n in wanted)]

@@ -100,8 +100,7 @@ def encode(
         shortest = min(map(len, asked))
         raise ValueError(
             f'No record has room for a response: the shortest prompt has {shortest} tokens, max_length is '
-            f'{max_length}; '
-            f'raise it above {shortest}.'
+            f'{max_length}; raise it above {shortest}.'
         )
     return found
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..live import rescale, scale
-from ..roles import TrainPolicy
+from ..core.roles import TrainPolicy
+from ..ops import rescale, scale
 
 INCREMENTS = 'increments.delta.safetensors'
 
@@ -70,15 +70,14 @@ def load_parts(name: str | Path) -> tuple[Any, Callable[[Any], nn.Module]]:
         except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(
                 f'{name} gives no {part}: name a folder that save_pretrained wrote, or a model of the Hub that this '
-                'machine '
-                f'may fetch (hf auth login, for gated ones such as Llama). {error}'
+                f'machine may fetch (hf auth login, for gated ones such as Llama). {error}'
             ) from error
     return read, lambda dtype: from_pretrained(name, dtype=dtype)
 
 
 def _built(model_class: Any, config: Any, dtype: torch.dtype, spec: dict, kwargs: dict) -> nn.Module:
     """The network at the scaled depth, tied and adjusted, its weights still without storage."""
-    from ..analysis.flops import meta_parameters
+    from ..core.flops import meta_parameters
 
     make = getattr(model_class, '_from_config', None) or model_class.from_config
     with meta_parameters():
@@ -111,7 +110,7 @@ def save_increments(model: nn.Module, base: str, path: str | Path, policy: Train
     Returns:
         The ``Delta``.
     """
-    from ..checkpoint.export import make_delta
+    from ..checkpoint.assemble import make_delta
 
     delta = make_delta(model.state_dict(), policy.trainable(model), model, str(base), model.config.to_json_string())
     delta.save(path)
@@ -133,7 +132,7 @@ def load_increments(
     """
     from transformers import AutoModelForCausalLM
 
-    from ..checkpoint.delta import apply_delta, read_delta
+    from ..checkpoint.delta_file import apply_delta, read_delta
 
     delta = read_delta(path)
     config = json.loads(delta.config)

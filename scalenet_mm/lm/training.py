@@ -6,20 +6,19 @@ The paper says of Table X: all layers x2, Alpaca, 3 epochs. Everything else in `
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..roles import TrainPolicy, count, total
+from ..core.roles import TrainPolicy, count, total
+from ..progress import Progress
+from ..tables import format_table
 from .alpaca import pad
 
-EVERY = 10.0  # seconds between two lines of progress
 TRAINED = 'scalenet_train'  # of the model's config: which roles are trained
 
 
@@ -187,8 +186,7 @@ def require_same_run(checkpoint: str | Path, config: Any) -> None:
         theirs, ours = ({k: c.get(k) for k in differ} for c in (theirs, ours))
         raise ValueError(
             f'{checkpoint} is of a run with {theirs}, and these arguments make {ours}; continue it with the arguments '
-            'it was '
-            'started with, or name another --out without --resume.'
+            'it was started with, or name another --out without --resume.'
         )
 
 
@@ -204,8 +202,7 @@ def to_full_precision(model: nn.Module, trainable: set[str], autocast: bool) -> 
     if frozen_half and not autocast:
         raise ValueError(
             f'The frozen weights are stored in {model.dtype}, what is trained in float32: that needs autocast, '
-            'bf16=True '
-            '(--bf16), or load the model in float32.'
+            'bf16=True (--bf16), or load the model in float32.'
         )
     for p in half:
         p.data = p.data.float()
@@ -216,17 +213,8 @@ def trainable_table(model: nn.Module) -> str:
     counts = {role: c for role, c in count(model).items() if c.tensors}
     rows = [(str(role), c.tensors, c.params, c.trainable) for role, c in counts.items()]
     whole = total(counts.values())
-    return as_table(
+    return format_table(
         ('role', 'tensors', 'parameters', 'trained'), [*rows, ('total', whole.tensors, whole.params, whole.trainable)]
-    )
-
-
-def as_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Plain columns; numbers to the right, with thousands separators."""
-    lines = [list(map(str, head))] + [[f'{c:,}' if isinstance(c, int) else str(c) for c in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join(
-        '  '.join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in lines
     )
 
 
@@ -234,21 +222,16 @@ def _progress() -> Any:
     """A line every few seconds: steps, loss, rate, time left."""
     from transformers import TrainerCallback
 
-    class Progress(TrainerCallback):
+    class Shown(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.started, self.begin, self.shown = time.time(), state.global_step, 0.0
+            self.progress = Progress('training', state.max_steps, state.global_step, unit='step')
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            step, last = state.global_step, state.max_steps
-            due = time.time() - self.shown >= EVERY or step >= last
-            if not state.is_world_process_zero or 'loss' not in logs or not due:
-                return
-            self.shown = time.time()
-            left = (self.shown - self.started) / max(step - self.begin, 1) * (last - step)
-            print(
-                f'  step {step} of {last}, epoch {state.epoch:.2f}, loss {float(logs["loss"]):.4f}, '
-                f'lr {float(logs["learning_rate"]):.2e}, {timedelta(seconds=round(left))} left',
-                flush=True,
-            )
+            if state.is_world_process_zero and 'loss' in logs:
+                told = dict(loss=f'{float(logs["loss"]):.4f}', lr=f'{float(logs["learning_rate"]):.2e}')
+                self.progress.update(state.global_step, epoch=f'{state.epoch:.2f}', **told)
 
-    return Progress()
+        def on_train_end(self, args, state, control, **kwargs):
+            self.progress.close()
+
+    return Shown()

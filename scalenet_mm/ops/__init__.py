@@ -6,14 +6,17 @@ The modules keep their place, their parameters and their key names: a switch cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import wraps
 from typing import Any
 
 from torch import nn
 
+from ..core import scale as live
+from ..core.adapters import AdaptedLinear
 from .gemm import LIBRARIES
-from .linear import FastLinear, keep_recipe
+from .linear import FastAdaptedLinear, FastLinear, keep_recipe
 from .window import METHODS
 
 
@@ -87,21 +90,22 @@ class Ops:
 
 # Host class -> its fast class: a subclass with ``wanted(ops) -> bool`` and ``use_ops(ops)``. blocks.py adds
 # mmpretrain's.
-FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear}
+FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear, AdaptedLinear: FastAdaptedLinear}
 
 
-def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None) -> nn.Module:
+def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None, only: type[nn.Module] = nn.Module) -> nn.Module:
     """Turns the fast paths of a built network on or off, in place; idempotent.
 
     Args:
         model: a backbone, a detector, or a live network with adjusted layers.
         ops: see ``Ops.read``. ``'plain'`` gives every module its host's class back.
+        only: modules of this class alone.
 
     Returns:
         ``model``.
     """
     ops = Ops.read(ops)
-    for module in list(model.modules()):
+    for module in [m for m in model.modules() if isinstance(m, only)]:
         host = module.__dict__.pop('host_class', type(module))
         fast = FAST.get(host)
         if fast is not None and fast.wanted(ops):
@@ -112,6 +116,19 @@ def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None) -> nn.Modu
             module.use_ops(ops)
     recomputed(model, bool(ops.recompute))
     return model
+
+
+def _fast(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """``make`` of a live network, whose adapted linears are then the fast ones; the host's own modules stay."""
+
+    @wraps(make)
+    def made(*args, **kwargs) -> nn.Module:
+        return set_ops(make(*args, **kwargs), only=AdaptedLinear)
+
+    return made
+
+
+scale, rescale, scale_layers = map(_fast, (live.scale, live.rescale, live.scale_layers))
 
 
 def recomputed(model: nn.Module, on: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,13 +15,12 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from mmpretrain.models.utils.attention import ShiftWindowMSA, WindowMSA
 from torch import Tensor, nn
 
-from ..adapters import AdaptedLinear
+from ..core.adapters import AdaptedLinear
 from . import FAST, Ops
 from .compile import branch_weights, compiled, signature
 from .drop_path import sparse_residual
 from .gemm import compute_dtype, traced
 from .linear import FastLinear
-from .pieces import in_pieces
 from .window import Layout, attend, attend_any, biases, fastest, from_windows, layout, to_windows
 
 
@@ -238,3 +238,23 @@ FAST.update(
         TransformerEncoderLayer: FastEncoderLayer,
     }
 )
+
+
+LARGE = 16 * 2**20  # bytes of hidden features from which on pieces pay
+
+
+PIECE = 8 * 2**20
+
+
+def in_pieces(branch: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    """``branch(x)`` for a branch that treats tokens independently.
+
+    Args:
+        x: (..., C).
+        width: of the branch's widest features.
+    """
+    nbytes = x.numel() // x.shape[-1] * width * x.element_size()
+    if x.device.type != 'cpu' or nbytes <= LARGE:
+        return branch(x)
+    rows = x.reshape(-1, x.shape[-1]).tensor_split(-(-nbytes // PIECE))
+    return torch.cat([branch(r) for r in rows]).view(*x.shape[:-1], -1)

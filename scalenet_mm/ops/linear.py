@@ -9,17 +9,14 @@ The reference is the plain sum ``F.linear(x, W, b) + adapter(x)``; against it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.adapters import AdaptedLinear, LowRank
 from .gemm import compute_dtype, in_dtype, product, traced
-
-# An adjustment as this module sees it: A, B and the non-linearity between them (None: LoRA).
-LowRank = tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]
 
 
 def linear(
@@ -158,3 +155,15 @@ class FastLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
         return linear(x, self.weight, self.bias, None, self.library)
+
+
+class FastAdaptedLinear(FastLinear, AdaptedLinear):
+    """``AdaptedLinear`` (the reference) through ``linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out)."""
+        low_rank = None if self.gate is not None or self.adapter is None else self.adapter.low_rank()
+        y = linear(x, self.weight, self.bias, low_rank, self.library)
+        if self.gate is not None:
+            y = self.gate(y)
+        return y if self.adapter is None or low_rank else y + self.adapter(x)

@@ -117,7 +117,7 @@ def check_result(s: Setup) -> str:
             f'Two families of OpenMMLab are in {s.env} and overwrite each other: uninstall '
             f'{" ".join(maintained + s.upstream())} and run this again'
         )
-    doctor = f'"{s.python}" "{ROOT / "tools" / "doctor.py"}"'
+    doctor = f'(cd "{ROOT}" && "{s.python}" -m scalenet_mm doctor)'
     for what, code in CHECKS:
         run(s, s.python, '-I', '-c', code, otherwise=f'It is not so that {what}: {doctor} says why')
     if s.managed:

@@ -1,0 +1,279 @@
+"""Any network of timm or Hugging Face that ``scalenet_mm.scale`` can scale, as a backbone of the OpenMMLab
+frameworks.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..checkpoint.reading import strip_prefix
+from ..checkpoint.strict import CheckpointError
+from ..core.scale import ADJUST
+from ..core.scale import scale as scale_live
+from ..core.spread import expand
+from ..core.tying import MappedLayers, is_norm
+from ..ops import Ops, set_ops
+from .outputs import Layout
+from .scaled import ScaledBackbone, require_exact_keys, store_layer_maps
+
+OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')  # as mmpretrain's ViT
+TOKEN_NORMS = ('norm', 'layernorm')  # over all tokens, behind the last layer
+POOLED_NORMS = ('fc_norm', 'head.norm')  # over their mean
+# What a file may hold besides: heads, a teacher's mask token, norms of outputs that were not asked for.
+UNUSED = re.compile(r'(.*\.)?mask_token|(head|head_dist|fc|classifier|pooler|decoder|fc_norm|norm|layernorm)\..*')
+
+
+class LiveBackbone(ScaledBackbone, BaseModule):
+    """A network that its library builds at the pretrained depth and ``scalenet_mm.scale`` deepens.
+
+    A subclass says how its library builds a network (``_build``), runs it (``_run``) and reads a file (``_converted``),
+    and where pretrained weights are (``_address``). Outputs are caught behind the layers themselves, so they are those
+    of any host.
+
+    Args:
+        name: of the network, as its library calls it.
+        scale: ``dict(times=2, order=None, layers='all', stages=None, sources=None,
+            adjust=dict(type='ParallelAdapter', rank=16), adjust_on=None, start='paper')``, see ``scalenet_mm.scale``.
+        out_indices: of the *scaled* layers where the host has one list of them, of stages where it has several.
+        out_type: ``'featmap'`` (B, C, H, W), ``'cls_token'`` (B, C), ``'avg_featmap'`` (B, C) or ``'raw'``, all tokens
+            (B, N, C) with those of class and registers first.
+        out_norm: whether the host's last norm is applied, to every output that has its channels; of ``'avg_featmap'``
+            before or after the mean as the host has it. Norms that no output passes are left out.
+        img_size: of the position embedding; by default the host's.
+        drop_path_rate: of the last layer, the host's schedule.
+        with_cp: recompute the layers' activations in the backward pass.
+        ops: fast paths, see ``ops.SWITCHES``; of a live host only those of linear layers apply.
+        pretrained: sets ``init_cfg`` to the address where the library has the weights.
+        frozen_stages: refused.
+        host: the library's other arguments.
+
+    Raises:
+        ValueError: for a name, ``scale`` or output outside the rules, naming rule, value and way out.
+        ImportError: without the library.
+    """
+
+    library: str
+    scale_defaults = dict(
+        times=2, order=None, layers='all', stages=None, sources=None, adjust=ADJUST, adjust_on=None, start='paper'
+    )
+
+    def __init__(
+        self,
+        name: str | Mapping[str, Any],
+        *,
+        scale: dict | None = None,
+        out_indices: int | Sequence[int] = -1,
+        out_type: str = 'featmap',
+        out_norm: bool = True,
+        img_size: int | Sequence[int] | None = None,
+        drop_path_rate: float | None = None,
+        in_channels: int = 3,
+        with_cp: bool = False,
+        ops: str | Mapping | None = None,
+        pretrained: bool = False,
+        frozen_stages: int = -1,
+        init_cfg: dict | list | None = None,
+        **host,
+    ):
+        scale, ops = self._read_scale(scale, frozen_stages), Ops.read(ops)
+        if out_type not in OUT_TYPES:
+            raise ValueError(f'out_type must be one of {OUT_TYPES}, got {out_type!r}.')
+        if pretrained and init_cfg:
+            raise ValueError('pretrained=True and init_cfg both name weights; leave one of them out.')
+        super().__init__(init_cfg)
+        sized = self._arguments(img_size, drop_path_rate, in_channels)
+        self.source = dict(name=name, **{k: v for k, v in sized.items() if v is not None}, **host)
+        self.out_type, self.out_norm = out_type, out_norm
+        self.net = self._with_outputs(self._build(**self.source))
+        if out_type == 'cls_token' and not _has_class_token(self.net):
+            raise ValueError(
+                f"out_type='cls_token' needs a class token, and {name!r} has none; use 'featmap' or 'avg_featmap'."
+            )
+        self.net.is_init = True  # mmengine would have it draw its weights anew
+        self.patch_size, self.img_size = self._sizes()
+        scale_live(self.net, **scale)
+        self.out_indices = self._read_indices(out_indices)
+        self._kept: list[Tensor] | None = None
+        outputs = self._layers()
+        self._layouts = [Layout.of(outputs[i]) for i in self.out_indices]
+        for i in self.out_indices:
+            outputs[i].register_forward_hook(self._keep)
+        set_ops(self, ops)
+        if with_cp:
+            self._checkpoint_layers()
+        if pretrained:
+            self.init_cfg = dict(type='Pretrained', checkpoint=self._address())
+        self._register_state_dict_hook(store_layer_maps)
+        self.register_load_state_dict_pre_hook(require_exact_keys)
+
+    # --- what a library has to say
+
+    def _arguments(self, img_size, drop_path_rate, in_channels) -> dict[str, Any]:
+        """These arguments by the library's names; None where it keeps its own."""
+        raise NotImplementedError
+
+    def _build(self, name, **host) -> nn.Module:
+        raise NotImplementedError
+
+    def _run(self, x: Tensor) -> None:
+        raise NotImplementedError
+
+    def _sizes(self) -> tuple[int, Any]:
+        """Size of a patch (1 where nothing has to be padded) and of an image."""
+        raise NotImplementedError
+
+    def _checkpoint_layers(self) -> None:
+        raise NotImplementedError
+
+    def _converted(self, entries: dict[str, Tensor], scaled: bool) -> dict[str, Tensor]:
+        """Entries of a file of any of the library's dialects, by the names and in the sizes of ``net`` or its
+        source.
+        """
+        raise NotImplementedError
+
+    def _address(self) -> str:
+        raise NotImplementedError
+
+    def _import(self) -> ModuleType:
+        try:
+            return import_module(self.library)
+        except ImportError as e:
+            raise ImportError(
+                f'{type(self).__name__} needs the package {self.library}: pip install {self.library}'
+            ) from e
+
+    # --- outputs
+
+    def _with_outputs(self, net: nn.Module) -> nn.Module:
+        """Leaves out the norms that no output passes: they would be trained without a gradient."""
+        passed = TOKEN_NORMS + (POOLED_NORMS if self.out_type == 'avg_featmap' else ())
+        for path in TOKEN_NORMS + POOLED_NORMS:
+            if _norm(net, (path,)) and not (self.out_norm and path in passed):
+                parent, _, attribute = path.rpartition('.')
+                setattr(net.get_submodule(parent), attribute, nn.Identity())
+        return net
+
+    def _containers(self) -> list[tuple[str, MappedLayers]]:
+        return [(n, m) for n, m in self.named_modules() if isinstance(m, MappedLayers)]
+
+    def _layers(self) -> list[nn.Module]:
+        """What ``out_indices`` count: the layers of a single container, the last one of each of several."""
+        containers = [layers for _, layers in self._containers()]
+        return list(containers[0]) if len(containers) == 1 else [c[-1] for c in containers]
+
+    def _read_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
+        n = len(self._layers())
+        several = isinstance(out_indices, Sequence) and not isinstance(out_indices, str)
+        given = list(out_indices) if several else [out_indices]
+        found = [i % n for i in given if i in range(-n, n)]
+        if not found or len(found) < len(given) or found != sorted(set(found)):
+            what = 'scaled layers' if len(self._containers()) == 1 else 'stages'
+            raise ValueError(
+                f'out_indices must be ascending indices of the {n} {what}, 0..{n - 1}, or negative from the end, '
+                f'got {given}.'
+            )
+        return tuple(found)
+
+    def _keep(self, layer: nn.Module, inputs, output) -> None:
+        if self._kept is not None:  # None where the host runs by itself
+            self._kept.append(output[0] if isinstance(output, tuple) else output)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, C, H, W), padded with zeros to whole patches -> one output for each of ``out_indices``."""
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        self._kept = []
+        try:
+            self._run(x)
+            return tuple(map(partial(self._output, x.shape), self._layouts, self._kept))
+        finally:
+            self._kept = None
+
+    def _output(self, images: Sequence[int], layout: Layout, y: Tensor) -> Tensor:
+        """A layer's (B, N, C), (B, H, W, C) or (B, C, H, W), by ``out_type``."""
+        y = layout.channels_last(y, images, self.out_type == 'featmap', self.source['name'])
+        y = _normed(self.net, TOKEN_NORMS, y)
+        grid = self._grid(y, *images[-2:])
+        if self.out_type == 'featmap':
+            return grid.permute(0, 3, 1, 2).contiguous()
+        if self.out_type == 'avg_featmap':
+            return _normed(self.net, POOLED_NORMS, grid.mean((1, 2)))
+        return y[:, 0] if self.out_type == 'cls_token' else y.reshape(len(y), -1, y.shape[-1])
+
+    def _grid(self, y: Tensor, height: int, width: int) -> Tensor:
+        """The (B, H, W, C) behind the tokens of class and registers; each stage halves it, odd sizes rounded up."""
+        if y.ndim == 4:
+            return y
+        h, w = height // self.patch_size, width // self.patch_size
+        while h * w > y.shape[1]:
+            h, w = (h + 1) // 2, (w + 1) // 2
+        return y[:, -h * w :].unflatten(1, (h, w))
+
+    # --- loading
+
+    def own_names(self, state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+        """A file's backbone with its keys under ``net.``; a network that ``scale`` deepened keeps its layer maps."""
+        if any(key.startswith('backbone.') for key in state_dict):
+            state_dict = strip_prefix(state_dict, 'backbone.')
+        if any(key.startswith('timm_model.') for key in state_dict):  # mmpretrain's TIMMBackbone
+            state_dict = strip_prefix(state_dict, 'timm_model.')
+        if any(key.startswith('net.') for key in state_dict):
+            return state_dict
+        metadata = getattr(state_dict, '_metadata', {})
+        maps = {f'net.{k}': m['layer_map'] for k, m in metadata.items() if 'layer_map' in m}
+        named = OrderedDict((f'net.{k}', v) for k, v in state_dict.items())
+        named._metadata = OrderedDict({'': dict(layer_maps=maps)})
+        return named
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        given = {k: state_dict.pop(k) for k in list(state_dict) if k.startswith(prefix)}
+        entries = {k[len(prefix) :].removeprefix('net.'): v for k, v in given.items()}
+        if not entries:
+            raise CheckpointError(
+                f'The checkpoint has no key under {prefix!r}, where this model keeps its backbone. A file of '
+                f"{self.library} is loaded with init_cfg=dict(type='Pretrained', checkpoint=...)."
+            )
+        self._check_stored(local_metadata, prefix)
+        expected = self.state_dict()
+        scaled = {k.removeprefix('net.') for k in expected} <= entries.keys()
+        converted = {f'net.{k}': v for k, v in self._converted(entries, scaled).items()}
+        for name, layers in self._containers():
+            expand(converted, f'{name}.', layers)
+        besides = [k for k in converted if k not in expected and UNUSED.fullmatch(k[len('net.') :])]
+        if besides:
+            print_log(f'{type(self).__name__}: {besides} are not used here.', 'current', logging.WARNING)
+        state_dict.update({prefix + k: v for k, v in converted.items() if k not in besides})
+        BaseModule._load_from_state_dict(self, state_dict, prefix, local_metadata, *args)
+
+
+def _norm(net: nn.Module, paths: Sequence[str]) -> nn.Module | None:
+    """The normalisation layer at the first of these paths that leads to one."""
+    modules = (reduce(lambda m, name: getattr(m, name, None), p.split('.'), net) for p in paths)
+    return next((m for m in modules if m is not None and is_norm(m)), None)
+
+
+def _normed(net: nn.Module, paths: Sequence[str], y: Tensor) -> Tensor:
+    """(..., C) behind a norm of the host, if that has C channels."""
+    norm = _norm(net, paths)
+    if norm is None or norm.weight.numel() != y.shape[-1]:
+        return y
+    if type(norm).__name__.endswith('2d'):  # over the second axis of four
+        maps = y.reshape(len(y), -1, 1, y.shape[-1]).permute(0, 3, 1, 2)
+        return norm(maps).permute(0, 2, 3, 1).reshape(y.shape)
+    return norm(y)
+
+
+def _has_class_token(net: nn.Module) -> bool:
+    return any(name.rpartition('.')[2] == 'cls_token' for name, _ in net.named_parameters())

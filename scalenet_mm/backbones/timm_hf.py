@@ -1,0 +1,209 @@
+"""The live hosts of timm and of Hugging Face as registered backbones; either library is imported when one is built."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..checkpoint.strict import CheckpointError
+from ..core.flops import meta_parameters
+from .library import LiveBackbone
+
+# What lets a timm host take images of other sizes than its own, where its class knows the argument.
+ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)
+
+
+@MODELS.register_module()
+class ScaleNetTimm(LiveBackbone):
+    """A network of timm, scaled: ``dict(type='ScaleNetTimm', model_name='vit_small_patch14_dinov2', img_size=224)``.
+
+    Args:
+        model_name: as ``timm.create_model`` takes it.
+
+    The other arguments are those of ``LiveBackbone``; what is left goes to ``timm.create_model``.
+    """
+
+    library = 'timm'
+
+    def __init__(self, model_name: str, **kwargs):
+        super().__init__(model_name, **kwargs)
+
+    def _arguments(self, img_size, drop_path_rate, in_channels) -> dict[str, Any]:
+        size = tuple(img_size) if isinstance(img_size, (list, tuple)) else img_size
+        return dict(img_size=size, drop_path_rate=drop_path_rate, in_chans=in_channels)
+
+    def _build(self, name: str, **host) -> nn.Module:
+        timm = self._import()
+        if ':' not in name and not timm.is_model(name.partition('.')[0]):
+            known = timm.list_models()
+            raise ValueError(
+                f'timm has no model {name!r}; near are {_nearest(name, known)} ({len(known)} in all: '
+                'timm.list_models()).'
+            )
+        try:
+            with meta_parameters():
+                taken = inspect.signature(type(timm.create_model(name, num_classes=0, **host)))
+            flexible = {k: v for k, v in ANY_SIZE.items() if k in taken.parameters}
+            return timm.create_model(name, num_classes=0, **{**flexible, **host})
+        except TypeError as e:
+            raise ValueError(f'timm cannot build {name!r} with {host}: {e}') from e
+
+    def _sizes(self) -> tuple[int, Any]:
+        patch = getattr(getattr(self.net, 'patch_embed', None), 'patch_size', 1)
+        size = getattr(getattr(self.net, 'patch_embed', None), 'img_size', None)
+        size = size or self.net.pretrained_cfg['input_size'][1:]
+        return patch if isinstance(patch, int) else max(patch), size
+
+    def _run(self, x: Tensor) -> None:
+        self.net.forward_features(x)
+
+    def _checkpoint_layers(self) -> None:
+        self.net.set_grad_checkpointing(True)
+
+    def _converted(self, entries: dict[str, Tensor], scaled: bool) -> dict[str, Tensor]:
+        """By timm's own filter of the host's files, which renames, reshapes and resizes."""
+        module = inspect.getmodule(type(self.net))
+        convert = getattr(module, 'checkpoint_filter_fn', None)
+        if convert is None:
+            return entries
+        known = inspect.signature(convert).parameters
+        options = {'adapt_layer_scale': True} if 'adapt_layer_scale' in known else {}
+        if scaled:
+            like = self.net
+        else:
+            with meta_parameters():
+                like = self._build(**self.source)
+        try:
+            return dict(convert(dict(entries), like, **options))
+        except (AttributeError, IndexError, KeyError, RuntimeError, ValueError) as e:
+            raise CheckpointError(
+                f'timm cannot read this file as one of {self.source["name"]} ({type(e).__name__}: {e}); check that it '
+                f'belongs to this model. Its keys begin with {list(entries)[:3]}.'
+            ) from e
+
+    def _address(self) -> str:
+        cfg = self.net.pretrained_cfg
+        hub = cfg.get('hf_hub_id')
+        found = (
+            cfg.get('file')
+            or (hub and f'hf://{hub}/{cfg.get("hf_hub_filename") or "model.safetensors"}')
+            or cfg.get('url')
+        )
+        if not found:
+            raise ValueError(
+                f'timm has no pretrained weights of {self.source["name"]!r}; leave pretrained out, or name a file: '
+                "init_cfg=dict(type='Pretrained', checkpoint=...)."
+            )
+        return found
+
+
+@MODELS.register_module()
+class ScaleNetHF(LiveBackbone):
+    """A vision network of Hugging Face's transformers, scaled: ``dict(type='ScaleNetHF',
+    model_name_or_config='facebook/dinov2-small')``.
+
+    Args:
+        model_name_or_config: a name on the Hub or a folder, or a config: ``dict(model_type='dinov2', hidden_size=384,
+            ...)``.
+        run: further arguments of the host's ``forward``, such as ``dict(always_partition=True)`` of Swin.
+
+    The other arguments are those of ``LiveBackbone``; what is left changes the config.
+    """
+
+    library = 'transformers'
+
+    def __init__(self, model_name_or_config: str | Mapping[str, Any], *, run: dict | None = None, **kwargs):
+        super().__init__(model_name_or_config, **kwargs)
+        taken = inspect.signature(self.net.forward).parameters
+        any_size = {k: True for k in ('interpolate_pos_encoding',) if k in taken}
+        self.run_arguments = {**any_size, **(run or {})}
+
+    def _arguments(self, img_size, drop_path_rate, in_channels) -> dict[str, Any]:
+        return dict(image_size=img_size, drop_path_rate=drop_path_rate, num_channels=in_channels)
+
+    def _config(self, name: str | Mapping[str, Any], **changes):
+        known = self._import()
+        if isinstance(name, str):
+            try:
+                config = known.AutoConfig.from_pretrained(name)
+            except (OSError, ValueError) as e:
+                raise ValueError(
+                    f'{name!r} is neither a model on the Hugging Face Hub nor a folder with a config.json: {e}'
+                ) from e
+        else:
+            given = dict(name)
+            kind = given.pop('model_type', None)
+            if kind not in known.CONFIG_MAPPING:
+                raise ValueError(
+                    f'transformers has no model_type {kind!r}; near are '
+                    f'{_nearest(str(kind), list(known.CONFIG_MAPPING))}.'
+                )
+            config = known.AutoConfig.for_model(kind, **given)
+        unknown = sorted(k for k in changes if not hasattr(config, k))
+        if unknown:
+            raise ValueError(f'{type(config).__name__} has no {unknown}.')
+        if hasattr(config, 'use_mask_token'):
+            changes['use_mask_token'] = False
+        for key, value in changes.items():
+            setattr(config, key, value)
+        return config
+
+    def _build(self, name: str | Mapping[str, Any], **changes) -> nn.Module:
+        config, known = self._config(name, **changes), self._import()
+        try:
+            kind = known.MODEL_MAPPING[type(config)]
+        except KeyError as e:
+            raise ValueError(f'transformers has no base model of {type(config).__name__}.') from e
+        kind = kind[0] if isinstance(kind, tuple) else kind
+        self._options = (
+            {'add_pooling_layer': False} if 'add_pooling_layer' in inspect.signature(kind).parameters else {}
+        )
+        return known.AutoModel.from_config(config, **self._options).float()
+
+    def _sizes(self) -> tuple[int, Any]:
+        config = self.net.config
+        return getattr(config, 'patch_size', 1), config.image_size
+
+    def _run(self, x: Tensor) -> None:
+        self.net(pixel_values=x, **self.run_arguments)
+
+    def _checkpoint_layers(self) -> None:
+        self.net.gradient_checkpointing_enable(dict(use_reentrant=False))
+
+    def _converted(self, entries: dict[str, Tensor], scaled: bool) -> dict[str, Tensor]:
+        """By ``from_pretrained``, which knows the names of every release."""
+        if scaled:
+            return entries
+        net, told = type(self.net).from_pretrained(
+            None,
+            config=self._config(**self.source),
+            state_dict=dict(entries),
+            output_loading_info=True,
+            **self._options,
+        )
+        lost = {*told['missing_keys'], *(key for key, *_ in told['mismatched_keys'])}
+        found = {k: v for k, v in net.state_dict().items() if k not in lost}
+        besides = {k: entries[k] for k in told['unexpected_keys'] if k in entries}
+        shapes = {key: entries[key] for key, *_ in told['mismatched_keys'] if key in entries}
+        return found | besides | shapes
+
+    def _address(self) -> str:
+        name = self.source['name']
+        if not isinstance(name, str):
+            raise ValueError(
+                'pretrained=True needs the name of a model, and a config was given; name a file with '
+                "init_cfg=dict(type='Pretrained', checkpoint=...)."
+            )
+        where = name if os.path.isdir(name) else f'hf://{name}'
+        return f'{where}/model.safetensors'
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    """What ``name`` may have meant."""
+    return ', '.join(get_close_matches(name, names, n=5, cutoff=0.3)) or 'none'

@@ -1,0 +1,1 @@
+"""One command line, `scalenet SUBCOMMAND`: a module a subcommand, run by `main`."""

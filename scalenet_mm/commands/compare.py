@@ -1,0 +1,82 @@
+"""Two detectors or two segmentors side by side on the same images, with their differences marked.
+
+    scalenet compare CONFIG_A CKPT_A CONFIG_B CKPT_B IMAGE [IMAGE ...] [--delta-a FILE] [--delta-b FILE]
+        [--ann FILE | --gt] [--out DIR] [--score-thr 0.3] [--names A B] [--rows 4]
+
+Configs of mmdet or mmseg, ours and others; IMAGE is a file, a folder or a quoted pattern. Ground truth: --gt takes that
+of config A's test data, --ann a COCO json or a folder of label maps. Writes DIR/page_1.png, ... and
+DIR/differences.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..models.comparison import compare, task_of, totals, truth_of
+from ..models.inference import SCORE, as_panel, find_images, load_model, predict, read_image
+from ..models.side_by_side import Row, draw_side_by_side
+from ..progress import Progress
+from ..tables import format_table
+from .main import command_parser
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    p = command_parser(__doc__)
+    for side in 'AB':
+        p.add_argument(f'config_{side.lower()}', metavar=f'CONFIG_{side}')
+        p.add_argument(f'checkpoint_{side.lower()}', metavar=f'CKPT_{side}')
+        p.add_argument(f'--delta-{side.lower()}', help=f'increments of {side}, on CKPT_{side}')
+    p.add_argument('images', metavar='IMAGE', nargs='+')
+    truth = p.add_mutually_exclusive_group()
+    truth.add_argument('--ann', type=Path, help='ground truth: a COCO json, or a folder of label maps')
+    truth.add_argument('--gt', action='store_true', help="ground truth: config A's test data")
+    p.add_argument('--out', type=Path, default=Path('work_dirs/compare'), metavar='DIR')
+    p.add_argument('--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})')
+    p.add_argument('--names', nargs=2, default=('A', 'B'), metavar=('A', 'B'), help='heads of the columns')
+    p.add_argument('--rows', type=int, default=4, help='images a page (4)')
+    p.add_argument('--device', help='by default a GPU where there is one')
+    return p.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    images = find_images(args.images)
+    a = load_model(args.config_a, args.checkpoint_a, args.delta_a, args.device)
+    b = load_model(args.config_b, args.checkpoint_b, args.delta_b, args.device)
+    task = task_of(a, b)
+    truths = dict.fromkeys(images)
+    if args.ann or args.gt:
+        truth = truth_of(a, args.ann)
+        truths = {image: truth(image) for image in images}
+    columns = ['ground truth'] * bool(args.ann or args.gt) + list(args.names)
+    columns += ['difference'] * (task == 'segmentation')
+    classes, reports, rows = list(a.dataset_meta['classes']), {}, []
+    pages = -(-len(images) // args.rows)
+    with Progress('comparing', len(images), unit='image') as progress:
+        for i, image in enumerate(images, 1):
+            results = [as_panel(predict(m, image), args.score_thr) for m in (a, b)]
+            panels, reports[str(image)] = compare(*results, truths[image], classes)
+            rows.append(Row(read_image(image)[..., ::-1], panels))
+            if len(rows) == args.rows or i == len(images):
+                page = args.out / f'page_{-(-i // args.rows)}.png'
+                draw_side_by_side(rows, columns, page, classes, compared=tuple(args.names))
+                rows = []
+            progress.update(i)
+    summed = totals(list(reports.values()))
+    told = {
+        'a': dict(name=args.names[0], config=args.config_a, checkpoint=args.checkpoint_a, delta=args.delta_a),
+        'b': dict(name=args.names[1], config=args.config_b, checkpoint=args.checkpoint_b, delta=args.delta_b),
+        'score_thr': args.score_thr,
+        'total': summed,
+        'images': reports,
+    }
+    (args.out / 'differences.json').write_text(json.dumps(told, indent=1))
+    shown = [(k, v) for k, v in summed.items() if not k.startswith('by_class.')]
+    print(format_table((f'{len(images)} images', ''), shown))
+    print(f'Pictures: {args.out}/page_1.png ... page_{pages}.png   Differences: {args.out}/differences.json')
+
+
+def main(argv: Sequence[str]) -> None:
+    run(parse_args(argv))

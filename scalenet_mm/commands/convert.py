@@ -1,0 +1,101 @@
+"""Write a DeiT or Swin checkpoint of any dialect as one with OpenMMLab's names.
+
+    scalenet convert SRC DST [--to mmpretrain] [--backbone-only] [--ema] [--force]
+
+SRC is a path, http(s):// or hf://owner/repo/file; DST ends in .pth or .safetensors. The result loads
+through `load_from` and, with `prefix='backbone.'` or after `--backbone-only`, through `init_cfg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import read_checkpoint, recognise, rewrite, unwrap
+from ..checkpoint.reading import strip_prefix
+from .main import command_parser
+
+SUFFIXES = ('.pth', '.safetensors')
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser(__doc__)
+    parser.add_argument('source', metavar='SRC')
+    parser.add_argument('target', metavar='DST', type=Path)
+    parser.add_argument('--to', choices=['mmpretrain'], default='mmpretrain', help='names to write')
+    parser.add_argument('--backbone-only', action='store_true', help='leave heads out, and the prefix `backbone.`')
+    parser.add_argument('--ema', action='store_true', help='take the averaged weights where the file has both')
+    parser.add_argument('--force', action='store_true', help='replace DST if it is there')
+    args = parser.parse_args(argv)
+    if args.target.suffix not in SUFFIXES:
+        parser.error(f'DST must end in {" or ".join(SUFFIXES)}, got {args.target}')
+    if args.target.exists() and not args.force:
+        parser.error(f'{args.target} is there already; add --force to replace it')
+    return args
+
+
+def convert(source: str, backbone_only: bool = False, ema: bool = False) -> tuple[str, OrderedDict[str, Tensor]]:
+    """Read and translate a checkpoint; returns its dialect's name and the new state dict."""
+    state = unwrap(read_checkpoint(source), prefer_ema=ema)
+    dialect = recognise(state).name
+    translated = rewrite(state)
+    if backbone_only:
+        translated = strip_prefix(translated, 'backbone.')
+    return dialect, own_storage(translated)
+
+
+def own_storage(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Contiguous tensors that share no storage: a saved view would carry all it looks into."""
+    seen: set[int] = set()
+    owned: OrderedDict[str, Tensor] = OrderedDict()
+    for key, tensor in state_dict.items():
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        owned[key] = tensor.detach() if alone and tensor.is_contiguous() else tensor.detach().clone()
+        owned[key] = owned[key].contiguous()
+    owned._metadata = OrderedDict(getattr(state_dict, '_metadata', {}))
+    return owned
+
+
+def write(state_dict: OrderedDict[str, Tensor], target: Path, meta: dict[str, str]) -> str:
+    """Write to a temporary file beside `target`, then move it there; returns its SHA-256."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f'.{target.name}.', dir=target.parent)
+    os.close(handle)
+    try:
+        if target.suffix == '.safetensors':
+            from safetensors.torch import save_file
+
+            # `_metadata` holds the layer maps of scaled nets; a header takes text only
+            save_file(state_dict, name, {**meta, '_metadata': json.dumps(state_dict._metadata)})
+        else:
+            torch.save({'meta': meta, 'state_dict': state_dict}, name)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # what a plain `open` would have given
+        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        os.replace(name, target)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return digest
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_args(argv)
+    dialect, state = convert(args.source, args.backbone_only, args.ema)
+    meta = {'converted_from': Path(args.source).name, 'dialect': dialect}
+    digest = write(state, args.target, meta)
+    print(f'source    {args.source} ({dialect})')
+    print(f'written   {args.target} ({args.target.stat().st_size:,} bytes)')
+    print(f'tensors   {len(state):,}, {sum(t.numel() for t in state.values()):,} values')
+    print(f'sha256    {digest}')

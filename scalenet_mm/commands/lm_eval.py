@@ -1,0 +1,56 @@
+"""Evaluate a causal language model, scaled or not, zero-shot on the tasks of Table X by lm-evaluation-harness.
+
+    scalenet lm-eval --model work_dirs/llama_x2
+    scalenet lm-eval --model meta-llama/Llama-3.2-1B --tasks boolq,piqa --limit 100
+    scalenet lm-eval --model DIR --tasks my_task --include_path my_tasks --json
+
+The harness fetches its data sets itself. The paper's printed figures stand beside what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from .main import command_parser
+
+
+def main(argv: Sequence[str]) -> int:
+    from ..lm import require_extras
+    from ..lm.evaluation import TASKS
+
+    p = command_parser(__doc__)
+    p.add_argument('--model', required=True, help='folder or Hub name')
+    p.add_argument('--increments', metavar='FILE', help='a delta that --model is the base of')
+    p.add_argument('--tasks', default=','.join(TASKS), help=f'default: {",".join(TASKS)}')
+    p.add_argument('--include_path', '--include-path', help='folder of further tasks (*.yaml)')
+    p.add_argument('--limit', type=int, help='only the first N records of each task')
+    p.add_argument('--batch-size', type=int, default=8)
+    p.add_argument('--dtype', default='auto', choices=['auto', 'float32', 'bfloat16', 'float16'])
+    p.add_argument('--device', help='default: the first GPU, else the CPU')
+    p.add_argument('--json', action='store_true', help='print all metrics as JSON')
+    args = p.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        p.error(f'--limit must be at least 1, got {args.limit}; leave it out for whole tasks.')
+    require_extras()
+    return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tasks, model and tokenizer are looked at before the weights are loaded."""
+    import torch
+
+    from ..lm.evaluation import evaluate, known_tasks, table
+    from ..lm.saving import load_increments, load_parts
+
+    tasks = [task for task in args.tasks.split(',') if task]
+    known_tasks(tasks, args.include_path)
+    tokenizer, load = load_parts(args.model)
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    model = load_increments(args.increments, args.model) if args.increments else load(args.dtype)
+    results = evaluate(model.to(device), tokenizer, tasks, args.limit, args.include_path, args.batch_size)
+    print(json.dumps(results, indent=1) if args.json else table(results, args.model))
+    if args.limit and not args.json:
+        print(f'The first {args.limit} records of each task: not comparable with the printed figures.')
+    return 0

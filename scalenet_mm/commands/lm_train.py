@@ -1,0 +1,117 @@
+"""Scale a causal language model in depth and fine-tune it on an Alpaca-format file (Table X).
+
+    scalenet lm-train --model meta-llama/Llama-3.2-1B --data alpaca_data.json --out work_dirs/llama_x2 --bf16
+    scalenet lm-train ... --resume                # continues from the last checkpoint in --out
+    scalenet lm-train ... --times 1 --adjust none --train all   # plain fine-tuning of the source
+
+The paper says: all layers x2, adapters, Alpaca, 3 epochs. Rank, learning rate, batch and order are not stated; the
+defaults are ours. DIR gets the model (each shared tensor once), its tokenizer and increments.delta.safetensors (trained
+parameters alone).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .main import command_parser
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    from ..lm.alpaca import MAX_LENGTH
+    from ..lm.training import Recipe
+
+    p = command_parser(__doc__)
+    usual = Recipe()
+    p.add_argument('--model', required=True, help='folder or Hub name of the source model')
+    p.add_argument('--data', required=True, help='JSON list of {instruction, input, output}')
+    p.add_argument('--out', required=True, type=Path, metavar='DIR')
+    p.add_argument('--times', type=float, default=2, help='depth factor (default 2)')
+    p.add_argument('--order', choices=['interpolate', 'stack'], default='interpolate')
+    p.add_argument('--rank', type=int, default=16, help='of the adapters (default 16)')
+    p.add_argument('--adjust', choices=['adapter', 'lora', 'none'], default='adapter')
+    p.add_argument('--start', choices=['paper', 'function'], default='paper')
+    p.add_argument('--train', choices=['increments', 'adjustments', 'all'], default='increments')
+    p.add_argument('--epochs', type=float, default=usual.epochs, help='default 3, the paper')
+    p.add_argument('--lr', type=float, default=usual.lr, help=f'default {usual.lr:g}')
+    p.add_argument('--batch-size', type=int, default=usual.batch_size, help='a step, all devices')
+    p.add_argument('--micro-batch', type=int, default=usual.micro_batch, help='a device at once')
+    p.add_argument('--max-length', type=int, default=MAX_LENGTH, help='tokens of a record')
+    p.add_argument('--max-steps', type=int, default=-1, help='end earlier, to try it')
+    p.add_argument('--save-steps', type=int, default=0, help='between checkpoints; 0: one an epoch')
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--bf16', action='store_true', help='frozen weights and autocast in bfloat16')
+    p.add_argument('--gradient-checkpointing', action='store_true')
+    p.add_argument(
+        '--resume',
+        nargs='?',
+        const=True,
+        metavar='CHECKPOINT',
+        help='continue from the last checkpoint in --out, or from a given one',
+    )
+    args = p.parse_args(argv)
+    if args.train != 'all' and args.times == 1 and args.adjust == 'none':
+        p.error('--times 1 --adjust none leaves nothing new to train; add --train all.')
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    from ..lm import require_extras
+
+    require_extras('transformers', 'accelerate')
+    return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything that can be wrong is looked at before the weights are loaded."""
+    from .. import TrainPolicy, scale
+    from ..core.adapters import parse_adjust
+    from ..lm.alpaca import encode, read_alpaca
+    from ..lm.saving import INCREMENTS, load_parts, save_increments
+    from ..lm.training import TRAINED, Recipe, checkpoint_of, make_trainer, require_same_run, trainable_table
+
+    kind = dict(adapter='ParallelAdapter', lora='LoRA').get(args.adjust)
+    adjust = dict(type=kind, rank=args.rank) if kind else None
+    parse_adjust(adjust)
+    recipe = Recipe(
+        epochs=args.epochs,
+        lr=args.lr,
+        batch_size=args.batch_size,
+        micro_batch=args.micro_batch,
+        max_steps=args.max_steps,
+        bf16=args.bf16,
+        gradient_checkpointing=args.gradient_checkpointing,
+        save_steps=args.save_steps,
+        seed=args.seed,
+    )
+    recipe.arguments(args.out)
+    checkpoint = checkpoint_of(args.out, args.resume)
+    records = read_alpaca(args.data)
+    tokenizer, load = load_parts(args.model)
+    examples = encode(records, tokenizer, args.max_length)
+    cut = sum(len(e['input_ids']) == args.max_length for e in examples)
+    print(
+        f'{args.data}: {len(records)} records, {len(examples)} with room for a response, {cut} as long as '
+        f'{args.max_length} tokens or cut there.'
+    )
+    model = load('bfloat16' if args.bf16 and args.train != 'all' else 'float32')
+    if args.times != 1 or adjust:
+        scale(model, times=args.times, order=args.order, adjust=adjust, start=args.start)
+    setattr(model.config, TRAINED, args.train)
+    if checkpoint:
+        require_same_run(checkpoint, model.config)
+    policy = TrainPolicy(args.train)
+    trainer = make_trainer(model, examples, args.out, recipe, policy, tokenizer)
+    print(f'What is trained:\n{trainable_table(model)}')
+    print('Stated in the paper: x2, Alpaca, 3 epochs. Chosen here: ' + repr(recipe), flush=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(args.out))
+    if not trainer.is_world_process_zero():
+        return 0
+    print(f'wrote {args.out}')
+    if args.train != 'all':
+        delta = save_increments(model, args.model, args.out / INCREMENTS, policy)
+        print(f'wrote {args.out / INCREMENTS}: {delta.nbytes / 1e6:.1f} MB on {args.model}')
+    return 0

@@ -1,0 +1,102 @@
+"""``scalenet SUBCOMMAND ...``: runs a subcommand's module; nothing else is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from ..version import __version__
+
+COMMANDS = {
+    'train': 'train a model of any config (tools/train.py)',
+    'test': 'evaluate a checkpoint (tools/test.py)',
+    'predict': 'boxes, masks, label maps or classes of images: a picture and a JSON file',
+    'compare': 'two models side by side on the same images',
+    'delta': 'increments as files: export, info, verify, apply, push',
+    'convert': "a checkpoint of any dialect with OpenMMLab's names",
+    'inspect': 'layer map, parameters by role, FLOPs and size of a scaled model',
+    'onnx': "a model's backbone as an ONNX file, checked",
+    'lm-train': 'scale a causal language model and fine-tune it',
+    'lm-eval': 'evaluate it zero-shot on the tasks of Table X',
+    'run': "another project's script, with scalenet_mm imported first",
+    'doctor': 'what works in this Python environment, and how to mend the rest',
+    'experiment': 'what exists to check the paper: studies, figures, benchmarks, tables',
+}
+ALONE = {'doctor', 'experiment'}  # start without torch
+ENVIRONMENT = {
+    'TORCH_FORCE_WEIGHTS_ONLY_LOAD': '1',  # mmengine falls back to running what a file holds
+    'OMP_WAIT_POLICY': 'PASSIVE',  # threads that spin while they wait cost most where cores are shared
+}
+USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError)
+NOT_CAUGHT = {'train', 'test', 'run'}  # the traceback of a run belongs to it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; ends the process with 2 and one line where a user can mend what is wrong."""
+    return dispatch('scalenet', __package__, COMMANDS, sys.argv[1:] if argv is None else argv)
+
+
+def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[str]) -> int:
+    """Runs the subcommand that ``argv`` begins with.
+
+    Args:
+        prog: what was typed so far.
+        package: where the modules of the subcommands are, each with ``main(argv)``.
+        table: one line about each subcommand.
+    """
+    width = max(map(len, table))
+    listed = '\n'.join(f'  {name:{width}}  {text}' for name, text in table.items())
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f'{prog} [-h] [--version] SUBCOMMAND ...',
+        epilog=f'{listed}\n\n{prog} SUBCOMMAND --help tells more.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'scalenet_mm {__version__}')
+    if not argv or argv[0].startswith('-'):
+        parser.parse_args(argv or ['--help'])
+    name, *rest = argv
+    if name not in table:
+        near = get_close_matches(name, table, n=1)
+        parser.error(
+            f'there is no {name!r}{f"; did you mean {near[0]}?" if near else ""} Choose from: {", ".join(table)}'
+        )
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    sys.argv[0] = f'{prog} {name}'  # argparse's prog
+    if name == 'experiment':  # by name: nothing outside experiments imports it
+        module = import_module('scalenet_mm.experiments.commands')
+    else:
+        if name not in ALONE:
+            import_module('scalenet_mm.registration')
+        module = import_module(f'{package}.{name.replace("-", "_")}')
+    try:
+        return module.main(rest) or 0
+    except KeyboardInterrupt:
+        print(f'{prog} {name}: stopped.', file=sys.stderr)
+        return 130
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            raise
+        return refused(f'{prog} {name}', end.code)
+    except USER_ERRORS as error:
+        if name in NOT_CAUGHT:
+            raise
+        return refused(f'{prog} {name}', str(error))
+
+
+def refused(prog: str, why: str) -> int:
+    """One line like argparse's own."""
+    print(f'{prog}: error: {why}', file=sys.stderr)
+    return 2
+
+
+def command_parser(doc: str, **options) -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring: its first paragraph, then the options, then the rest."""
+    head, _, usage = doc.partition('\n\n')
+    options = dict(description=head, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter) | options
+    return argparse.ArgumentParser(**options)

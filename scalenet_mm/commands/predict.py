@@ -1,0 +1,58 @@
+"""Boxes, masks, label maps or classes of images: a picture and a JSON file.
+
+    scalenet predict IMAGE [IMAGE ...] CONFIG CKPT [--delta FILE] [--out FILE.png] [--json FILE]
+
+IMAGE is a file, a folder or a quoted pattern; CONFIG one of mmpretrain, mmdet or mmseg (ours too); CKPT a file of any
+dialect, with --delta the base it stands on. Several images give FILE_1.png, FILE_2.png, ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..models.inference import SCORE, as_json, as_panel, find_images, load_model, predict, read_image
+from ..models.side_by_side import Panel, Row, draw_side_by_side
+from ..progress import Progress
+from .main import command_parser
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    p = command_parser(__doc__)
+    p.add_argument('images', metavar='IMAGE', nargs='+')
+    p.add_argument('config', metavar='CONFIG')
+    p.add_argument('checkpoint', metavar='CKPT')
+    p.add_argument('--delta', help='increments, or a folder or hf://owner/repo that holds them')
+    p.add_argument('--out', type=Path, default=Path('work_dirs/predict/result.png'), metavar='FILE.png')
+    p.add_argument('--json', type=Path, metavar='FILE', help='by default beside the picture')
+    p.add_argument('--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})')
+    p.add_argument('--device', help='by default a GPU where there is one')
+    args = p.parse_args(argv)
+    if args.out.suffix != '.png':
+        p.error(f'--out must end in .png, got {args.out}')
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    images = find_images(args.images)
+    model = load_model(args.config, args.checkpoint, args.delta, args.device)
+    classes, told = list(model.dataset_meta['classes']), {}
+    with Progress('predicting', len(images), unit='image') as progress:
+        for i, image in enumerate(images):
+            result = predict(model, image)
+            pixels, panel = read_image(image)[..., ::-1], as_panel(result, args.score_thr)
+            out = args.out if len(images) == 1 else args.out.with_stem(f'{args.out.stem}_{i + 1}')
+            row = Row(pixels, [Panel(), panel])
+            draw_side_by_side([row], [image.name, Path(args.config).stem], out, classes)
+            told[str(image)] = as_json(model, result, args.score_thr)
+            progress.update(i + 1)
+    file = args.json or args.out.with_suffix('.json')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(told, indent=1))
+    print(f'Picture: {out}   Results: {file}')
+
+
+def main(argv: Sequence[str]) -> None:
+    run(parse_args(argv))

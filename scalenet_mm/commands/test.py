@@ -1,0 +1,43 @@
+"""Evaluate a checkpoint. The options are those of mmdet's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.dist import get_rank
+
+from ..runner.config import build_runner, draw_predictions, use_tta
+from ..runner.launch import prepare
+from ..runner.preflight import preflight
+from ..runner.progress_hook import show_progress
+from .train import parse, run_parser
+
+
+def main(argv: Sequence[str]) -> None:
+    p = run_parser(__doc__)
+    p.add_argument('checkpoint', help='checkpoint file')
+    p.add_argument('--out', help='also write the metrics to this JSON file')
+    p.add_argument('--show', action='store_true', help='show the predictions in a window')
+    p.add_argument('--show-dir', help='draw the predictions into this folder')
+    p.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
+    p.add_argument('--tta', action='store_true', help="test-time augmentation, the config's own")
+    p.add_argument('--delta', help='increments that CHECKPOINT is the base of; file or hf:// address')
+    args, cfg = parse(p, argv)
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        p.error(f'there is no checkpoint {args.checkpoint}.')
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if not args.no_preflight:
+        preflight(cfg, ('test',))
+    if args.delta:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='ApplyDeltaHook', delta=args.delta)]
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
+    if args.tta:
+        use_tta(cfg)
+    prepare(args.launcher, cfg)
+    show_progress(cfg, 'test')
+    metrics = build_runner(cfg).test()
+    if args.out and get_rank() == 0:
+        Path(args.out).write_text(json.dumps(metrics, indent=1, default=float))

@@ -1,0 +1,100 @@
+"""Train a model of any config; what the optimizer trains is printed at the start. The options are those of mmdet's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+import torch
+from mmengine.config import DictAction
+from mmengine.runner.checkpoint import find_latest_checkpoint
+
+from ..runner.atomic import make_atomic
+from ..runner.config import build_runner, load_config, write_deltas
+from ..runner.dry_run import dry_run
+from ..runner.launch import prepare
+from ..runner.preflight import preflight
+from ..runner.progress_hook import log_to_tensorboard, show_progress
+from ..runner.resume import make_resumable
+from .main import command_parser
+
+
+def run_parser(doc: str) -> argparse.ArgumentParser:
+    """The options that training and testing share."""
+    p = command_parser(doc)
+    p.add_argument('config', help='config file; mmpretrain::, mmdet::, mmseg:: and scalenet_mm:: are understood')
+    p.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    p.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings that replace those of the config, as key=value; lists as key="[a,b]"; '
+        'data_root=FOLDER moves all data sets',
+    )
+    p.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    p.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    p.add_argument('--no-preflight', action='store_true', help='do not check paths, annotations and classes')
+    return p
+
+
+def parse(p: argparse.ArgumentParser, argv: Sequence[str]):
+    """The arguments, and the config that they name."""
+    try:
+        args = p.parse_args(argv)
+    except RecursionError:  # how mmengine's parser ends on parentheses
+        p.error(
+            '--cfg-options takes key=value and no dict(...): write its keys one by one, '
+            'model.backbone.scale.growth=stack model.backbone.scale.new_layers=1'
+        )
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args, load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+
+
+def main(argv: Sequence[str]) -> None:
+    p = run_parser(__doc__)
+    p.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    p.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rates to the real batch size')
+    p.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='continue from the latest checkpoint of the work dir, or from a given one; exact to the bit on CPU',
+    )
+    p.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='two iterations, one evaluation and one save on eight images; prints memory, hours and disk of the run',
+    )
+    p.add_argument('--tensorboard', action='store_true', help='also write curves for TensorBoard')
+    args, cfg = parse(p, argv)
+    if args.amp:
+        if not torch.cuda.is_available():
+            p.error('--amp needs a GPU: mixed precision on CPU is not supported by the Runner. Leave it out.')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            p.error('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config.')
+        cfg.auto_scale_lr.enable = True
+    write_deltas(cfg)
+    if args.resume:
+        if args.dry_run:
+            p.error('--dry-run starts anew; leave --resume out.')
+        found = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        if found:
+            cfg.resume, cfg.load_from = True, found
+        else:
+            print(f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.')
+    if not args.no_preflight:
+        preflight(cfg)
+    make_resumable(cfg)
+    make_atomic(cfg)
+    if args.tensorboard:
+        log_to_tensorboard(cfg)
+    prepare(args.launcher, cfg)
+    if args.dry_run:
+        dry_run(cfg)
+        return
+    show_progress(cfg)
+    build_runner(cfg).train()

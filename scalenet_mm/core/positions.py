@@ -1,0 +1,195 @@
+"""What a host keeps by the position of a layer rather than by its weights. torch only.
+
+Window shifts, drop-path rates, indices into a key-value cache, and the depth that a config or the network itself
+states.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .layer_map import LayerMap
+
+# Attributes of a block (or of a module in it). Those of window attention alternate.
+ALTERNATING = ('shift_size', 'target_shift_size', 'attn_mask')
+INDEX = 'layer_idx'
+DEPTHS = ('depth', 'num_layers')  # of the module that holds the blocks
+
+# What a host keeps for each of its layers, where: no rule could extend it.
+AROUND, CONFIG, INSIDE = 'modules around the layers', 'their configs', 'the layers'
+BY_LAYER = {
+    (AROUND, 'out_indices'): 'the layers whose outputs it returns',
+    (AROUND, 'stage_names'): 'names of the layers whose outputs it returns',
+    (AROUND, 'rope_mixed'): 'learnt frequencies of its rotary embedding',
+    (AROUND, 'mid_position_embeddings'): 'position embeddings',
+    (CONFIG, 'window_block_indices'): 'the layers that attend in windows',
+    (INSIDE, 'lambda_init'): 'constants that follow from the place of a layer',
+}
+
+
+def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
+    """Refuses a host that keeps something for each layer of the container ``name``.
+
+    Args:
+        others: the other containers of blocks. A module around several of them counts stages, not layers.
+
+    Raises:
+        ValueError: naming it and another road.
+    """
+    around = [
+        module
+        for prefix, module in _around(model, name).items()
+        if not any(other.startswith(prefix) for other in others)
+    ]
+    places = {
+        AROUND: around,
+        CONFIG: [m.config for m in around if _is_config(getattr(m, 'config', None))],
+        INSIDE: list(model.get_submodule(name).modules()),
+    }
+    for (place, attribute), what in BY_LAYER.items():
+        for holder in places[place]:
+            if _is_kept(getattr(holder, attribute, None)):
+                raise ValueError(
+                    f'{type(holder).__name__} keeps {what} ({attribute}) for the layers of {name!r} at their present '
+                    'number, which a live network cannot change. Build it by config as a registered backbone '
+                    "(type='ScaleNetDeiT', 'ScaleNetTimm', 'ScaleNetHF'), or build the host at the scaled depth and "
+                    'call scalenet_mm.rescale on it.'
+                )
+
+
+def _is_kept(value: Any) -> bool:
+    return value is not None and (isinstance(value, Tensor) or bool(value))
+
+
+def period(layers: nn.Module) -> int:
+    """2 where every second block shifts its windows, else 1."""
+    values = [{k: v for k, v in _alternating(b).items() if not k.endswith('attn_mask')} for b in layers]
+    return 1 if all(v == values[0] for v in values) else 2
+
+
+def alternation(layers: Sequence[nn.Module], period: int) -> list[dict[str, Any]]:
+    """Values of ``ALTERNATING``, by path in the block, at each of the alternating positions."""
+    return [_alternating(block) for block in layers[:period]] if period > 1 else []
+
+
+def place(layers: nn.Module, alternating: Sequence[Mapping[str, Any]]) -> None:
+    """Tells every block its position."""
+    for i, block in enumerate(layers):
+        for path, value in alternating[i % len(alternating)].items() if alternating else ():
+            _set(block, path, value)
+        for module in block.modules():
+            if isinstance(getattr(module, INDEX, None), int):
+                setattr(module, INDEX, i)
+
+
+def _alternating(block: nn.Module) -> dict[str, Any]:
+    return {
+        f'{name}.{attribute}'.lstrip('.'): getattr(module, attribute)
+        for name, module in block.named_modules()
+        for attribute in ALTERNATING
+        if hasattr(module, attribute)
+    }
+
+
+Rates = dict[str, list[tuple[float, nn.Module | None]]]
+
+
+def drop_path(blocks: Sequence[nn.Module]) -> Rates:
+    """Path in a block -> (rate, module) of every block of the network, for the paths that drop anywhere."""
+    paths = dict.fromkeys(
+        name
+        for block in blocks
+        for name, module in block.named_modules()
+        if isinstance(getattr(module, 'drop_prob', None), float)
+    )
+    rates: Rates = {}
+    for path in paths:
+        modules = [dict(b.named_modules()).get(path) for b in blocks]
+        rates[path] = [(float(getattr(m, 'drop_prob', 0.0) or 0.0), m) for m in modules]
+    return rates
+
+
+def set_drop_path(blocks: Sequence[nn.Module], rates: Rates) -> None:
+    """The host's schedule over the depth, drawn out to the new depth, as a host built that deep has it."""
+    for path, was in rates.items():
+        pattern = next(m for _, m in reversed(was) if hasattr(m, 'drop_prob'))
+        for i, block in enumerate(blocks):
+            at = i * (len(was) - 1) / max(1, len(blocks) - 1)
+            low = min(int(at), len(was) - 1)
+            high = min(low + 1, len(was) - 1)
+            rate = was[low][0] * (1 - (at - low)) + was[high][0] * (at - low)
+            if rate > 0 or hasattr(block.get_submodule(path), 'drop_prob'):
+                module = copy.deepcopy(pattern)
+                module.drop_prob = rate
+                _set(block, path, module.train(block.training))
+
+
+def _set(block: nn.Module, path: str, value: Any) -> None:
+    parent, _, attribute = path.rpartition('.')
+    setattr(block.get_submodule(parent), attribute, value)
+
+
+def own_configs(model: nn.Module) -> None:
+    """Gives a model of Hugging Face configs of its own, since other models may share them.
+
+    They are copied together, so that a part's config stays the one that the config of the whole holds.
+    """
+    memo: dict[int, Any] = {}
+    held = [
+        (module, attribute, value)
+        for module in model.modules()
+        for attribute, value in vars(module).items()
+        if _is_config(value)
+    ]
+    for module, attribute, value in held:
+        setattr(module, attribute, copy.deepcopy(value, memo))
+
+
+def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
+    """Changes what a network says of its depth: Hugging Face's config, timm's ``feature_info``, ``depth``,
+    ``depths``.
+    """
+    depth, path = layer_map.depth, name.split('.')
+    if len(layer_map) == depth:
+        return
+    around = list(_around(model, name).values())
+    parent = around[-1]
+    for attribute in DEPTHS:
+        if getattr(parent, attribute, None) == depth:
+            setattr(parent, attribute, len(layer_map))
+    info = getattr(parent, 'feature_info', None)
+    if isinstance(info, list) and len(info) == depth:
+        parent.feature_info = [dict(info[s], module=f'{path[-1]}.{i}') for i, s in enumerate(layer_map.sources)]
+    configs = [c for m in reversed(around) if _is_config(c := getattr(m, 'config', None))][:1]
+    stage = next((int(p) for p in reversed(path) if p.isdecimal()), None)
+    for holder in (*around, *configs):
+        depths = getattr(holder, 'depths', None)
+        if isinstance(depths, (list, tuple)) and depths[stage or 0] == depth:
+            deeper = [len(layer_map) if i == (stage or 0) else n for i, n in enumerate(depths)]
+            holder.depths = type(depths)(deeper)
+    for config in configs if stage is None else ():
+        if getattr(config, 'num_hidden_layers', None) == depth:
+            config.num_hidden_layers = len(layer_map)
+        for key, value in list(vars(config).items()):  # layer_types and its like: one entry a layer
+            if 'layer' in key and isinstance(value, list) and len(value) == depth:
+                setattr(config, key, [value[s] for s in layer_map.sources])
+        if len(getattr(config, 'stage_names', None) or ()) == depth + 1:  # a stem, then one a layer
+            stem, last = config.stage_names[0], config.out_indices == [depth]
+            config.stage_names = [stem, *(f'stage{i + 1}' for i in range(len(layer_map)))]
+            if last:
+                config.out_indices = [len(layer_map)]
+
+
+def _around(model: nn.Module, name: str) -> dict[str, nn.Module]:
+    """The modules around a container, from the outside in, by the beginning of the paths in them."""
+    path = name.split('.')
+    prefixes = ['.'.join(path[:i]) for i in range(len(path))]
+    return {f'{p}.' if p else '': model.get_submodule(p) for p in prefixes}
+
+
+def _is_config(value: Any) -> bool:
+    return hasattr(value, 'to_dict') and hasattr(value, 'model_type')

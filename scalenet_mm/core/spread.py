@@ -1,0 +1,69 @@
+"""The entries of a pretrained network spread over the instances of a scaled one (Sec. III-B). torch only."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .adapters import Adjustment
+from .layer_map import LayerMap
+
+if TYPE_CHECKING:
+    from .tying import MappedLayers
+
+
+def check_stored_map(stored: list[int] | None, layer_map: LayerMap, where: str) -> None:
+    """Raises ValueError if a file carries another layer map, since two maps can have the same keys.
+
+    The unscaled network's map, every layer once, passes: such a file is one to be scaled.
+    """
+    known = (None, layer_map.sources, tuple(range(layer_map.depth)))
+    if (None if stored is None else tuple(stored)) not in known:
+        raise ValueError(
+            f'The checkpoint was saved with another layer map at {where.rstrip(".") or "the top"}: file '
+            f'{list(stored)}, model {list(layer_map.sources)}. Build the model with the scale of the file (sources, or '
+            'growth and new_layers), or load the unscaled checkpoint.'
+        )
+
+
+def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: MappedLayers) -> bool:
+    """Turns the entries of an unscaled network into those of the scaled one, in place.
+
+    Layers move to their owner's index; every other instance gets what ``layers.fill`` says (a copy of its source's
+    norms where layers are tied); adjustments keep the values they have in ``layers``. Entries of a network that is
+    scaled already are left alone.
+
+    Returns:
+        Whether the entries were those of the unscaled network.
+    """
+    layer_map = layers.layer_map
+    entries = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+    parts = {k: k[len(prefix) :].partition('.')[::2] for k in entries}
+    indices = {int(i) for i, _ in parts.values() if i.isdecimal()}
+    if indices != set(range(layer_map.depth)):
+        return False
+    adjustments = {
+        f'{name}.{k}': v.detach()
+        for name, module in layers.named_modules()
+        if isinstance(module, Adjustment)
+        for k, v in module.named_parameters(recurse=False)
+    }
+    plain = not any(f'{i}.{rest}' in adjustments for i, rest in parts.values())
+    if not plain:
+        return False
+    by_source: dict[str, dict[int, Tensor]] = {}
+    for key, (index, rest) in parts.items():
+        if index.isdecimal():
+            by_source.setdefault(rest, {})[int(index)] = state_dict.pop(key)
+    for rest, tensors in by_source.items():
+        for i, source in enumerate(layer_map.sources):
+            if source not in tensors:
+                continue
+            own = layer_map.owner(i) == i
+            value = tensors[source] if own else layers.fill(i, rest, tensors)
+            if value is not None:
+                state_dict[f'{prefix}{i}.{rest}'] = value
+    state_dict.update({prefix + k: v for k, v in adjustments.items()})
+    return True

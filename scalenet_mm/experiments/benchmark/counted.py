@@ -1,0 +1,164 @@
+"""P6 to P8: what is counted and not timed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...checkpoint.assemble import make_delta
+from ...checkpoint.delta_file import SUFFIX
+from ...checkpoint.loading import build_model
+from ...compat import read_config
+from ...core.roles import TrainPolicy
+from ...ops import set_ops
+from . import networks as models
+from .cases import Case, Figure
+from .memory import peak_of_fresh_process, saved_bytes, state_bytes
+from .networks import MM_STAGES
+from .parity import Net, objective
+from .settings import Settings
+from .steps import images, precision, train_step
+
+MEGA = 2**20
+
+# ------------------------------------------------------------------------- P6: activations
+
+OURS = {  # settings of ours: its switches
+    '': {},
+    'recompute': dict(recompute=True),
+    'recompute attention': dict(recompute='attention'),
+}
+PEER = 'peer'
+
+
+def training_net(s: Settings, name: str, side: str) -> Net:
+    """mmdet's Swin (``'peer'``), or ours with one of ``OURS``."""
+    ours = models.our_swin(s, name, pyramid=True)
+    if side != PEER:
+        return Net(set_ops(ours, s.our_ops(**OURS[side])).train())
+    return Net(models.deep_peer(partial(models.mmdet_swin, s, name), ours, MM_STAGES, s.device))
+
+
+def one_step(s: Settings, name: str, side: str, dtype: str, batch: int) -> Callable[[], None]:
+    """A training step, for a process of its own."""
+    return train_step(training_net(s, name, side), images(s, batch), precision(s, dtype))
+
+
+def saved_by(s: Settings, name: str, side: str, dtype: str, batch: int) -> dict[str, int | None]:
+    """Bytes that a forward pass of a training step saves, and the growth of a process (GPU: the allocator's peak)."""
+    net, batch_of, context = (training_net(s, name, side), images(s, batch), precision(s, dtype))
+
+    def forward() -> torch.Tensor:
+        with context():
+            return objective(net(batch_of))
+
+    forward()  # fills the caches of constants
+    found: dict[str, int | None] = dict(saved=saved_bytes(forward))
+    if s.device == 'cuda':
+        step = train_step(net, batch_of, context)
+        step()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        found['peak'] = torch.cuda.max_memory_allocated() - before
+    elif s.at.rss:
+        found['peak'] = peak_of_fresh_process(one_step, s, name, side, dtype, batch)
+    return found
+
+
+def _p6(s: Settings, name: str, dtype: str, batch: int) -> list[Figure]:
+    theirs = saved_by(s, name, PEER, dtype, batch)
+    figures = []
+    for setting in OURS:
+        mine = saved_by(s, name, setting, dtype, batch)
+        told = {'ours': mine, 'peer': theirs}
+        note = f'{mine["saved"] / MEGA:.1f} of {theirs["saved"] / MEGA:.1f} MB saved'
+        if mine.get('peak') and theirs.get('peak'):
+            told['peak ratio'] = mine['peak'] / theirs['peak']
+            what = 'allocator peak' if s.device == 'cuda' else "a fresh process's growth"
+            note += f'; {what} in a step {told["peak ratio"]:.2f}'
+        figures.append(Figure(mine['saved'] / theirs['saved'], setting, told=told, note=note))
+    return figures
+
+
+def p6(s: Settings) -> list[Case]:
+    return [
+        Case('P6', f'{name}, batch {batch}', dtype, partial(_p6, s, name, dtype, batch))
+        for name, batches in (('Swin-T', ((4,), (64,))), ('Swin-S', ((2,), (64,))))
+        for batch in s.batches(*batches)
+        for dtype in s.timed('fp32')
+    ]
+
+
+# ------------------------------------------------------------------- P7: state between two steps
+
+
+def _p7(s: Settings, name: str) -> list[Figure]:
+    settings = {'': {}, 'bf16 frozen': dict(weights='bfloat16')}
+    figures, theirs = [], None
+    for setting, switches in settings.items():
+        ours = set_ops(models.our_deit(s, name), s.our_ops(**switches))
+        if theirs is None:
+            depths = [len(m) for m in ours.layer_maps().values()]
+            theirs = _state_after_a_step(s, models.mmpretrain_vit(s, name, depths).to(s.device))
+        mine = _state_after_a_step(s, ours)
+        ratio = sum(mine.values()) / sum(theirs.values())
+        note = f'{sum(mine.values()) / MEGA:.0f} of {sum(theirs.values()) / MEGA:.0f} MB'
+        figures.append(Figure(ratio, setting, told=dict(ours=mine, peer=theirs), note=note))
+    return figures
+
+
+def _state_after_a_step(s: Settings, model: nn.Module) -> dict[str, int]:
+    """Bytes of weights, gradients and AdamW's state after a step on a tiny image (the position embedding adapts)."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(params)
+    tiny = torch.randn(1, 3, 32, 32, device=s.device)
+    model.train()
+    objective(Net(model)(tiny)).backward()
+    optimizer.step()
+    return state_bytes(model, optimizer)
+
+
+def p7(s: Settings) -> list[Case]:
+    return [Case('P7', 'DeiT-B24', '', partial(_p7, s, 'DeiT-B'))]
+
+
+# ------------------------------------------------------------------------------ P8: delta file
+
+HEADER = 64 * 1024  # bytes that the goal grants a file beside its tensors
+
+
+def over_trainable(file: int, trainable: int) -> float:
+    """Bytes of a delta file, less what its header may take, over the bytes it carries."""
+    return (file - HEADER) / trainable
+
+
+def _p8(s: Settings, config: str) -> list[Figure]:
+    cfg = read_config(config)
+    model = build_model(cfg)
+    policy = cfg.optim_wrapper.get('paramwise_cfg', {}).get('policy')
+    trained = TrainPolicy.from_cfg(policy).apply(model)
+    state = model.state_dict()
+    delta = make_delta(state, trained, model, str(cfg.load_from), cfg.pretty_text)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f'model{SUFFIX}'
+        delta.save(path)
+        size = path.stat().st_size
+    trainable = sum(state[name].nbytes for name in trained)
+    return [
+        Figure(
+            over_trainable(size, trainable),
+            floor=1.0,
+            told=dict(file=size, trainable=trainable),
+            note=f'{size:,} bytes for {trainable:,}',
+        )
+    ]
+
+
+def p8(s: Settings) -> list[Case]:
+    return [Case('P8', Path(config.partition('::')[2]).stem, '', partial(_p8, s, config)) for config in s.at.configs]

@@ -1,0 +1,253 @@
+"""Runs the chosen pairs, one case after the other, and keeps every row as soon as it is there."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from ...checkpoint.writing import write_atomically
+from ...progress import Progress
+from . import counted, kernels, pairs, variants
+from .cases import Case, Figure, Timed
+from .goals import GOALS
+from .machine import best_gemm, describe, rates
+from .settings import Settings
+from .timing import Spread, interleaved
+
+# Start-up, data loading and whole detectors: modules whose rows bring their own goals
+OTHERS = {'startup': 'startup', 'data': 'loaders', 'detectors': 'detectors'}
+
+
+def _rows(s: Settings, module: str) -> list[Figure]:
+    options = {} if module == 'startup' else dict(device=s.device)
+    rows = import_module(f'.{OTHERS[module]}', __package__).rows(
+        s.size != 'full', s.rounds, partial(print, file=sys.stderr), **options
+    )
+    return [
+        Figure(
+            row['ratio'],
+            row['what'],
+            told=row,
+            note=f'{row["what"]}: {row["ours"]:.3g} against {row["peer"]:.3g} {row["unit"]} {row["note"]}'.strip(),
+            bound=row['goal'],
+        )
+        for row in rows
+    ]
+
+
+def _other_cases(module: str, s: Settings) -> list[Case]:
+    """One case with all rows of ``startup``, ``data`` or ``detectors``."""
+    return [Case(module, module, '', partial(_rows, s, module))]
+
+
+PAIRS: dict[str, Callable[[Settings], list[Case]]] = {
+    'P1': pairs.p1,
+    'P2': pairs.p2,
+    'P3': pairs.p3,
+    'P4': pairs.p4,
+    'P5': variants.p5,
+    'P6': counted.p6,
+    'P7': counted.p7,
+    'P8': counted.p8,
+    'P9': variants.p9,
+    'P10': variants.p10,
+    'ablation': variants.ablation,
+    'kernels': kernels.cases,
+    **{name: partial(_other_cases, name) for name in OTHERS},
+}
+Row = dict[str, Any]
+BAD = ('error', 'no parity')
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The pairs of these names.
+
+    Raises:
+        ValueError: for one that is none, with the choices.
+    """
+    unknown = [name for name in names if name not in PAIRS]
+    if unknown or not names:
+        raise ValueError(f'there is no pair {unknown}; the pairs are {", ".join(PAIRS)}.')
+    return list(dict.fromkeys(names))
+
+
+def run(
+    names: Sequence[str], s: Settings, file: Path | None = None, show: Callable[[Row], None] = lambda row: None
+) -> dict[str, Any]:
+    """Measures pairs.
+
+    Args:
+        file: JSON to which the run is added; written after every case.
+        show: called with every row.
+
+    Returns:
+        The run: machine, rates, settings and rows.
+
+    Raises:
+        ValueError: for a pair or device that is not there, before anything is built.
+    """
+    names = chosen(names)
+    if s.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('device is cuda, but torch sees no CUDA GPU here; leave --device out to measure on the CPU.')
+    earlier = read_runs(file) if file and file.exists() else []
+    cases = [case for name in names for case in PAIRS[name](s)]
+    result = dict(
+        started=time.strftime('%Y-%m-%d %H:%M:%S'),
+        device=s.device,
+        settings=asdict(s) | {'ops': s.our_ops()},
+        machine=describe(s.device),
+        rates=rates(s.device),
+        rows=[],
+    )
+    with Progress('benchmark', len(cases) * s.rounds, stream=sys.stderr, unit='round') as progress:
+        for number, case in enumerate(cases):
+            done = iter(range(number * s.rounds + 1, (number + 1) * s.rounds + 1))
+            label = f'{case.pair} {case.name} {case.dtype}'.strip()
+
+            def tick(done=done, label=label) -> None:
+                progress.update(next(done), case=label)
+
+            for row in measure(case, s, result['rates'], tick):
+                result['rows'].append(row)
+                show(row)
+            if file:
+                text = json.dumps(dict(runs=[*earlier, result]), indent=1)
+                write_atomically(file, text.encode())
+            progress.update((number + 1) * s.rounds, case=label)
+    return result
+
+
+def read_runs(file: Path) -> list[dict]:
+    """The runs that a JSON of this tool holds.
+
+    Raises:
+        ValueError: if it is another file.
+    """
+    try:
+        runs = json.loads(file.read_text())['runs']
+        assert all('rows' in run for run in runs)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{file} is no result of scalenet experiment benchmark, and nothing was changed; name another file.'
+        ) from error
+    return runs
+
+
+def measure(case: Case, s: Settings, rates: dict[str, float], tick=lambda: None) -> list[Row]:
+    """The rows of a case; an exception makes one row of its own."""
+    try:
+        made = case.make()
+        rows = _timed(case, made, s, rates, tick) if isinstance(made, Timed) else _counted(made)
+    except Exception as error:
+        traceback.print_exc()
+        rows = [dict(status='error', note=f'{type(error).__name__}: {error}'.splitlines()[0])]
+    finally:
+        made = None
+        gc.collect()
+        if s.compiled:
+            torch._dynamo.reset()
+        if s.device == 'cuda':
+            torch.cuda.empty_cache()
+    return [_judged(case, s, row) for row in rows]
+
+
+def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) -> list[Row]:
+    found = made.check()
+    parity = [{**asdict(p), 'holds': p.holds} for p in found]
+    broken = [str(p) for p in found if not p.holds]
+    if broken:
+        return [dict(status='no parity', note='differs ' + '; '.join(broken), parity=parity)]
+    runs, failed = _that_run(made.runs)
+    rounds = interleaved(runs, s.rounds, s.device, s.warmup, made.repeats, tick)
+    times = {name: median(r[name] for r in rounds) for name in runs}
+    best = best_gemm(rates, case.dtype) * 1e9
+    speed = {n: _of_side(made.operations, n) / t for n, t in times.items()}
+    common = dict(
+        floor=made.floor,
+        parity=parity,
+        ms={n: 1e3 * t for n, t in times.items()},
+        gflops={n: v / 1e9 for n, v in speed.items()},
+        share={n: v / best for n, v in speed.items()},
+        note=', '.join(f'{n} {1e3 * t:.1f} ms ({speed[n] / best:.0%} of GEMM)' for n, t in times.items())
+        + f'; differences at most {max(p.used for p in found):.2f} of their bounds',
+    )
+    values = dict(made.values)
+    if {'peer eager', 'ours eager'} <= set(runs):
+        fastest = {side: min((n for n in times if n.startswith(side)), key=times.get) for side in ('peer', 'ours')}
+        if fastest['peer'] != 'peer eager':
+            higher = GOALS[case.pair].better == 'higher'
+            top, bottom = (fastest[x] for x in (('peer', 'ours') if higher else ('ours', 'peer')))
+            values['best'] = lambda r: r[top] / r[bottom]
+    rows = []
+    for setting, value in values.items():
+        try:
+            each = [value(r) for r in rounds]
+        except KeyError as missing:
+            rows.append(dict(setting=setting, status='error', note=failed[missing.args[0]]))
+            continue
+        spread = Spread.of(each)
+        rows.append(
+            dict(
+                setting=setting,
+                status='ok',
+                value=spread.median,
+                low=spread.low,
+                high=spread.high,
+                rounds=each,
+                **common,
+            )
+        )
+    if 'peer eager' in made.runs and case.pair != 'ablation' and not s.compiled:
+        rows.append(dict(setting='compiled', status='not run', note='add --compiled'))
+    return rows
+
+
+def _that_run(runs: dict[str, Callable[[], object]]) -> tuple[dict[str, Callable], dict[str, str]]:
+    """The runs that run, and why each compiled one does not; an eager one has to."""
+    failed = {}
+    for name, run in runs.items():
+        if name.endswith('compiled'):
+            try:
+                run()
+            except Exception as error:
+                traceback.print_exc(limit=1)
+                first = str(error).strip().partition('\n')[0]
+                failed[name] = f'{name} does not run: {type(error).__name__}: {first}'
+    return {name: run for name, run in runs.items() if name not in failed}, failed
+
+
+def _of_side(operations: dict[str, int], run: str) -> int:
+    return operations[run.split()[0]]
+
+
+def _counted(figures: list[Figure]) -> list[Row]:
+    return [
+        dict(setting=f.setting, status='ok', value=f.value, floor=f.floor, told=f.told, note=f.note, bound=f.bound)
+        for f in figures
+    ]
+
+
+def _judged(case: Case, s: Settings, row: Row) -> Row:
+    """A row with what it is a row of, its goal and the verdict."""
+    goal = GOALS[case.pair]
+    setting = row.get('setting', '')
+    of = dict(pair=case.pair, case=case.name, dtype=case.dtype, device=s.device, setting=setting)
+    bound = row.pop('bound', None)
+    if bound is None:
+        bound = goal.bound(s.device, case.dtype, setting.removeprefix('fused '))
+    verdict = row['status']
+    if verdict == 'ok' and bound is not None:
+        verdict = 'pass' if goal.met(row['value'], bound) else 'falls short'
+    return {**of, **row, 'goal': goal.text(bound), 'verdict': verdict}

@@ -1,0 +1,140 @@
+"""Whether two networks compute the same, forward and backward: without it no speed is told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+FP32 = 1e-5  # of the largest value of each tensor
+BF16 = 2**-7  # a difference of two roundings, where the stock network happens to have none
+SLACK = 1.5
+
+
+@dataclass
+class Net:
+    """A network and how it is compared with another one.
+
+    Attributes:
+        head: what is done to its output, so that both sides give the same.
+        rename: gradients by the other side's names.
+        call: stands in for ``model``, such as its compiled form.
+    """
+
+    model: nn.Module
+    head: Callable = lambda output: output
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    call: Callable | None = None
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        output = self.head((self.model if self.call is None else self.call)(images))
+        return (output,) if isinstance(output, Tensor) else tuple(output)
+
+
+def objective(outputs: tuple[Tensor, ...]) -> Tensor:
+    """A loss that every output value enters: the mean square of its distance from a fixed wave.
+
+    Squares alone would be all but constant after a norm, with a gradient that is mostly rounding.
+    """
+    return sum((o.float() - _wave(o.shape, o.device)).square().mean() for o in outputs)
+
+
+@functools.lru_cache(maxsize=32)
+def _wave(shape: torch.Size, device: torch.device) -> Tensor:
+    return torch.arange(shape.numel(), device=device).remainder(7.0).view(shape) - 3
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest differences over the largest value of the same tensor.
+
+    Attributes:
+        against: what was compared with.
+        worst: the gradient that differs most.
+        bounds: of both differences.
+    """
+
+    against: str
+    forward: float
+    gradient: float
+    worst: str
+    bounds: tuple[float, float] = (FP32, FP32)
+
+    @property
+    def holds(self) -> bool:
+        forward, gradient = self.bounds
+        return self.forward <= forward and self.gradient <= gradient  # False for NaN, too
+
+    @property
+    def used(self) -> float:
+        """The larger of the two differences, each over its bound."""
+        forward, gradient = self.bounds
+        return max(self.forward / forward, self.gradient / gradient)
+
+    def __str__(self) -> str:
+        return (
+            f'from {self.against} by {self.forward:.1e} forward (bound {self.bounds[0]:.1e}), {self.gradient:.1e} in '
+            f'the gradient of {self.worst} (bound {self.bounds[1]:.1e})'
+        )
+
+
+def compare(
+    against: str,
+    net: Net,
+    other: Net,
+    images: Tensor,
+    context: Callable = nullcontext,
+    other_context: Callable | None = None,
+) -> Parity:
+    """Outputs, and the gradients of the parameters that both train.
+
+    Args:
+        context: of a forward pass of ``net``; ``other_context`` that of ``other``, by default the same.
+    """
+    got, grads = _gradients(net, images, context)
+    expected, others = _gradients(other, images, other_context or context)
+    common = sorted(set(grads) & set(others))
+    assert common, 'the two networks train no parameter of the same name'
+    differences = {name: relative(grads[name], others[name]) for name in common}
+    worst = max(differences, key=lambda name: _nan_last(differences[name]))
+    forward = max((relative(a, b) for a, b in zip(got, expected, strict=True)), key=_nan_last)
+    return Parity(against, forward, differences[worst], worst)
+
+
+def compare_half(net: Net, stock: Net, reference: Net, images: Tensor, context: Callable = nullcontext) -> Parity:
+    """In bf16, which rounds small gradients of long sums away: as near to fp32 as the stock network in bf16 is.
+
+    Args:
+        reference: stored in fp32; computes in it.
+    """
+    mine, theirs = (compare('fp32', n, reference, images, context, nullcontext) for n in (net, stock))
+    bounds = tuple(max(SLACK * d, BF16) for d in (theirs.forward, theirs.gradient))
+    return replace(mine, against="fp32 (bound: 1.5 times the peer's own distance)", bounds=bounds)
+
+
+def _nan_last(value: float) -> float:
+    return value if value == value else float('inf')
+
+
+def _gradients(net: Net, images: Tensor, context: Callable) -> tuple[list[Tensor], Mapping]:
+    net.model.zero_grad()
+    stored = next(net.model.parameters()).dtype
+    with context():
+        outputs = net(images.to(stored))
+        loss = objective(outputs)
+    loss.backward()
+    grads = {n: p.grad for n, p in net.model.named_parameters() if p.grad is not None}
+    net.model.zero_grad()
+    return [output.detach() for output in outputs], net.rename(grads)
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """The largest difference over the largest expected value; shapes must agree."""
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    got, expected = got.double(), expected.double()
+    largest = (got - expected).abs().max().item()
+    return largest / expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny).item()

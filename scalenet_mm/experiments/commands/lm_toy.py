@@ -1,0 +1,42 @@
+"""Train a small Llama on generated tasks and compare ScaleNet with its source, the deep copy and full fine-tuning.
+
+scalenet experiment lm-toy --seeds 3                     # 18 minutes on one thread; continues where it stopped
+scalenet experiment lm-toy --seeds 3 --out docs/results  # lm_toy.json, lm_toy.md and lm_toy.png there
+scalenet experiment lm-toy --shorten 100                 # everything, 100 times fewer steps, to try it
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...commands.main import command_parser
+
+
+def main(argv: Sequence[str]) -> int:
+    from ...lm import require_extras
+
+    parser = command_parser(__doc__)
+    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--shorten', type=int, default=1, metavar='N', help='N times fewer steps')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/lm_toy'))
+    parser.add_argument('--out', type=Path, help='folder of table and picture (default: WORK_DIR)')
+    args = parser.parse_args(argv)
+    if args.seeds < 1 or args.shorten < 1:
+        parser.error(f'--seeds and --shorten must be at least 1, got {args.seeds} and {args.shorten}.')
+    require_extras('transformers', 'accelerate', 'matplotlib')
+    from ..study import lm_study as study
+
+    records = study.run(range(args.seeds), args.work_dir, shorten=args.shorten)
+    lines = study.summary(records)
+    out = args.out or args.work_dir
+    out.mkdir(parents=True, exist_ok=True)
+    short = f' --shorten {args.shorten}' if args.shorten > 1 else ''
+    command = f'scalenet experiment lm-toy --seeds {args.seeds}{short}' + (f' --out {args.out}' if args.out else '')
+    (out / 'lm_toy.json').write_text(json.dumps(dict(rows=lines, runs=records), indent=1) + '\n')
+    (out / 'lm_toy.md').write_text(study.as_markdown(lines, command))
+    study.draw(records, out / 'lm_toy.png')
+    for name in ('lm_toy.md', 'lm_toy.json', 'lm_toy.png'):
+        print(f'wrote {out / name}')
+    return 0

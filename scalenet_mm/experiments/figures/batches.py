@@ -1,0 +1,161 @@
+"""The same images for every model that is looked at: a seeded draw from a config's data, in batches of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ...core.flops import INPUT_SIZE
+
+SPLITS = ('train', 'val', 'test')
+
+
+class Batches:
+    """A fixed random draw of images, the same on every pass, in raw batches as a model's ``data_preprocessor`` takes
+    them.
+
+    Augmentation, if the split's pipeline has any, is seeded for every image, whatever the number of workers.
+
+    Args:
+        cfg: config with the loader ``<split>_dataloader``.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        images: how many; fewer where the data set has fewer.
+        size: images a batch; the last one may be smaller.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if the config has no such loader.
+    """
+
+    def __init__(self, cfg: Config, split: str, images: int, size: int, seed: int = 0):
+        loader = deepcopy(cfg.get(f'{split}_dataloader'))
+        if not loader:
+            there = [s for s in SPLITS if cfg.get(f'{s}_dataloader')]
+            raise ValueError(
+                f'The config has no {split}_dataloader; choose --split {" or ".join(there) or "(it has none)"}, or '
+                '--random for images of noise.'
+            )
+        if loader.dataset['type'] != 'SeededDataset':
+            loader.dataset = dict(type='SeededDataset', dataset=loader.dataset)
+        draw = dict(type='DefaultSampler', shuffle=True)
+        loader.sampler = dict(type='SeededSampler', sampler=draw)
+        loader.update(persistent_workers=False, drop_last=False)
+        self.scope = cfg.get('default_scope') or 'mmengine'
+        with DefaultScope.overwrite_default_scope(self.scope):
+            self.loader = Runner.build_dataloader(loader, seed=seed)
+        self.images, self.size = images, size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with DefaultScope.overwrite_default_scope(self.scope):
+            yield from cut(self.loader, self.size, self.images)
+
+    def __len__(self) -> int:
+        """Batches at the most."""
+        return -(-self.images // self.size)
+
+
+def random_batches(model: nn.Module, images: int, size: int, input_size=None, labels: bool = False) -> Batches:
+    """Images of noise, the same for every model of these channels.
+
+    Args:
+        input_size: (H, W) in pixels; by default the backbone's ``img_size``, or 224 x 224.
+        labels: whether random classes come with them.
+
+    Raises:
+        ValueError: if labels are wanted of a model that is no plain classifier.
+    """
+    backbone = getattr(model, 'backbone', model)
+    wanted = input_size or getattr(backbone, 'img_size', INPUT_SIZE)
+    height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    classes = getattr(getattr(model, 'head', None), 'num_classes', None) if labels else None
+    if labels and classes is None:
+        raise ValueError(
+            f'Random labels are made for classifiers, and {type(model).__name__} has no head.num_classes; leave '
+            '--random '
+            "out and take the config's own data."
+        )
+    dataset = dict(
+        type='RandomImages', shape=(first.in_channels if first else 3, height, width), classes=classes, length=images
+    )
+    loader = dict(batch_size=size, num_workers=0, dataset=dataset)
+    return Batches(Config(dict(test_dataloader=loader)), 'test', images, size)
+
+
+@DATASETS.register_module()
+class RandomImages(Dataset):
+    """Pixels uniform in 0..255, and random labels where ``classes`` are given.
+
+    Args:
+        shape: (C, H, W).
+    """
+
+    metainfo: dict = {}
+
+    def __init__(self, shape: tuple[int, int, int], classes: int | None, length: int):
+        self.shape, self.classes, self.length = tuple(shape), classes, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(int(index))
+        image = torch.randint(256, self.shape, generator=generator, dtype=torch.uint8)
+        if self.classes is None:
+            return dict(inputs=image)
+        from mmpretrain.structures import DataSample
+
+        label = torch.randint(self.classes, (1,), generator=generator)
+        return dict(inputs=image, data_samples=DataSample().set_gt_label(label))
+
+
+def cut(batches: Iterable[dict], size: int, images: int) -> Iterator[dict[str, Any]]:
+    """Joins and cuts batches into such of ``size`` samples until there are ``images``; the last one may be smaller.
+
+    >>> [b['x'] for b in cut([dict(x=[0, 1, 2]), dict(x=[3, 4, 5])], size=2, images=5)]
+    [[0, 1], [2, 3], [4]]
+    """
+    held: dict[str, Any] = {}
+    for batch in batches:
+        held = {k: _join(held[k], v) if held else v for k, v in batch.items()}
+        while images and number(held) >= min(size, images):
+            take = min(size, images)
+            yield {k: v[:take] for k, v in held.items()}
+            held = {k: v[take:] for k, v in held.items()}
+            images -= take
+        if not images:
+            return
+    if held and number(held):
+        yield held
+
+
+def number(batch: dict) -> int:
+    """Samples in a batch."""
+    return len(next(iter(batch.values())))
+
+
+def _join(a: Tensor | list, b: Tensor | list) -> Tensor | list:
+    return torch.cat([a, b]) if isinstance(a, Tensor) else [*a, *b]
+
+
+def prepared(model: nn.Module, batch: dict) -> dict[str, Any]:
+    """A batch as the model's forward takes it: normalised and on its device, without mixup."""
+    return model.data_preprocessor(batch, False)
+
+
+def loss_of(model: nn.Module, data: dict) -> Tensor:
+    """The loss that training would minimise, of a prepared batch."""
+    return model.parse_losses(model(**data, mode='loss'))[0]
+
+
+def see_images(model: nn.Module, batch: dict) -> None:
+    """Runs the part of a model that its layers are in: the backbone, where there is one."""
+    getattr(model, 'backbone', model)(prepared(model, batch)['inputs'])

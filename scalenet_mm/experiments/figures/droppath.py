@@ -1,0 +1,129 @@
+"""Top-1 and loss against the drop-path rate of the training (Fig. 6): one trained model or several for every rate."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from .batches import Batches, loss_of, number, prepared
+
+TOP1 = 'top1'  # the end of the metric's name in mmpretrain and in ours
+
+
+def rates(words: Iterable[str]) -> list[tuple[float, str]]:
+    """Reads ``RATE=CKPT ...``; a rate may come several times (seeds).
+
+    >>> rates(['0.1=a.pth', '0.1=b.pth'])
+    [(0.1, 'a.pth'), (0.1, 'b.pth')]
+
+    Raises:
+        ValueError: if a word is none, or a rate is outside 0..1.
+    """
+    found = []
+    for word in words:
+        rate, equals, checkpoint = word.partition('=')
+        try:
+            value = float(rate)
+        except ValueError:
+            value = -1.0
+        if not equals or not checkpoint or not 0 <= value <= 1:
+            raise ValueError(
+                f'A run is named RATE=CKPT with a drop-path rate in 0..1, such as 0.1=run/epoch_100.pth; got {word!r}.'
+            )
+        found.append((value, checkpoint))
+    return found
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, cfg: Config, batches: Batches, split: str) -> dict[str, float]:
+    """``top1`` in percent by the config's own evaluator, and the mean ``loss`` of its head in nats, both in eval mode.
+
+    Raises:
+        ValueError: if the config has no evaluator for the split, or none of its metrics is a top-1.
+    """
+    kind = cfg.get(f'{split}_evaluator')
+    if not kind:
+        raise ValueError(f'The config has no {split}_evaluator, which says how top-1 is counted.')
+    with DefaultScope.overwrite_default_scope(batches.scope):
+        evaluator = Evaluator(kind)
+    evaluator.dataset_meta = getattr(batches.loader.dataset, 'metainfo', {})
+    model.eval()
+    summed, images = 0.0, 0
+    for batch in batches:
+        data, n = prepared(model, batch), number(batch)
+        summed, images = summed + float(loss_of(model, data)) * n, images + n
+        evaluator.process(data_samples=model(**data, mode='predict'), data_batch=batch)
+    metrics = evaluator.evaluate(images)
+    top1 = next((float(v) for k, v in metrics.items() if k.endswith(TOP1)), None)
+    if top1 is None:
+        raise ValueError(
+            f'None of the metrics {sorted(metrics)} of {split}_evaluator ends with {TOP1!r}; the sweep is of '
+            'classifiers.'
+        )
+    return dict(top1=top1, loss=summed / images)
+
+
+def read_results(path: str | Path, rows: Mapping[str, float] | None = None) -> list[dict]:
+    """Runs that were evaluated already, from JSON lines: those of ``scalenet experiment study``, or one's own.
+
+    A line is a run of the sweep if it has the number ``drop_path``, or a ``row`` that ends with ``drop_path_RATE`` or
+    is one of ``rows``. Other lines, and runs that did not come to their end, are left out.
+
+    Args:
+        rows: rates of rows whose name does not tell them.
+
+    Raises:
+        ValueError: if a line is no JSON object, a run lacks ``top1`` or ``loss``, or there is no run.
+    """
+    found: dict[tuple, dict] = {}
+    for i, line in enumerate(Path(path).read_text().splitlines(), 1):
+        try:
+            entry = json.loads(line or '{}')
+            rate = entry.get('drop_path', _rate(entry.get('row', ''), rows or {}))
+            if rate is not None and entry.get('status', 'done') == 'done':
+                numbers = {k: float(entry[k]) for k in ('top1', 'loss')}
+                run = (entry['row'], entry.get('seed')) if 'row' in entry else i
+                found[run] = dict(drop_path=float(rate), **numbers)  # a run's last line counts
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f'{path}, line {i}: a run is a JSON object with the numbers top1 and loss, and drop_path or a row '
+                f'called ..._drop_path_RATE; got {line[:80]!r}.'
+            ) from error
+    if not found:
+        raise ValueError(f'{path} holds no finished run of a drop-path sweep; name its rows: --rows 0=ROW.')
+    return list(found.values())
+
+
+def _rate(row: str, rows: Mapping[str, float]) -> float | None:
+    told = re.search(r'drop_path_([\d.]+)$', row)
+    return float(told[1]) if told else rows.get(row)
+
+
+def curve(runs: Iterable[dict]) -> list[dict]:
+    """Mean, least and greatest top-1 and loss of the runs of each rate, by rate."""
+    by_rate: dict[float, list[dict]] = {}
+    for run in runs:
+        by_rate.setdefault(run['drop_path'], []).append(run)
+    return [
+        dict(
+            drop_path=rate,
+            runs=len(found),
+            **{
+                key: dict(
+                    mean=sum(r[key] for r in found) / len(found),
+                    least=min(r[key] for r in found),
+                    greatest=max(r[key] for r in found),
+                )
+                for key in ('top1', 'loss')
+            },
+        )
+        for rate, found in sorted(by_rate.items())
+    ]

@@ -1,0 +1,265 @@
+"""Every shipped config as OpenMMLab's model index lists it, counted from the built network.
+
+``Results`` are measured here and nowhere else; what the paper prints stands under ``Paper Results``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ...compat import quiet
+from ...core.flops import INPUT_SIZE, count_flops, meta_parameters, without_adjustments
+from ...core.roles import TrainPolicy, count, total
+from ...models.build import build
+from ...models.counts import takes_images
+from ...runner.config import load_config
+from ...tables import markdown_table
+from .public import public_data
+from .recount import ROWS, Row
+
+NOT_RUN = 'not run'
+PAPER = dict(
+    Title='ScaleNet: Scaling up Pretrained Neural Networks with Incremental Parameters',
+    URL='https://arxiv.org/abs/2510.18431',
+)
+TASKS = {'mmpretrain': 'Image Classification', 'mmdet': 'Object Detection', 'mmseg': 'Semantic Segmentation'}
+DEMO_DATA = 'handwritten digits (docs/demo_data.md)'
+HOST_PADS_TO = 32  # mmdet's pad_size_divisor of the Swin configs
+
+
+@dataclass(frozen=True)
+class Costs:
+    """``flops``: multiply-adds of one image of ``input_size``, adjustments left out as in the paper."""
+
+    params: int
+    trainable: int
+    flops: int
+    flops_with_adjustments: int
+    input_size: tuple[int, int]
+
+
+def config_files(folder: Path) -> list[Path]:
+    """Every config below ``folder`` that can be run, by folder and name; ``_base_`` holds parts."""
+    found = (p for p in folder.rglob('*.py') if '_base_' not in p.parts)
+    return sorted(found, key=lambda p: (p.parent, p.name))
+
+
+def image_size(cfg: Config) -> tuple[int, int]:
+    """(H, W) of a test image as it reaches the backbone of a config."""
+    if cfg.default_scope == 'mmpretrain':
+        size = cfg.model.backbone.get('img_size', INPUT_SIZE)
+    elif size := cfg.model.data_preprocessor.get('size'):  # mmseg crops to it
+        return tuple(size)
+    else:
+        steps = cfg.test_dataloader.dataset.pipeline
+        scale = next(s['scale'] for s in steps if s['type'] == 'Resize')
+        size = tuple(ceil(n / HOST_PADS_TO) * HOST_PADS_TO for n in sorted(scale))
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+class Counter:
+    """Counts the network of a config; one that several configs describe is built once."""
+
+    def __init__(self):
+        self._known: dict[str, Costs] = {}
+
+    def __call__(self, cfg: Config) -> Costs:
+        wrapper = cfg.get('optim_wrapper') or {}
+        ours = wrapper.get('constructor') == 'ScaleNetOptimWrapperConstructor'
+        policy = (wrapper.get('paramwise_cfg') or {}).get('policy')
+        size, backbone = image_size(cfg), cfg.model.backbone
+        free = {'drop_path_rate', 'init_cfg', 'with_cp'}  # nothing is counted of these
+        kept = {k: v for k, v in backbone.items() if k not in free}
+        key = repr((dict(cfg.model, backbone=kept), ours, policy, size))
+        if key not in self._known:
+            with meta_parameters(), quiet():
+                net = build(cfg._cfg_dict)
+            (TrainPolicy.from_cfg(policy) if ours else TrainPolicy('all')).apply(net)
+            counts, (_, part) = total(count(net).values()), takes_images(net)
+            flops = count_flops(part, size, backbone.get('in_channels', 3))
+            with without_adjustments(part):
+                plain = count_flops(part, size, backbone.get('in_channels', 3))
+            self._known[key] = Costs(counts.params, counts.trainable, plain, flops, size)
+        return self._known[key]
+
+
+def rows_of(config: str) -> list[Row]:
+    """The rows of the paper that a config (relative to configs/) is for."""
+    return [row for row in ROWS if row.config == config]
+
+
+def read_results(folder: Path) -> dict[str, list[dict]]:
+    """What was measured, by config: every ``*.json`` in ``folder`` with ``config``, ``metrics`` and ``command``.
+
+    ``result.json`` of a bundle (``scalenet experiment reproduce``) is such a file.
+
+    Raises:
+        ValueError: if one lacks a key.
+    """
+    found: dict[str, list[dict]] = {}
+    for path in sorted(folder.glob('*.json')):
+        result = json.loads(path.read_text())
+        if missing := {'config', 'metrics', 'command'} - result.keys():
+            raise ValueError(f'{path} has no {", ".join(sorted(missing))}: not a result.')
+        found.setdefault(result['config'], []).append(result)
+    return found
+
+
+def entry(cfg: Config, config: str, costs: Costs, results: Iterable[Mapping]) -> dict[str, Any]:
+    """A model of the index.
+
+    Args:
+        config: its file, relative to configs/.
+        results: of it, as ``read_results`` gives them.
+    """
+    task, data = TASKS[cfg.default_scope], public_data(cfg)
+    dataset = data.name if data else DEMO_DATA
+    loop, scaled = cfg.train_cfg, cfg.get('auto_scale_lr') or {}
+    length = {'Epochs': loop['max_epochs']} if 'max_epochs' in loop else {'Iterations': loop['max_iters']}
+    measured = [
+        {'Task': task, 'Dataset': dataset, 'Metrics': dict(r['metrics']), 'Command': r['command']} for r in results
+    ]
+    rows = rows_of(config)
+    printed = [{'Rows': keys, 'Task': task, 'Dataset': dataset, **figures} for keys, figures in _printed(rows)]
+    if rows and all(row.epochs == 0 for row in rows):  # a pretrained network, tested as it is
+        length, costs = {'Epochs': 0}, replace(costs, trainable=0)
+    batch = {'Batch Size': scaled['base_batch_size']} if 'base_batch_size' in scaled else {}
+    return {
+        'Name': Path(config).stem,
+        'In Collection': collection_of(config),
+        'Config': f'configs/{config}',
+        'Metadata': {
+            'Training Data': dataset,
+            **length,
+            **batch,
+            'Training Resources': '; '.join(r.get('machine', 'not recorded') for r in results) or NOT_RUN,
+            'Parameters': costs.params,
+            'Trainable Parameters': costs.trainable,
+            'FLOPs': costs.flops,
+            'FLOPs with Adjustments': costs.flops_with_adjustments,
+            'Input Size': list(costs.input_size),
+        },
+        **({'Rows': [row.key for row in rows]} if rows else {}),
+        'Status': 'run' if measured else NOT_RUN,
+        **({'Results': measured} if measured else {}),
+        **({'Paper Results': printed} if printed else {}),
+    }
+
+
+def _printed(rows: Iterable[Row]) -> Iterator[tuple[list[str], dict]]:
+    """Keys of the rows that print the same metrics, and what they print."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if metrics := {k: v for k, v in row.result.items() if k != 'hours'}:
+            groups.setdefault(repr(metrics), []).append(row)
+    for group in groups.values():
+        metrics = {k: v for k, v in group[0].result.items() if k != 'hours'}
+        hours = [row.result['hours'] for row in group if 'hours' in row.result]
+        told = {'Metrics': metrics, **({'Training Hours': hours[0]} if hours else {})}
+        yield [row.key for row in group], told
+
+
+def collection_of(config: str) -> str:
+    """``'ScaleNet'`` for what lies in configs/ itself, else with the folder's name."""
+    folder = Path(config).parent.name
+    return f'ScaleNet {folder}' if folder else 'ScaleNet'
+
+
+def make_index(configs: Path, results: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path relative to the repository -> content, of each metafile and of ``model-index.yml``.
+
+    Raises:
+        ValueError: if two configs share a name, or a result belongs to none.
+    """
+    files = config_files(configs)
+    names = [p.stem for p in files]
+    if double := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f'A name of the index is a file name; several configs share {double}.')
+    counter, measured = Counter(), read_results(results)
+    folders: dict[Path, list[dict]] = {}
+    for path in files:
+        config = path.relative_to(configs).as_posix()
+        cfg = load_config(str(path))
+        models = folders.setdefault(path.parent.relative_to(configs), [])
+        models.append(entry(cfg, config, counter(cfg), measured.pop(config, ())))
+    if measured:
+        raise ValueError(f'{results} has results of {sorted(measured)}, which are no configs here.')
+    metafiles = []
+    for folder, models in folders.items():
+        metafiles.append((Path('configs') / folder / 'metafile.yml').as_posix())
+        collection = {'Name': models[0]['In Collection'], 'Paper': PAPER}
+        yield metafiles[-1], {'Collections': [collection], 'Models': models}
+    yield 'model-index.yml', {'Import': metafiles}
+
+
+# --- as a page -----------------------------------------------------------------------------------
+
+HEAD = ('config', 'rows', 'parameters', 'trained', 'GFLOPs', 'paper', 'here')
+TITLES = {'': 'Models'}
+
+
+def page(index: Mapping[str, dict], command: str) -> str:
+    """docs/model_zoo.md: one table a family."""
+    lines = [
+        '# Model zoo',
+        '',
+        f'Written by `{command}` from the configs themselves; `--check` compares. The same as data: `model-index.yml`.',
+        '',
+        'Parameters and what the policy trains are counted from the built network. GFLOPs: multiply-adds of one test '
+        "image (its size is the metafile's `Input Size`; of detectors and segmentors in the backbone alone), "
+        'adjustments left out, in brackets with them. *rows*: of the paper and beside it; '
+        '`scalenet experiment reproduce ROW` prints or runs all that one needs ([reproduce.md](reproduce.md)). '
+        '*paper*: as printed there, hours on 8 GPUs. *here*: measured with this code, or "not run".',
+    ]
+    commands = {}
+    for path, content in index.items():
+        if 'Models' not in content:
+            continue
+        folder = Path(path).parent.name if path.count('/') > 1 else ''
+        for data in dict.fromkeys(_data(m) for m in content['Models']):
+            models = [m for m in content['Models'] if _data(m) == data]
+            title = TITLES.get(folder, folder.capitalize())
+            table = markdown_table(HEAD, [_cells(model, commands) for model in models], 'llrrrll')
+            lines += ['', f'## {title}: {data}', '', table]
+    if commands:
+        lines += ['', '## Commands', '']
+        lines += [f'{number}. `{text}`' for text, number in commands.items()]
+    return '\n'.join(lines) + '\n'
+
+
+def _data(model: Mapping) -> str:
+    return model['Metadata']['Training Data']
+
+
+def _cells(model: Mapping, commands: dict[str, int]) -> tuple[str, ...]:
+    meta, printed = model['Metadata'], model.get('Paper Results', [])
+    path = model['Config']
+    here = [
+        f'{_metrics(r["Metrics"])} [{commands.setdefault(r["Command"], len(commands) + 1)}]'
+        for r in model.get('Results', [])
+    ]
+    paper = [_metrics(r['Metrics']) + (f' ({r["Training Hours"]} h)' if 'Training Hours' in r else '') for r in printed]
+    return (
+        f'[{model["Name"]}](../{path})',
+        ', '.join(f'`{key}`' for key in model.get('Rows', ())) or '–',
+        f'{meta["Parameters"]:,}',
+        f'{meta["Trainable Parameters"]:,}',
+        f'{_giga(meta["FLOPs"])} ({_giga(meta["FLOPs with Adjustments"])})',
+        '; '.join(paper) or '–',
+        '; '.join(here) or NOT_RUN,
+    )
+
+
+def _giga(flops: int) -> str:
+    return format(flops / 1e9, '.2f' if flops >= 1e9 else '.4f')
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return ', '.join(f'{name} {value}' for name, value in metrics.items())

@@ -1,0 +1,1 @@
+"""What scalenet experiment quickstart runs: ``tasks`` (what differs between them), ``runs``, ``report``."""

@@ -1,0 +1,176 @@
+"""The runs: configs, training that continues where it was, evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+import scalenet_mm
+
+from ...checkpoint.delta_file import SUFFIX
+from ...core.roles import count, total
+from ...models.counts import measure, train_policy
+from ...runner.atomic import make_atomic
+from ...runner.config import load_config
+from ...runner.progress_hook import show_progress
+from ...runner.resume import make_resumable
+from ..data import LAYOUTS
+from .quickstart_tasks import Task
+
+CONFIGS = Path(scalenet_mm.__file__).parents[1] / 'configs' / 'demo'
+SHOWN = 4  # validation images in the picture
+
+SETTINGS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'load_from', 'train_dataloader', 'randomness')
+
+
+@dataclass
+class Result:
+    """One row of the table; ``delta`` is bytes that turn the source into this model, ``samples`` is what it
+    predicts.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    params: int
+    trainable: int
+    delta: int
+    gflops: float
+    minutes: float
+    samples: list = field(repr=False)
+
+
+class Job:
+    """The runs of one task, each in a folder of its own below ``work_dir``.
+
+    Args:
+        epochs: of the source and of what comes after it; None for those of the configs.
+        scenes: of the training and the validation split; None for those of the layout.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        work_dir: Path,
+        data: Path,
+        epochs: tuple[int, int] | None = None,
+        scenes: tuple[int, int] | None = None,
+        seed: int = 0,
+    ):
+        self.task, self.work_dir, self.data, self.seed = task, work_dir, data, seed
+        layout = LAYOUTS[task.layout]
+        self.scenes = scenes or (layout.train, layout.val)
+        self.epochs = epochs or tuple(map(self._epochs, (task.source, task.scaled)))
+        work_dir.mkdir(parents=True, exist_ok=True)
+
+    def _unit(self, cfg: Config) -> int:
+        """What the training loop counts in an epoch: 1, or its iterations."""
+        batch = cfg.train_dataloader.batch_size
+        return 1 if self.task.unit == 'epoch' else max(1, self.scenes[0] // batch)
+
+    def _epochs(self, file: str) -> int:
+        cfg = Config.fromfile(CONFIGS / file)
+        return max(1, cfg.train_cfg[f'max_{self.task.unit}s'] // self._unit(cfg))
+
+    def config(self, file: str, name: str, epochs: int, load_from: str | None = None) -> Config:
+        root = str(self.data / self.task.layout)
+        cfg = load_config(str(CONFIGS / file), str(self.work_dir / name), options=dict(data_root=root))
+        unit, cfg.load_from = self._unit(cfg), load_from
+        end = epochs * unit
+        cfg.train_cfg.update({f'max_{self.task.unit}s': end, 'val_begin': end + 1})  # see evaluate
+        cfg.default_hooks.checkpoint.interval = unit
+        cfg.randomness = dict(seed=self.seed)
+        make_atomic(cfg)
+        make_resumable(cfg)
+        show_progress(cfg, name)
+        if load_from:
+            cfg.custom_hooks.append(dict(type='DeltaHook'))
+        cfg.visualizer.name = f'{name}_{time.time_ns()}'
+        return cfg
+
+    def train(self, cfg: Config) -> tuple[str, float]:
+        """Trains, continues or finds a finished run; returns its checkpoint and the minutes it took in all."""
+        folder = Path(cfg.work_dir)
+        settings, clock = folder / 'settings.json', folder / 'minutes.json'
+        wanted = json.dumps({k: cfg[k] for k in SETTINGS})
+        if settings.exists() and settings.read_text() != wanted:
+            raise SystemExit(f'{folder} holds a run with other settings; delete it or choose another --work-dir.')
+        folder.mkdir(parents=True, exist_ok=True)
+        settings.write_text(wanted)
+        done = folder / f'{self.task.unit}_{cfg.train_cfg[f"max_{self.task.unit}s"]}.pth'
+        if not done.exists():
+            cfg = cfg.copy()
+            cfg.resume = (folder / 'last_checkpoint').exists()
+            cfg.load_from = None if cfg.resume else cfg.load_from
+            before = json.loads(clock.read_text()) if cfg.resume and clock.exists() else 0.0
+            begin = time.time()
+            try:
+                with quiet(folder):
+                    Runner.from_cfg(cfg).train()
+            finally:
+                clock.write_text(json.dumps(before + (time.time() - begin) / 60))
+        return str(done), json.loads(clock.read_text())
+
+    def evaluate(self, name: str, cfg: Config, file: str, checkpoint: str, minutes: float) -> Result:
+        """Metrics on the validation scenes, and what the model of config ``file`` costs."""
+        cfg = cfg.copy()
+        cfg.resume, cfg.load_from = False, checkpoint
+        cfg.custom_hooks = [dict(type='AnyDialectHook'), dict(type='ProgressHook')]
+        cfg.work_dir = str(Path(cfg.work_dir) / 'evaluation')
+        cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+        with quiet(Path(cfg.work_dir)):
+            runner = Runner.from_cfg(cfg)
+            metrics = runner.test()
+            samples = predict(runner)
+            model = scalenet_mm.build(CONFIGS / file)
+        train_policy(CONFIGS / file).apply(model)
+        trainable = total(count(model).values()).trainable if minutes else 0
+        cost = measure(model, self.task.size)
+        return Result(
+            name,
+            # without a single detection CocoMetric has no entry
+            {k: f * float(metrics.get(key, 0)) for k, (key, f) in self.task.metrics.items()},
+            cost.params,
+            trainable,
+            delta_bytes(checkpoint),
+            cost.flops_with_adjustments / 1e9,
+            minutes,
+            samples,
+        )
+
+
+def predict(runner: Runner) -> list:
+    """Data samples of ``SHOWN`` validation images spread over the data set, with ground truth and prediction."""
+    dataset = runner.test_dataloader.dataset
+    shown = min(SHOWN, len(dataset))
+    picked = [dataset[int(len(dataset) / shown * (i + 0.37))] for i in range(shown)]
+    batch = {key: [p[key] for p in picked] for key in ('inputs', 'data_samples')}
+    with torch.no_grad():
+        return [s.cpu() for s in runner.model.test_step(batch)]
+
+
+def delta_bytes(checkpoint: str) -> int:
+    """Of the file that the ``DeltaHook`` of a run wrote beside its checkpoint; 0 where a run started from nothing."""
+    file = Path(checkpoint).with_suffix(SUFFIX)
+    return file.stat().st_size if file.exists() else 0
+
+
+@contextlib.contextmanager
+def quiet(folder: Path) -> Iterator[None]:
+    """The Runner's log goes to a file; a failure is told in one sentence with the way to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / 'console.log'
+    try:
+        with log.open('a') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+            yield
+    except KeyboardInterrupt:
+        raise SystemExit('\nInterrupted. The same command continues from the last epoch.') from None
+    except Exception as e:
+        raise SystemExit(f'\nThe run failed: {type(e).__name__}: {e}\nIts log: {log}') from e

@@ -1,0 +1,143 @@
+"""What differs between classification, detection and segmentation: configs, metrics, a floor, and how a result is
+drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...models.side_by_side import Panel, difference_panel, mark_against
+from ..data import ADE_CLASSES, CLASSES, SUM_CLASSES
+
+SURE = 0.5  # score from which an object is drawn
+BACKGROUND, NOT_DRAWN = 0, 255  # labels of pixels
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the quickstart.
+
+    Attributes:
+        layout: of the demo data.
+        source, scaled: names of the configs in configs/demo.
+        what: the source and the scaled model in words.
+        unit: what the config's training loop counts, ``'epoch'`` or ``'iter'``.
+        metrics: column of the table -> (key among the evaluator's metrics, factor). The first decides the floor.
+        floor: the least a source reaches that was trained with the defaults.
+        size: (H, W) of the images.
+        minutes: of all runs together on two quiet cores.
+        note: what the table's figures are.
+        classes: their names.
+        columns: heads of the picture's columns.
+        panels: (ground truth, before, after) -> a panel for each column.
+        read: an evaluated data sample -> (ground truth, prediction).
+    """
+
+    layout: str
+    source: str
+    scaled: str
+    what: tuple[str, str]
+    unit: str
+    metrics: Mapping[str, tuple[str, float]]
+    floor: float
+    size: tuple[int, int]
+    minutes: int
+    note: str
+    classes: list[str]
+    columns: tuple[str, ...]
+    panels: Callable[[Panel, Panel, Panel, list[str]], list[Panel]]
+    read: Callable[[object], tuple[Panel, Panel]]
+
+
+def objects(instances) -> Panel:
+    """Boxes, classes and masks; of predictions those with a score of at least ``SURE``."""
+    scores = instances.scores.numpy() if 'scores' in instances else None
+    keep = slice(None) if scores is None else scores >= SURE
+    masks = instances.masks
+    masks = masks.numpy() if hasattr(masks, 'numpy') else masks.masks
+    return Panel(
+        boxes=instances.bboxes.numpy()[keep],
+        labels=instances.labels.numpy()[keep],
+        scores=None if scores is None else scores[keep],
+        masks=masks.astype(bool)[keep],
+    )
+
+
+def pixels(label_map) -> Panel:
+    labels = label_map.data[0].numpy()
+    return Panel(semantic=np.where(labels == BACKGROUND, NOT_DRAWN, labels))
+
+
+def image_class(label) -> Panel:
+    return Panel(labels=label.numpy())
+
+
+def against_the_truth(truth: Panel, before: Panel, after: Panel, classes: list[str]) -> list[Panel]:
+    return [truth, mark_against(truth, before, classes), mark_against(truth, after, classes)]
+
+
+def with_difference(truth: Panel, before: Panel, after: Panel, classes: list[str]) -> list[Panel]:
+    return [truth, before, after, difference_panel(before, after, truth)]
+
+
+def right_or_wrong(truth: Panel, before: Panel, after: Panel, classes: list[str]) -> list[Panel]:
+    for panel in (before, after):
+        panel.marks = ['found' if panel.labels[0] == truth.labels[0] else 'false']
+    return [truth, before, after]
+
+
+BEFORE_AFTER = ('ground truth', 'before: source', 'after: ScaleNet x2')
+
+TASKS = {
+    'det': Task(
+        layout='coco',
+        source='mask_rcnn_swin_digits.py',
+        scaled='mask_rcnn_scalenet_swin_digits.py',
+        what=('a Mask R-CNN on a Swin with 1, 1, 2 and 2 layers', 'last stage 4 layers that share the 2'),
+        unit='epoch',
+        metrics={'box AP': ('coco/bbox_mAP', 100), 'mask AP': ('coco/segm_mAP', 100)},
+        floor=35.0,
+        size=(128, 128),
+        minutes=9,
+        note='COCO AP (IoU 0.50 to 0.95). MFLOPs: multiply-adds of the backbone alone for one image of 128 x 128.',
+        classes=CLASSES,
+        columns=BEFORE_AFTER,
+        panels=against_the_truth,
+        read=lambda s: (objects(s.gt_instances), objects(s.pred_instances)),
+    ),
+    'seg': Task(
+        layout='ade',
+        source='upernet_swin_digits.py',
+        scaled='upernet_scalenet_swin_digits.py',
+        what=('a UPerNet on a Swin with 1, 1, 2 and 2 layers', 'last stage 4 layers that share the 2'),
+        unit='iter',
+        metrics={'mIoU': ('mIoU', 1)},
+        floor=30.0,
+        size=(128, 128),
+        minutes=9,
+        note='Mean IoU in % over background and ten digits. MFLOPs: multiply-adds of the backbone, 128 x 128.',
+        classes=ADE_CLASSES,
+        columns=(*BEFORE_AFTER, 'difference'),
+        panels=with_difference,
+        read=lambda s: (pixels(s.gt_sem_seg), pixels(s.pred_sem_seg)),
+    ),
+    'cls': Task(
+        layout='imagenet',
+        source='deit_digits.py',
+        scaled='scalenet_deit_digits.py',
+        what=('a DeiT with 4 layers', '8 layers that share the 4'),
+        unit='epoch',
+        metrics={'top-1': ('accuracy/top1', 1)},
+        floor=60.0,
+        size=(32, 32),
+        minutes=8,
+        note='Top-1 in %; 95 % interval of the draw of 1,995 images: +- 2. MFLOPs: multiply-adds of a 32 x 32 image.',
+        classes=SUM_CLASSES,
+        columns=BEFORE_AFTER,
+        panels=right_or_wrong,
+        read=lambda s: (image_class(s.gt_label), image_class(s.pred_label)),
+    ),
+}

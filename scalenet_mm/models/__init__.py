@@ -1,0 +1,1 @@
+"""What is built from configs and checkpoints: models, predictions, counts, pictures, ONNX files."""

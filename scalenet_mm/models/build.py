@@ -1,0 +1,121 @@
+"""One-liners for notebooks and scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from ..backbones import ScaleNetDeiT, ScaleNetSwin
+from ..checkpoint.loading import load_weights
+from ..checkpoint.strict import CheckpointError
+from ..compat import quiet, read_config, with_preprocessor
+
+BACKBONES = {'deit': ScaleNetDeiT, 'swin': ScaleNetSwin}
+SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
+
+
+def build(
+    model: str | Path | dict, scale: dict | None = None, num_classes: int | None = 1000, **backbone: Any
+) -> nn.Module:
+    """Builds a scaled model with random weights, in eval mode.
+
+    >>> import torch
+    >>> deep = build('swin_t', scale=dict(times=2), num_classes=10)
+    >>> deep(torch.zeros(1, 3, 224, 224)).shape
+    torch.Size([1, 10])
+
+    Args:
+        model: ``'deit_t'``, ``'deit_s'``, ``'deit_b'``, ``'swin_t'``, ... (also ``'swin-tiny'``), or a config file or
+            dict (whose own number of classes stays unless another than 1000 is asked for).
+        scale: see ``ScaleNetDeiT`` and ``ScaleNetSwin``; the paper's when left out.
+        num_classes: of the classification head; None gives the bare backbone, which returns a tuple of features.
+        backbone: the backbone's other arguments (``img_size``, ``out_indices``, ``drop_path_rate``, ``with_cp``, ...).
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(model, dict) or Path(model).suffix in ('.py', '.json', '.yaml', '.yml') or '::' in str(model):
+        return _initialised(_from_config(model, scale, num_classes, backbone))
+    host, _, size = str(model).lower().replace('-', '_').partition('_')
+    if host not in BACKBONES or not size:
+        raise ValueError(
+            f'{model!r} names no model; use <host>_<size> with a host of {sorted(BACKBONES)} and a size of '
+            f'{sorted(SIZES)} (swin_t, deit_b), or the path of a config.'
+        )
+    arch = SIZES.get(size, size)
+    net = BACKBONES[host](arch if host == 'swin' else f'deit-{arch}', scale=scale, **backbone)
+    if num_classes is None:
+        return _initialised(net)
+    dims = int(net.num_features[-1]) if host == 'swin' else net.embed_dims
+    head = dict(type='LinearClsHead' if host == 'swin' else 'VisionTransformerClsHead', in_channels=dims)
+    cfg = dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=net,
+        neck=dict(type='GlobalAveragePooling') if host == 'swin' else None,
+        head=dict(head, num_classes=num_classes, loss=dict(type='CrossEntropyLoss')),
+    )
+    init_default_scope('mmpretrain')
+    return _initialised(MODELS.build(cfg))
+
+
+def load(
+    model: str | Path | dict,
+    checkpoint: str,
+    scale: dict | None = None,
+    num_classes: int | None = 1000,
+    **backbone: Any,
+) -> nn.Module:
+    """Builds a scaled model and loads a pretrained checkpoint of any dialect, scaled or not.
+
+    >>> model = load('deit_b', 'deit_base_patch16_224-b5f2ef4d.pth')  # doctest: +SKIP
+
+    Args:
+        checkpoint: path, ``http(s)://`` or ``hf://owner/repo/file``; a head of another number of classes must be left
+            out with ``num_classes=None`` or trained anew from ``build``.
+
+    The other arguments are those of ``build``.
+
+    Raises:
+        CheckpointError: if the file does not fit; the message lists the differences.
+    """
+    net = build(model, scale, num_classes, **backbone)
+    try:
+        load_weights(net, checkpoint)
+    except CheckpointError as e:
+        hint = 'A head of another number of classes: num_classes=None loads the backbone alone.'
+        raise CheckpointError(f'{e}\n{hint}', e.differences) from e
+    return net
+
+
+def _initialised(net: nn.Module) -> nn.Module:
+    """Runs ``init_weights``, which also loads what an ``init_cfg`` names; the log of every tensor's origin is left
+    out.
+    """
+    if any(p.is_meta for p in net.parameters()):
+        net.eval()
+        return net
+    with quiet('WARNING'):
+        net.init_weights()
+    net.eval()
+    return net
+
+
+def _from_config(model: str | Path | dict, scale: dict | None, num_classes: int | None, backbone: dict) -> nn.Module:
+    cfg = Config(dict(model)) if isinstance(model, dict) else read_config(model)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    model_cfg = cfg.get('model', cfg)
+    if 'backbone' not in model_cfg:
+        model_cfg = dict(backbone=model_cfg)
+        num_classes = None
+    model_cfg['backbone'].update(backbone)
+    if scale is not None:
+        model_cfg['backbone']['scale'] = scale  # update() would merge it into the config's
+    if num_classes is None:
+        return MODELS.build(model_cfg['backbone'])
+    if num_classes != 1000 and 'num_classes' in model_cfg.get('head', {}):
+        model_cfg.head.num_classes = num_classes
+    return MODELS.build(with_preprocessor(model_cfg, cfg))

@@ -1,0 +1,188 @@
+"""Two models on the same images, and ground truth where there is some: panels to draw, and the differences as
+numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmengine.registry import DATASETS, DefaultScope
+from torch import nn
+
+from .inference import TASKS, test_dataset
+from .matching import BOTH_WRONG, IGNORE, ONLY_A_RIGHT, ONLY_B_RIGHT, difference_map, match
+from .side_by_side import Panel, difference_panel, mark_against, mark_pair
+
+Truth = Callable[[Path], Panel]  # of an image; raises FileNotFoundError where there is none
+
+
+def task_of(a: nn.Module, b: nn.Module) -> str:
+    """``'detection'`` or ``'segmentation'``.
+
+    Raises:
+        ValueError: if the models are of different tasks or classes, or classify whole images.
+    """
+    first, second = (TASKS[m.cfg.default_scope] for m in (a, b))
+    if first != second or first == 'classification':
+        raise ValueError(f'Compared are two detectors or two segmentors, not {first} with {second}.')
+    mine, theirs = (list(m.dataset_meta['classes']) for m in (a, b))
+    if mine != theirs:
+        at = next((i for i, (x, y) in enumerate(zip(mine, theirs)) if x != y), None)
+        differs = f'; the first that differs is {at}: {mine[at]!r} and {theirs[at]!r}' if at is not None else ''
+        raise ValueError(
+            f'The models know different classes: A has {len(mine)}, B has {len(theirs)}{differs}. Compare models of '
+            'the same classes in the same order.'
+        )
+    return first
+
+
+def truth_of(model: nn.Module, source: Path | None = None) -> Truth:
+    """Ground truth for a model: of its config's test data, or of ``source``.
+
+    Args:
+        source: a COCO json for a detector, a folder of label maps for a segmentor (names and
+            ``reduce_zero_label`` as in the config's test data).
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if its classes are not the model's.
+    """
+    dataset = dict(test_dataset(model.cfg), pipeline=[], lazy_init=True)
+    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
+        dataset = DATASETS.build(dataset)  # joins the paths and knows its own suffixes; reads nothing yet
+    if TASKS[model.cfg.default_scope] == 'detection':
+        return _boxes(Path(source or dataset.ann_file), list(model.dataset_meta['classes']))
+    folder = Path(source or dataset.data_prefix['seg_map_path'])
+    if not folder.is_dir():
+        raise FileNotFoundError(f'There is no folder of label maps {folder}.')
+    return lambda image: _label_map(image, folder, dataset)
+
+
+def compare(a: Panel, b: Panel, truth: Panel | None, classes: Sequence[str]) -> tuple[list[Panel], dict[str, Any]]:
+    """Panels in the order ground truth (if given), A, B, difference (of label maps), and what differs."""
+    if a.semantic is not None:
+        panels = [a, b, difference_panel(a, b, truth)]
+        report = _pixels(a.semantic, b.semantic, truth.semantic if truth else None, classes)
+    elif truth is None:
+        panels, report = list(mark_pair(a, b, classes)), _objects(a, b, classes)
+    else:
+        panels = [mark_against(truth, x, classes) for x in (a, b)]
+        report = _objects(a, b, classes) | _against(truth, a, b, classes)
+    return ([truth] if truth else []) + panels, report
+
+
+def totals(reports: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """The numbers of all images added up, nested names joined by a dot, lists counted."""
+
+    def numbers(report, prefix=''):
+        for key, value in report.items():
+            if isinstance(value, dict):
+                yield from numbers(value, f'{prefix}{key}.')
+            else:
+                yield prefix + key, len(value) if isinstance(value, list) else value
+
+    found: dict[str, int] = {}
+    for report in reports:
+        for key, value in numbers(report):
+            found[key] = found.get(key, 0) + value
+    return found
+
+
+def _objects(a: Panel, b: Panel, classes) -> dict[str, Any]:
+    found = match(a.boxes, a.labels, b.boxes, b.labels)
+    return {
+        'in_both': len(found.same),
+        'class_changed': [[_told(a, i, classes), _told(b, j, classes)] for i, j in found.changed],
+        'only_a': [_told(a, i, classes) for i in found.only_a],
+        'only_b': [_told(b, j, classes) for j in found.only_b],
+    }
+
+
+def _against(truth: Panel, a: Panel, b: Panel, classes) -> dict[str, Any]:
+    report, found = {}, []
+    for name, x in (('a', a), ('b', b)):
+        matching = match(truth.boxes, truth.labels, x.boxes, x.labels)
+        found.append({i for i, _ in matching.same})
+        report[name] = {
+            'found': len(matching.same),
+            'wrong_class': len(matching.changed),
+            'missed': len(matching.only_a),
+            'false': len(matching.only_b),
+        }
+    report['found_only_by_a'] = [_told(truth, i, classes) for i in sorted(found[0] - found[1])]
+    report['found_only_by_b'] = [_told(truth, i, classes) for i in sorted(found[1] - found[0])]
+    return report
+
+
+def _told(panel: Panel, i: int, classes) -> dict[str, Any]:
+    told = {'class': classes[panel.labels[i]], 'box': [round(float(v), 2) for v in panel.boxes[i]]}
+    return told if panel.scores is None else told | {'score': float(panel.scores[i])}
+
+
+def _pixels(a: np.ndarray, b: np.ndarray, truth: np.ndarray | None, classes) -> dict[str, Any]:
+    """Counts of pixels; those without ground truth are left out where there is some."""
+    counted = np.ones(a.shape, bool) if truth is None else truth != IGNORE
+    codes = difference_map(a, b, truth)
+    report: dict[str, Any] = {'pixels': int(counted.sum()), 'differ': int((counted & (a != b)).sum())}
+    if truth is not None:
+        for name, code in (('only_a_right', ONLY_A_RIGHT), ('only_b_right', ONLY_B_RIGHT), ('both_wrong', BOTH_WRONG)):
+            report[name] = int((codes == code).sum())
+    present = np.union1d(a[counted & (a != b)], b[counted & (a != b)])
+    report['by_class'] = {
+        classes[k]: {
+            'only_a': int((counted & (a == k) & (b != k)).sum()),
+            'only_b': int((counted & (b == k) & (a != k)).sum()),
+        }
+        for k in present
+    }
+    return report
+
+
+def _boxes(file: Path, classes: list[str]) -> Truth:
+    from pycocotools.coco import COCO
+
+    if not file.is_file():
+        raise FileNotFoundError(f'There is no annotation file {file}.')
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(file))
+    names = {c['id']: c['name'] for c in coco.dataset['categories']}
+    unknown = sorted(set(names.values()) - set(classes))
+    if unknown:
+        raise ValueError(
+            f'{file} has categories that the models do not know: {unknown[:5]}; their classes are {classes[:5]} ...'
+        )
+    by_name = {entry['file_name']: entry for entry in coco.dataset['images']}
+
+    def truth(image: Path) -> Panel:
+        parts = image.parts
+        entry = next(filter(None, (by_name.get('/'.join(parts[i:])) for i in range(len(parts)))), None)
+        if entry is None:
+            raise FileNotFoundError(f'{file} has no image {image.name}.')
+        found = [x for x in coco.imgToAnns[entry['id']] if not x.get('iscrowd')]
+        boxes = np.array([x['bbox'] for x in found], float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([classes.index(names[x['category_id']]) for x in found], int)
+        masks = [coco.annToMask(x) for x in found if x.get('segmentation')]
+        whole = len(masks) == len(found) > 0
+        return Panel(boxes, labels, masks=np.array(masks, bool) if whole else None)
+
+    return truth
+
+
+def _label_map(image: Path, folder: Path, dataset: Any) -> Panel:
+    stem = image.name.removesuffix(dataset.img_suffix)
+    stem = image.stem if stem == image.name else stem
+    file = folder / f'{stem}{dataset.seg_map_suffix}'
+    labels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) if file.is_file() else None
+    if labels is None or labels.ndim != 2:
+        raise FileNotFoundError(f'There is no label map {file} for {image}.')
+    labels = labels.astype(int)
+    if dataset.reduce_zero_label:  # as mmseg's LoadAnnotations
+        labels = np.where((labels == 0) | (labels == IGNORE), IGNORE, labels - 1)
+    return Panel(semantic=labels)

@@ -1,0 +1,227 @@
+"""Three lines from a config and a checkpoint to results, for classifiers, detectors and segmentors.
+
+>>> model = load_model('config.py', 'checkpoint.pth', delta='increments.safetensors')  # doctest: +SKIP
+>>> result = predict(model, 'image.jpg')  # doctest: +SKIP
+>>> as_json(model, result)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, DefaultScope
+from torch import nn
+
+from ..checkpoint.loading import build_model, load_weights
+from ..compat import read_config
+from .side_by_side import Panel
+
+TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
+SCORE = 0.3
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+TOP = 5  # classes of an image that are told
+
+
+def load_model(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    delta: str | Path | None = None,
+    device: str | torch.device | None = None,
+) -> nn.Module:
+    """Builds the model of a config in eval mode with the weights of a checkpoint.
+
+    mmdet's ``inference_detector``, mmseg's ``inference_model`` and mmpretrain's ``ImageClassificationInferencer`` take
+    it.
+
+    Args:
+        config: file of mmpretrain, mmdet or mmseg (``mmdet::...`` too), or the config.
+        checkpoint: file of any dialect, ``http(s)://`` or ``hf://owner/repo/file``; with ``delta``, the base it stands
+            on.
+        delta: file of increments, see ``checkpoint.delta_file``.
+        device: by default a GPU where there is one.
+
+    Raises:
+        ValueError: if the config is of no known task.
+        FileNotFoundError: if a file is not there.
+        CheckpointError: if a file does not fit the model.
+    """
+    cfg = read_config(config)
+    scope = cfg.get('default_scope')
+    if scope not in TASKS:
+        raise ValueError(
+            f'The config has default_scope={scope!r}, which says no task; it must be one of {sorted(TASKS)}.'
+        )
+    dataset = test_dataset(cfg)
+    model = revert_sync_batchnorm(build_model(cfg))
+    stored = load_weights(model, checkpoint, delta)
+    cfg.test_pipeline = _pipeline(dataset)  # where mmseg's inference_model looks
+    model.cfg = model._config = cfg
+    model.dataset_meta = model._dataset_meta = _metainfo(stored, dataset, model)
+    model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    model.eval()
+    return model
+
+
+def predict(model: nn.Module, image: str | Path | np.ndarray | Sequence) -> Any:
+    """The result of an image, or of each of a list.
+
+    Args:
+        model: from ``load_model``.
+        image: a path, or (H, W, 3) uint8 in BGR as ``cv2.imread`` gives it.
+
+    Returns:
+        mmpretrain's ``DataSample``, mmdet's ``DetDataSample`` or mmseg's ``SegDataSample``.
+
+    Raises:
+        FileNotFoundError, ValueError: if a file is not there or is no image; before anything is computed.
+    """
+    if isinstance(image, (list, tuple)):
+        for path in image:
+            if not isinstance(path, np.ndarray):
+                read_image(path)
+        return [predict(model, i) for i in image]
+    pixels = image if isinstance(image, np.ndarray) else read_image(image)
+    data = dict(img=pixels, img_shape=pixels.shape[:2], ori_shape=pixels.shape[:2], img_id=0)
+    if not isinstance(image, np.ndarray):
+        data['img_path'] = str(image)
+    with DefaultScope.overwrite_default_scope(model.cfg.default_scope), torch.inference_mode():
+        steps = [t for t in model.cfg.test_pipeline if _name(t) != 'LoadImageFromFile']
+        return model.test_step(pseudo_collate([Compose(steps)(data)]))[0]
+
+
+def as_panel(result: Any, score_thr: float = SCORE) -> Panel:
+    """What ``analysis.side_by_side`` draws, in pixels of the image; objects of a lower score are left out.
+
+    Raises:
+        ValueError: for a result that holds neither objects, nor a label map, nor a class.
+    """
+    if 'pred_sem_seg' in result:
+        return Panel(semantic=result.pred_sem_seg.data.squeeze(0).cpu().numpy())
+    if 'pred_instances' in result:
+        found = result.pred_instances
+        found = found[found.scores >= score_thr].cpu()
+        masks = found.masks.numpy().astype(bool) if 'masks' in found else None
+        boxes = getattr(found.bboxes, 'tensor', found.bboxes)
+        return Panel(boxes.numpy(), found.labels.numpy(), found.scores.numpy(), masks)
+    if 'pred_score' in result:
+        scores, labels = result.pred_score.cpu().topk(min(TOP, len(result.pred_score)))
+        return Panel(labels=labels.numpy(), scores=scores.numpy())
+    raise ValueError(
+        f'The result holds {sorted(result.keys())}; read are pred_instances (boxes and masks), pred_sem_seg and '
+        'pred_score.'
+    )
+
+
+def as_json(model: nn.Module, result: Any, score_thr: float = SCORE) -> list[dict[str, Any]]:
+    """Objects, classes of the image or of its pixels, as plain values.
+
+    Each has ``label`` and ``class``; besides, ``score``, ``box`` (x1, y1, x2, y2), ``mask`` (COCO's compressed run
+    lengths, ``pycocotools.mask.decode``) and ``pixels``, as far as the task has them.
+    """
+    from pycocotools import mask as coco
+
+    def run_lengths(mask: np.ndarray) -> dict:
+        rle = coco.encode(np.asfortranarray(mask, np.uint8))
+        return dict(size=list(rle['size']), counts=rle['counts'].decode())
+
+    panel, classes = as_panel(result, score_thr), model.dataset_meta['classes']
+    if panel.semantic is not None:
+        return [
+            {
+                'label': int(k),
+                'class': classes[k],
+                'pixels': int((panel.semantic == k).sum()),
+                'mask': run_lengths(panel.semantic == k),
+            }
+            for k in np.unique(panel.semantic)
+        ]
+    found = [{'label': int(k), 'class': classes[k], 'score': float(s)} for k, s in zip(panel.labels, panel.scores)]
+    for entry, box in zip(found, [] if panel.boxes is None else panel.boxes):
+        entry['box'] = [round(float(v), 2) for v in box]
+    for entry, mask in zip(found, [] if panel.masks is None else panel.masks):
+        entry['mask'] = run_lengths(mask)
+    return found
+
+
+def find_images(names: Sequence[str | Path]) -> list[Path]:
+    """The files that names, folders (not those below them) and glob patterns stand for; each was read once.
+
+    Raises:
+        FileNotFoundError: if one of them stands for no image.
+        ValueError: if a file is no image.
+    """
+    found: dict[Path, None] = {}
+    for name in map(str, names):
+        files = [Path(name)]
+        if Path(name).is_dir():
+            files = [p for p in Path(name).iterdir() if p.suffix.lower() in SUFFIXES]
+        elif has_magic(name) and not Path(name).exists():
+            files = [Path(p) for p in glob(name, recursive=True) if Path(p).is_file()]
+        if not files:
+            raise FileNotFoundError(
+                f'There is no image in {name}; give files, a folder of {", ".join(SUFFIXES)}, or a quoted pattern.'
+            )
+        found.update(dict.fromkeys(sorted(files)))
+    for path in found:
+        read_image(path)
+    return list(found)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 in BGR.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no image.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'There is no image {path}.')
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if Path(path).stat().st_size else None
+    if pixels is None:
+        raise ValueError(f'{path} cannot be read as an image; check that it is a whole JPEG, PNG or the like.')
+    return pixels
+
+
+def _name(transform: dict) -> str:
+    return str(transform['type']).rpartition('.')[2]
+
+
+def test_dataset(cfg: Config) -> dict:
+    """The innermost data set of the test loader: wrappers say nothing of pipeline and classes."""
+    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    if 'pipeline' not in dataset:
+        raise ValueError(
+            'The config has no test_dataloader.dataset.pipeline, which says how images are prepared; take the one it '
+            'was trained with.'
+        )
+    return dataset
+
+
+def _pipeline(dataset: dict) -> list[dict]:
+    return [copy.deepcopy(t) for t in dataset['pipeline'] if _name(t) != 'LoadAnnotations']
+
+
+def _metainfo(stored: dict | None, dataset: dict, model: nn.Module) -> dict[str, Any]:
+    """Names of the classes: of the file, else of the config's data set, else numbers."""
+    kind = DATASETS.get(dataset['type']) if 'type' in dataset else None
+    meta = {
+        **getattr(kind, 'METAINFO', {}),
+        **(dataset.get('metainfo') or {}),
+        **{k.lower(): v for k, v in (stored or {}).items()},
+    }
+    if 'classes' not in meta:
+        sizes = [m.num_classes for m in model.modules() if isinstance(getattr(m, 'num_classes', None), int)]
+        meta['classes'] = [str(i) for i in range(max(sizes, default=0))]
+    return meta

@@ -1,0 +1,40 @@
+"""Registers what the package brings, and names what it offers."""
+
+import io
+import sys
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+
+from .core.hosts import HostFacts, register_host
+from .core.layer_map import LayerMap
+from .core.roles import Role, TrainPolicy
+from .core.tying import tie
+from .ops import rescale, scale, scale_layers
+
+PUBLIC = dict(
+    HostFacts=HostFacts,
+    LayerMap=LayerMap,
+    Role=Role,
+    TrainPolicy=TrainPolicy,
+    register_host=register_host,
+    rescale=rescale,
+    scale=scale,
+    scale_layers=scale_layers,
+    tie=tie,
+)
+
+if find_spec('mmengine') and find_spec('mmpretrain'):
+    from . import compat
+
+    compat.patch()  # before anything imports mmpretrain's models
+    with redirect_stdout(io.StringIO()) as said:  # what they print is no part of a command's output
+        from . import backbones, engine, runner  # noqa: F401
+        from .checkpoint.reading import register_schemes
+        from .models import distill  # noqa: F401
+        from .models.build import build, load
+
+    register_schemes()
+    for line in said.getvalue().splitlines():
+        if line != 'Could not import OneDL':  # a data set of the maintained family's own
+            print(line, file=sys.stderr)
+    PUBLIC |= dict(build=build, load=load)

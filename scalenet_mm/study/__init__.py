@@ -1,1 +1,0 @@
-"""The paper's experiments at a size anyone can rerun: task, rows, runs, statistics. See tools/study.py."""

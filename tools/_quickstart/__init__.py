@@ -1,1 +1,0 @@
-"""What tools/quickstart.py runs: ``tasks`` (what differs between them), ``runs``, ``report``."""
