@@ -977,33 +977,6 @@ MUTATIONS = (
     ),
     Mutation(
         'ops',
-        'places beyond the window get attention',
-        'scalenet_mm/ops/triton_window.py',
-        "    s = tl.where((j < N)[None, :], s, float('-inf'))\n",
-        '',
-        'tests/test_triton_window.py::test_the_kernels_equal_the_reference_with_gradients[window 3, shifted, '
-        'whole-pad]',
-    ),
-    Mutation(
-        'ops',
-        "the softmax's gradient lacks its row sum",
-        'scalenet_mm/ops/triton_window.py',
-        '(p * (dp - tl.sum(p * dp, 1)[:, None]) * scale)',
-        '(p * dp * scale)',
-        'tests/test_triton_window.py::test_the_kernels_equal_the_reference_with_gradients[window 3, shifted, '
-        'whole-pad]',
-    ),
-    Mutation(
-        'ops',
-        'a bias that is trained is taken',
-        'scalenet_mm/ops/triton_window.py',
-        "for name, x in ('bias', bias), ('pad', pad):",
-        "for name, x in (('pad', pad),):",
-        'tests/test_triton_window.py::test_what_the_kernels_cannot_do_is_refused[bias-no gradient to bias, which '
-        "requires one; use method 'matmul']",
-    ),
-    Mutation(
-        'ops',
         'constants made in inference mode stay so',
         'scalenet_mm/ops/window.py',
         'with torch.inference_mode(False), torch.no_grad():',

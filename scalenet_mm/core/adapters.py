@@ -38,15 +38,19 @@ class Adjustment(nn.Module):
     """
 
     targets: tuple[str, ...] = ()  # the linears of a block that get one, unless the config says otherwise
+    rank: int
+    init_std: float
+    down: nn.Parameter  # A
+    up: nn.Parameter  # B
 
     def __init__(self, in_features: int, out_features: int, rank: int, init_std: float | None = None):
         super().__init__()
         if not isinstance(rank, Integral) or rank < 1:
             raise ValueError(f'rank must be a whole number >= 1, got {rank!r}; adjust=None leaves the adjustment out.')
-        self.rank = rank
+        self.rank = int(rank)
         self.init_std = in_features**-0.5 if init_std is None else float(init_std)
-        self.down = nn.Parameter(torch.empty(rank, in_features))  # A
-        self.up = nn.Parameter(torch.empty(out_features, rank))  # B
+        self.down = nn.Parameter(torch.empty(rank, in_features))
+        self.up = nn.Parameter(torch.empty(out_features, rank))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -58,7 +58,7 @@ def _stages(
     elif isinstance(stages, str):
         given = names if stages == 'all' else [stages]
     else:
-        given = [stages] if isinstance(stages, int) else list(stages)
+        given = [stages] if isinstance(stages, int) else list(stages)  # type: ignore[list-item]
     wrong = [s for s in given if s not in names and s not in range(len(names))]
     if wrong or not given:
         raise ValueError(

@@ -60,12 +60,12 @@ def flop_counter() -> Iterator[FlopCounterMode]:
     def none_on_meta(device_type: str, *args, **kwargs):
         return nullcontext() if device_type == 'meta' else autocast(device_type, *args, **kwargs)
 
-    torch.autocast = none_on_meta
+    torch.autocast = none_on_meta  # type: ignore[misc]
     try:
         with FlopCounterMode(display=False) as counter:
             yield counter
     finally:
-        torch.autocast = autocast
+        torch.autocast = autocast  # type: ignore[misc]
 
 
 @torch.no_grad()

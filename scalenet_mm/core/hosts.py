@@ -201,7 +201,7 @@ def host_facts(block: nn.Module) -> HostFacts:
     behind = mixer.writes is None or type(block).__name__ in POST_NORM
     if behind or _has_more_branches(block, facts):
         return facts
-    return replace(facts, writes=(*mixer.writes, *mlp.writes))
+    return replace(facts, writes=(*(mixer.writes or ()), *(mlp.writes or ())))
 
 
 def _has_more_branches(block: nn.Module, facts: HostFacts) -> bool:

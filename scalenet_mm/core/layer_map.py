@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 ORDERS = ('stack', 'interpolate')
 
@@ -192,7 +193,7 @@ def selected(depth: int, layers: str | int | Iterable[int], name: str = 'layers'
         if layers != 'all':
             raise ValueError(f"{name} must be 'all' or a list of indices, got {layers!r}.")
         return list(range(depth))
-    given = [layers] if isinstance(layers, Integral) else list(layers)
+    given: list[Any] = [layers] if isinstance(layers, Integral) else list(layers)
     chosen = sorted(given)
     whole = all(isinstance(i, Integral) for i in chosen)
     if not whole or not chosen or len(set(chosen)) != len(chosen) or chosen[0] < 0 or chosen[-1] >= depth:

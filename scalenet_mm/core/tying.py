@@ -105,7 +105,8 @@ _mixed_classes: dict[tuple[type, type], type] = {}
 
 
 def _rebuild(mixin: type, host: type) -> nn.Module:
-    return (made := _mixed(mixin, host)).__new__(made)
+    made = _mixed(mixin, host)
+    return object.__new__(made)
 
 
 def _mixed(mixin: type, host: type) -> type:
@@ -148,6 +149,7 @@ def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
     if mapped(layers, layer_map, TiedLayers):
         layers._register_state_dict_hook(_one_tensor_one_key)
         layers.register_load_state_dict_post_hook(_after_load)
+    assert isinstance(layers, TiedLayers)
     layers.retie()
     return layers
 
@@ -175,7 +177,8 @@ def shared_modules(block: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn
 
 
 def _persistent(module: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+    held = module._buffers.items()
+    return {k: v for k, v in held if v is not None and k not in module._non_persistent_buffers_set}
 
 
 def shared_names(block: nn.Module) -> list[str]:

@@ -31,7 +31,7 @@ class Switch:
 
 SWITCHES = {
     'linear': Switch('auto', LIBRARIES, 'library of the products; adapters accumulate; frozen weights save nothing'),
-    'window': Switch('auto', METHODS, "window attention by index with cached bias; 'triton': one kernel each way"),
+    'window': Switch('auto', METHODS, 'window attention by index with cached bias'),
     'mlp': Switch('auto', ('auto', 'plain'), 'on the CPU, wide MLPs go through the cache in pieces of rows'),
     'drop_path': Switch('sparse', ('sparse', 'dense'), 'branches run on the kept samples only'),
     'recompute': Switch(

@@ -66,9 +66,6 @@ class FastShiftWindowMSA(ShiftWindowMSA):
             needs_grad = torch.is_grad_enabled() and table.requires_grad
             method = fastest(dtype, query.device, needs_grad, dropout)
         at, bias = self.constants(query, hw_shape, dtype if method == 'sdpa' else table.dtype)
-        if method == 'triton':
-            out = self.by_triton(query.to(dtype), at, bias, dropout)
-            return self.drop(msa.proj_drop(msa.proj(out)))
         qkv = msa.qkv(to_windows(query.to(dtype), at))
         qkv = qkv.view(-1, self.window_size**2, 3, msa.num_heads, channels // msa.num_heads)
         args = qkv, bias, at, msa.scale, method, dropout
@@ -78,18 +75,6 @@ class FastShiftWindowMSA(ShiftWindowMSA):
             out = attend(*args)
         out = from_windows(out.view(-1, channels), at, batch)
         return self.drop(msa.proj_drop(msa.proj(out)))
-
-    def by_triton(self, query: Tensor, at: Layout, bias: Tensor, dropout: float) -> Tensor:
-        """The kernels take qkv in the order of the tokens; places of padding hold the bias of qkv, as zeros give it."""
-        from .triton_window import window_attention  # triton is imported where it is used
-
-        if dropout:
-            raise ValueError(f"ops.window='triton' has no attention drop-out, got attn_drop={dropout}; use 'matmul'.")
-        parts = 3, self.w_msa.num_heads, query.shape[-1] // self.w_msa.num_heads
-        qkv_bias = self.w_msa.qkv.bias
-        pad = None if qkv_bias is None else qkv_bias.view(parts)
-        qkv = self.w_msa.qkv(query).view(-1, *parts)
-        return window_attention(qkv, bias, at, self.w_msa.scale, pad).view(*query.shape)
 
     def constants(self, x: Tensor, hw_shape: tuple[int, int], dtype: torch.dtype) -> tuple[Layout, Tensor]:
         """Layout, and bias in ``dtype``, for (B, L, C) tokens of maps of this size, see ``ops.window``."""

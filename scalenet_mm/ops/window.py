@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-METHODS = ('auto', 'sdpa', 'matmul', 'triton', 'plain')
+METHODS = ('auto', 'sdpa', 'matmul', 'plain')
 MAX_WINDOWS = 65_535  # of one call: the largest grid dimension of CUDA kernels
 MASKED = -100.0  # the host's
 

@@ -15,7 +15,6 @@ COMMANDS = {
     'reproduce': 'one row of the paper: data, checkpoint, commands; or run it and keep a bundle',
     'analyze': 'Figs. 3 to 6 for any models',
     'benchmark': 'speed and memory beside the stock networks of mmdet, mmpretrain and timm',
-    'record-run': 'what a full-size config costs on this machine',
     'paper-tables': "counts of the paper's networks beside the printed figures",
     'make-configs': 'the configs of baselines and ablations, from the rows',
     'model-zoo': 'model-index.yml, metafiles and docs/model_zoo.md, from the configs',

@@ -1,0 +1,80 @@
+"""The command line: what `scalenet` says of itself, how it ends, and that the documents name no command it lacks."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, scalenet
+
+from scalenet_mm.commands.main import COMMANDS, main
+from scalenet_mm.experiments.commands import COMMANDS as EXPERIMENTS
+
+EVERY = [(name,) for name in COMMANDS] + [('experiment', name) for name in EXPERIMENTS]
+
+
+def call(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(scalenet(*words), capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_help_fits_a_screen_and_says_each_subcommand_in_one_line():
+    lines = call('--help').stdout.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 100
+    assert all(sum(line.split()[:1] == [name] for line in lines) == 1 for name in COMMANDS)
+
+
+def test_help_imports_neither_torch_nor_openmmlab():
+    code = (
+        "import sys; sys.argv = ['scalenet', '--help']\n"
+        'from scalenet_mm.commands.main import main\n'
+        'try: main()\n'
+        'except SystemExit: pass\n'
+        "assert not {'torch', 'mmengine', 'numpy'} & set(sys.modules)\n"
+    )
+    # as a console script: sys.argv[0] ends in the command's name before the package is imported
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_a_name_asked_for_below_the_command_line_brings_everything():
+    code = "import sys; sys.argv = ['scalenet']; import scalenet_mm; assert scalenet_mm.scale and scalenet_mm.load"
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize('words', EVERY, ids=' '.join)
+def test_every_subcommand_tells_its_usage(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['scalenet'])
+    try:
+        code = main([*words, '--help'])
+    except SystemExit as end:
+        code = end.code
+    told = capsys.readouterr().out
+    assert not code and f'scalenet {" ".join(words)}' in told
+
+
+@pytest.mark.parametrize(
+    ('words', 'says'),
+    [
+        (['predct'], r"scalenet: error: there is no 'predct'; did you mean predict\?"),
+        (['experiment', 'studdy'], r"scalenet experiment: error: there is no 'studdy'; did you mean study\?"),
+        (['inspect', 'nothing.py'], r'scalenet inspect: error: There is no config nothing\.py'),
+        (['predict', 'no.jpg', 'c.py', 'c.pth'], r'scalenet predict: error: There is no image no\.jpg'),
+        (['run', 'nothing'], r'scalenet run: error: SCRIPT must be a Python file'),
+        (['convert', 'a.pth', 'b.txt'], r'scalenet convert: error: DST must end in'),
+    ],
+)
+def test_what_a_user_can_mend_ends_with_2_and_one_line(words, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['scalenet'])
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+    told = capsys.readouterr().err
+    assert code == 2 and re.search(says, told) and 'Traceback' not in told
+
+
+def test_the_documents_name_no_command_that_is_not_there():
+    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')]
+    named = {(m[1], m[2]) for p in pages for m in re.finditer(r'`scalenet ([a-z-]+)(?: ([a-z-]+))?', p.read_text())}
+    assert len(named) > 10
+    assert {first for first, _ in named} <= COMMANDS.keys()
+    assert {second for first, second in named if first == 'experiment' and second} <= EXPERIMENTS.keys()
