@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -76,7 +77,7 @@ def scale_by_delta(model: nn.Module, delta: Delta | str | Path, facts: HostFacts
         ValueError: if the network is scaled already.
     """
     delta = delta if isinstance(delta, Delta) else read_delta(delta)
-    spec = parse_config(delta.config, 'the delta').to_dict().get('scale_spec')
+    spec = _spec(delta)
     if not spec:
         raise CheckpointError(
             'This delta holds the config of an OpenMMLab model, not the scale of a live one: use assemble or '
@@ -90,3 +91,10 @@ def scale_by_delta(model: nn.Module, delta: Delta | str | Path, facts: HostFacts
     tensors: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
     check(delta, scaled(copy.deepcopy(model, tensors)).state_dict())  # a copy of the structure only
     return apply_delta(scaled(model), delta)
+
+
+def _spec(delta: Delta) -> dict[str, Any] | None:
+    """``scale_spec`` of the network: of ``delta_of``'s text, or of the config that a Hugging Face model wrote."""
+    if delta.config.lstrip().startswith('{'):
+        return json.loads(delta.config).get('scalenet')
+    return parse_config(delta.config, 'the delta').to_dict().get('scale_spec')

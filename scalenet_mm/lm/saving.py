@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..core.roles import TrainPolicy
-from ..ops import rescale, scale
+from ..ops import rescale
 
 INCREMENTS = 'increments.delta.safetensors'
 
@@ -132,18 +132,11 @@ def load_increments(
     """
     from transformers import AutoModelForCausalLM
 
-    from ..checkpoint.delta_file import apply_delta, read_delta
+    from ..checkpoint.delta_file import read_delta
+    from ..checkpoint.live_delta import scale_by_delta
 
     delta = read_delta(path)
-    config = json.loads(delta.config)
-    spec = config['scalenet']
-    model = (model_class or AutoModelForCausalLM).from_pretrained(base or delta.base, dtype=config['dtype'], **kwargs)
-    scale(
-        model,
-        sources=dict(enumerate(spec['layer_maps'].values())),
-        adjust=spec['adjust'],
-        adjust_on=spec['adjust_on'],
-        start=spec['start'],
-    )
-    apply_delta(model, delta)
+    dtype = json.loads(delta.config)['dtype']
+    model = (model_class or AutoModelForCausalLM).from_pretrained(base or delta.base, dtype=dtype, **kwargs)
+    scale_by_delta(model, delta)
     return model.eval()

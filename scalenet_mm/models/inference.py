@@ -24,6 +24,7 @@ from torch import nn
 
 from ..checkpoint.loading import build_model, load_weights
 from ..compat import read_config
+from ..runner.config import innermost
 from .side_by_side import Panel
 
 TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
@@ -197,10 +198,8 @@ def _name(transform: dict) -> str:
 
 
 def test_dataset(cfg: Config) -> dict:
-    """The innermost data set of the test loader: wrappers say nothing of pipeline and classes."""
-    dataset = cfg.get('test_dataloader', {}).get('dataset', {})
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
+    """The innermost data set of the test loader."""
+    dataset = innermost(cfg.get('test_dataloader', {}).get('dataset', {}))
     if 'pipeline' not in dataset:
         raise ValueError(
             'The config has no test_dataloader.dataset.pipeline, which says how images are prepared; take the one it '

@@ -107,6 +107,13 @@ def walk(node, path: tuple = ()):
             yield (*path, key), value
 
 
+def innermost(dataset: dict) -> dict:
+    """The config of the data set inside wrappers, which say nothing of pipeline and classes."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
 def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
@@ -156,8 +163,5 @@ def use_tta(cfg: Config) -> None:
     """
     if not {'tta_model', 'tta_pipeline'} <= set(cfg):
         raise SystemExit('--tta needs tta_model and tta_pipeline in the config.')
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
+    innermost(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
     cfg.model = dict(cfg.tta_model, module=cfg.model)

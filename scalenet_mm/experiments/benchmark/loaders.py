@@ -122,10 +122,7 @@ def read_leaf(family: str, root: Path, name: str | None = None) -> Config:
 
 def shrink(cfg: Config, height: int, width: int) -> Config:
     """The same config for images of a smaller size, in its pipeline and its preprocessor; in place."""
-    dataset = cfg.train_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    for transform in dataset.pipeline:
+    for transform in innermost(cfg.train_dataloader.dataset).pipeline:
         if transform.type in ('Resize', 'RandomResize'):
             transform.scale = (width, height)
         elif transform.type == 'RandomCrop':

@@ -26,6 +26,16 @@ from .machine import best_gemm, describe, rates
 from .settings import Settings
 from .timing import Spread, interleaved
 
+
+def as_text(runs: Sequence[dict]) -> str:
+    """The JSON of a file of runs, a row a line."""
+    parts = []
+    for run in runs:
+        head = json.dumps({k: v for k, v in run.items() if k != 'rows'})[:-1]
+        parts.append(head + ', "rows": [\n' + ',\n'.join(map(json.dumps, run['rows'])) + '\n]}')
+    return '{"runs": [\n' + ',\n'.join(parts) + '\n]}\n'
+
+
 # Start-up, data loading and whole detectors: modules whose rows bring their own goals
 OTHERS = {'startup': 'startup', 'data': 'loaders', 'detectors': 'detectors'}
 
@@ -123,8 +133,7 @@ def run(
                 result['rows'].append(row)
                 show(row)
             if file:
-                text = json.dumps(dict(runs=[*earlier, result]), indent=1)
-                write_atomically(file, text.encode())
+                write_atomically(file, as_text([*earlier, result]).encode())
             progress.update((number + 1) * s.rounds, case=label)
     return result
 
