@@ -21,6 +21,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from ...compat import configs_dir, quiet, with_preprocessor
+from ...runner.config import innermost
 from ..data import SceneStyle, render_scene
 from .startup import make_row, spread
 
