@@ -35,6 +35,39 @@ def test_help_imports_neither_torch_nor_openmmlab():
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize('words', [['--help'], ['--version'], ['experiment', '--help'], ['predct']], ids=' '.join)
+def test_the_console_script_and_the_package_as_a_module_say_the_same(words):
+    module, function = re.search(r"'scalenet = ([\w.]+):(\w+)'", (ROOT / 'setup.py').read_text()).groups()
+    code = f"import sys; sys.argv[0] = 'scalenet'; from {module} import {function} as main; sys.exit(main())"
+    script = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, cwd=ROOT)
+    told = call(*words)
+    assert (script.returncode, script.stdout, script.stderr) == (told.returncode, told.stdout, told.stderr)
+
+
+@pytest.mark.parametrize('name', ['train', 'test'])
+def test_the_tools_that_stayed_are_the_subcommands_under_their_own_names(name):
+    script = subprocess.run(
+        [sys.executable, f'tools/{name}.py', '--no-such-option'], capture_output=True, text=True, cwd=ROOT
+    )
+    told = call(name, '--no-such-option')
+    assert script.returncode == told.returncode == 2 and f'scalenet {name}: error: ' in told.stderr
+    assert script.stderr.startswith(f'usage: {name}.py ') and f'\n{name}.py: error: ' in script.stderr
+    assert script.stderr.split('error: ')[1] == told.stderr.split('error: ')[1]
+
+
+@pytest.mark.parametrize('words', [['predict', 'a', 'b', 'c'], ['experiment', 'study', 'all']], ids=' '.join)
+def test_a_library_that_is_missing_is_named_in_one_line(words):
+    code = (
+        "import sys; sys.argv[0] = 'scalenet'; sys.modules['torch'] = None\n"
+        'from scalenet_mm.commands.main import main\n'
+        'sys.exit(main())\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, cwd=ROOT)
+    line = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(line) == 1 and 'torch' in line[0]
+    assert line[0].startswith(f'scalenet {" ".join(words[: 1 + (words[0] == "experiment")])}: error: ')
+
+
 def test_a_name_asked_for_below_the_command_line_brings_everything():
     code = "import sys; sys.argv = ['scalenet']; import scalenet_mm; assert scalenet_mm.scale and scalenet_mm.load"
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

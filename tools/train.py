@@ -8,4 +8,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scalenet_mm.commands.main import main
 
 if __name__ == '__main__':
-    sys.exit(main(['train', *sys.argv[1:]]))
+    sys.exit(main(['train', *sys.argv[1:]], called='train.py'))

@@ -35,18 +35,19 @@ USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError)
 NOT_CAUGHT = {'train', 'test', 'run'}  # the traceback of a run belongs to it
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, called: str | None = None) -> int:
     """The command line; ends the process with 2 and one line where a user can mend what is wrong."""
-    return dispatch('scalenet', __package__, COMMANDS, sys.argv[1:] if argv is None else argv)
+    return dispatch('scalenet', __package__, COMMANDS, sys.argv[1:] if argv is None else argv, called)
 
 
-def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[str]) -> int:
+def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[str], called: str | None = None) -> int:
     """Runs the subcommand that ``argv`` begins with.
 
     Args:
         prog: what was typed so far.
         package: where the modules of the subcommands are, each with ``main(argv)``.
         table: one line about each subcommand.
+        called: what usage and errors call the subcommand, by default ``prog`` and its name.
     """
     width = max(map(len, table))
     listed = '\n'.join(f'  {name:{width}}  {text}' for name, text in table.items())
@@ -65,28 +66,28 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         parser.error(
             f'there is no {name!r}{f"; did you mean {near[0]}?" if near else ""} Choose from: {", ".join(table)}'
         )
-    for variable, value in ENVIRONMENT.items():
+    for variable, value in () if name == 'run' else ENVIRONMENT.items():  # another project's script has its own rules
         os.environ.setdefault(variable, value)
-    sys.argv[0] = f'{prog} {name}'  # argparse's prog
-    if name == 'experiment':  # by name: nothing outside experiments imports it
-        module = import_module('scalenet_mm.experiments.commands')
-    else:
-        if name not in ALONE:
-            import_module('scalenet_mm.registration')
-        module = import_module(f'{package}.{name.replace("-", "_")}')
+    called = sys.argv[0] = called or f'{prog} {name}'  # argparse's prog
     try:
+        if name == 'experiment':  # by name: nothing outside experiments imports it
+            module = import_module('scalenet_mm.experiments.commands')
+        else:
+            if name not in ALONE:
+                import_module('scalenet_mm.registration')
+            module = import_module(f'{package}.{name.replace("-", "_")}')
         return module.main(rest) or 0
     except KeyboardInterrupt:
-        print(f'{prog} {name}: stopped.', file=sys.stderr)
+        print(f'{called}: stopped.', file=sys.stderr)
         return 130
     except SystemExit as end:
         if not isinstance(end.code, str):
             raise
-        return refused(f'{prog} {name}', end.code)
+        return refused(called, end.code)
     except USER_ERRORS as error:
         if name in NOT_CAUGHT:
             raise
-        return refused(f'{prog} {name}', str(error))
+        return refused(called, str(error))
 
 
 def refused(prog: str, why: str) -> int:
