@@ -5,7 +5,6 @@ Importing the package registers backbones, wrapper and hooks where OpenMMLab is 
 """
 
 import sys
-from importlib import import_module
 from pathlib import Path
 
 from .version import __version__
@@ -26,14 +25,20 @@ __all__ = [
 ]
 
 
+def _register() -> None:
+    from .registration import PUBLIC
+
+    globals().update(PUBLIC, __all__=['__version__', *PUBLIC])  # without OpenMMLab there is less
+
+
 def __getattr__(name: str):
-    """The first use of a name below the command line imports everything."""
+    """Below the command line, the first use of a name imports everything."""
     if name in __all__:
-        globals().update(vars(import_module('.registration', __name__))['PUBLIC'])
+        _register()
         if name in globals():
             return globals()[name]
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 if Path(sys.argv[0] if sys.argv else '').name not in ('-m', 'scalenet'):  # `scalenet --help` is there at once
-    globals().update(vars(import_module('.registration', __name__))['PUBLIC'])
+    _register()

@@ -26,13 +26,11 @@ COMMANDS = {
     'doctor': 'what works in this Python environment, and how to mend the rest',
     'experiment': 'what exists to check the paper: studies, figures, benchmarks, tables',
 }
+ELSEWHERE = {'experiment': 'scalenet_mm.experiments.commands'}  # by name: nothing outside experiments imports it
 ALONE = {'doctor', 'experiment'}  # start without torch
-ENVIRONMENT = {
-    'TORCH_FORCE_WEIGHTS_ONLY_LOAD': '1',  # mmengine falls back to running what a file holds
-    'OMP_WAIT_POLICY': 'PASSIVE',  # threads that spin while they wait cost most where cores are shared
-}
 USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError)
 NOT_CAUGHT = {'train', 'test', 'run'}  # the traceback of a run belongs to it
+NOT_OURS = {'run'}  # another project's script keeps its own rules
 
 
 def main(argv: Sequence[str] | None = None, called: str | None = None) -> int:
@@ -66,16 +64,13 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         parser.error(
             f'there is no {name!r}{f"; did you mean {near[0]}?" if near else ""} Choose from: {", ".join(table)}'
         )
-    for variable, value in () if name == 'run' else ENVIRONMENT.items():  # another project's script has its own rules
-        os.environ.setdefault(variable, value)
+    if name not in NOT_OURS:  # mmengine falls back to running what a file holds
+        os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     called = sys.argv[0] = called or f'{prog} {name}'  # argparse's prog
     try:
-        if name == 'experiment':  # by name: nothing outside experiments imports it
-            module = import_module('scalenet_mm.experiments.commands')
-        else:
-            if name not in ALONE:
-                import_module('scalenet_mm.registration')
-            module = import_module(f'{package}.{name.replace("-", "_")}')
+        if name not in ALONE:
+            import_module('scalenet_mm.registration')
+        module = import_module(ELSEWHERE.get(name, f'{package}.{name.replace("-", "_")}'))
         return module.main(rest) or 0
     except KeyboardInterrupt:
         print(f'{called}: stopped.', file=sys.stderr)

@@ -17,7 +17,8 @@ from .delta_hook import ApplyDeltaHook
 
 @HOOKS.register_module()
 class AnyDialectHook(Hook):
-    """Lets ``load_from`` take official DeiT and Swin and timm files, and requires what would stay frozen (`load_rule`).
+    """Lets ``load_from`` take official DeiT and Swin and timm files, and requires what would stay frozen
+    (`checkpoint.supplied`).
 
     Raises:
         CheckpointError: before anything is loaded, if the file lacks what it must supply.

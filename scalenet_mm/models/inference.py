@@ -101,7 +101,7 @@ def predict(model: nn.Module, image: str | Path | np.ndarray | Sequence) -> Any:
 
 
 def as_panel(result: Any, score_thr: float = SCORE) -> Panel:
-    """What ``analysis.side_by_side`` draws, in pixels of the image; objects of a lower score are left out.
+    """What ``models.side_by_side`` draws, in pixels of the image; objects of a lower score are left out.
 
     Raises:
         ValueError: for a result that holds neither objects, nor a label map, nor a class.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...commands.main import command_parser
 from ..data import LAYOUTS, make_demo_data
 from ..data.preview import draw_preview
 
@@ -41,10 +42,7 @@ class ProgressLine:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     defaults = ', '.join(f'{name} {spec.train}/{spec.val} at {spec.size} px' for name, spec in LAYOUTS.items())
-    parser = argparse.ArgumentParser(
-        description='Make the demo data set from real handwritten digits (scikit-learn).',
-        epilog=f'Defaults (train/val scenes): {defaults}.',
-    )
+    parser = command_parser(f'{__doc__}\nDefaults (train/val scenes): {defaults}.')
     parser.add_argument('out', type=Path, help='folder that receives one folder a layout')
     parser.add_argument('--layout', nargs='+', default=['all'], choices=[*LAYOUTS, 'all'])
     parser.add_argument('--train', type=int, help='training scenes of each layout')

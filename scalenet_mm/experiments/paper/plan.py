@@ -147,7 +147,7 @@ def make_plan(
     """Reads the config of a row of the paper, or a config of any kind.
 
     Args:
-        row: key of ``analysis.paper.ROWS``, or path of a config.
+        row: key of ``recount.ROWS``, or path of a config.
         gpus: processes; default: the paper's 8 for a row, 1 for a config.
         checkpoint: file or address instead of the config's.
 

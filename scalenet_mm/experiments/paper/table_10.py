@@ -38,7 +38,7 @@ def llama_1b(scaling: dict[str, Any] | None = None) -> nn.Module:
 
 
 def table_10() -> Iterator[dict[str, Any]]:
-    """The rows of Table X as ``analysis.paper.compute`` gives those of the others: FLOPs are of one token, no config.
+    """The rows of Table X as ``recount.compute`` gives those of the others: FLOPs are of one token, no config.
 
     Between the base and ScaleNet's two ranks lies nothing that training changes, so the metrics are those printed.
     """

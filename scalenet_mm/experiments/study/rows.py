@@ -28,7 +28,7 @@ class Row:
         pretrained: whether it starts from the seed's source model.
         options: other settings, as ``--cfg-options`` takes them.
         lr: learning rate; by default that of ``LEARNING_RATES``.
-        paper: key of the paper's row beside it, see ``analysis.paper``.
+        paper: key of the paper's row beside it, see ``paper.recount``.
     """
 
     name: str
