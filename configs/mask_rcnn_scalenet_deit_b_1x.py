@@ -20,7 +20,4 @@ model = dict(
 )
 # There is no pretrained detector, so all but the backbone's tied layers is trained.
 policy = dict(train='increments', also=['neck', 'rpn_head', 'roi_head'])
-model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
-optim_wrapper = dict(
-    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0)
-)
+optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))

@@ -12,6 +12,4 @@ model = dict(
 # Adapters and norms of the backbone, and of the head these two layers. To train more, name it here:
 # 'roi_head.mask_head', 'neck', ...
 policy = dict(train='increments', also=['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg'])
-model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
-optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=policy))
 load_from = 'https://download.openmmlab.com/mmdetection/v2.0/swin/mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco/mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco_20210908_165006-90a4008c.pth'

@@ -6,5 +6,3 @@ load_from = 'https://dl.fbaipublicfiles.com/deit/deit_tiny_patch16_224-a1311bcf.
 
 # DeiT-T and DeiT-S are trained whole (Sec. IV-A1)
 policy = dict(train='all')
-model_wrapper_cfg = dict(policy=policy)
-optim_wrapper = dict(paramwise_cfg=dict(policy=policy))

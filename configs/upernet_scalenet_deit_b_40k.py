@@ -24,7 +24,4 @@ model = dict(
 )
 # There is no pretrained segmentor, so all but the backbone's tied layers is trained.
 policy = dict(train='increments', also=['neck', 'decode_head', 'auxiliary_head'])
-model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
-optim_wrapper = dict(
-    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0)
-)
+optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))

@@ -12,6 +12,4 @@ model = dict(
 # Adapters and norms of the backbone, and the last layer of both heads. The heads whole: also=['decode_head',
 # 'auxiliary_head']
 policy = dict(train='increments', also=['decode_head.conv_seg', 'auxiliary_head.conv_seg'])
-model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
-optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=policy))
 load_from = 'https://download.openmmlab.com/mmsegmentation/v0.5/swin/upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K/upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K_20210531_112542-e380ad3e.pth'

@@ -235,6 +235,14 @@ def quiet(level: str = 'ERROR') -> Iterator[None]:
         logger.removeFilter(passes)
 
 
+def type_name(node) -> str | None:
+    """The name of what a config builds, without scope: its ``type`` as a string, as a class, or the object itself."""
+    kind = node.get('type') if isinstance(node, Mapping) else node
+    if isinstance(kind, str):
+        return kind.rpartition('.')[2]
+    return kind if kind is None else getattr(kind, '__name__', type(kind).__name__)
+
+
 def bare(model):
     """The model inside DDP and test-time augmentation."""
     from mmengine.model import BaseTTAModel, is_model_wrapper

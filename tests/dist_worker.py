@@ -19,7 +19,6 @@ from mmengine.model import MMDistributedDataParallel, MMSeparateDistributedDataP
 from mmengine.model.wrappers import MMFullyShardedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODEL_WRAPPERS, MODELS
-from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -29,6 +28,7 @@ from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.core.tying import require_tied
 from scalenet_mm.engine import ScaleNetDistributedDataParallel, wrapper
 from scalenet_mm.runner import launch
+from scalenet_mm.runner.config import build_runner, share_policy
 
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'demo'
 CONFIG = {'det': 'mask_rcnn_scalenet_swin_digits.py', 'seg': 'upernet_scalenet_swin_digits.py'}
@@ -39,7 +39,7 @@ def demo_config(task: str, data: dict, work_dir: Path, ours: bool, changes: dict
     """The demo config on small data: three iterations, a validation after the second."""
     cfg = Config.fromfile(CONFIGS / CONFIG[task])
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.dataset.get('dataset', loader.dataset).data_root = data[task]
+        loader.dataset.data_root = data[task]
         loader.update(batch_size=2, num_workers=0, persistent_workers=False)
     if task == 'det':
         cfg.val_evaluator.ann_file = f'{data[task]}/annotations/instances_val2017.json'
@@ -50,8 +50,7 @@ def demo_config(task: str, data: dict, work_dir: Path, ours: bool, changes: dict
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = cfg.load_from = None
     cfg.work_dir, cfg.launcher, cfg.experiment_name = str(work_dir), 'pytorch', work_dir.name
     cfg.merge_from_dict(changes)
-    for place in (cfg.optim_wrapper.paramwise_cfg, cfg.model_wrapper_cfg):
-        place.policy = cfg.policy
+    share_policy(cfg)
     if not ours:  # what a user's config has that names the constructor alone
         cfg.model_wrapper_cfg = None
     return cfg
@@ -103,7 +102,7 @@ def train(out: Path, name: str, rebuild: bool = True, **config) -> dict:
     """Three iterations with the real Runner; with ``rebuild=False``, without the new buckets of a plain DDP."""
     cfg = demo_config(work_dir=out / name, **config)
     launch.prepare('pytorch', cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     recorder = Recorder()
     runner.register_hook(recorder, priority='VERY_LOW')
     whole = wrapper._rebuild

@@ -153,7 +153,7 @@ def test_the_first_images_are_repeated_and_the_whole_length_is_known():
 
 def test_data_root_moves_every_path_below_the_old_folder(tmp_path):
     cfg = load_config(str(DEMO / 'mask_rcnn_swin_digits.py'), options={'data_root': '/new/'})
-    assert cfg.train_dataloader.dataset.dataset.data_root == '/new/'
+    assert cfg.train_dataloader.dataset.data_root == '/new/'
     assert cfg.val_dataloader.dataset.data_root == cfg.test_dataloader.dataset.data_root == '/new/'
     assert cfg.val_evaluator.ann_file == '/new/annotations/instances_val2017.json'
     assert cfg.work_dir == 'work_dirs/mask_rcnn_swin_digits'

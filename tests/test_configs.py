@@ -14,6 +14,7 @@ import scalenet_mm  # noqa: F401
 from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.core.roles import TrainPolicy, count, total
 from scalenet_mm.ops import set_ops
+from scalenet_mm.runner.config import complete
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
@@ -35,7 +36,7 @@ def test_no_config_is_untested():
 
 @pytest.mark.parametrize('name', EXPECTED)
 def test_a_config_is_the_papers_recipe(name):
-    cfg = Config.fromfile(CONFIGS / name)
+    cfg = complete(Config.fromfile(CONFIGS / name))
     params, drop_path, train = EXPECTED[name]
     assert cfg.model.backbone.drop_path_rate == drop_path
     optimizer = cfg.optim_wrapper.optimizer
@@ -102,7 +103,7 @@ def test_a_config_trains_two_iterations_at_full_size(name, images, tmp_path):
     torch.save({'state_dict': source.state_dict()}, tmp_path / 'source.pth')
     options = [
         f'load_from={tmp_path / "source.pth"}',
-        f'train_dataloader.dataset.dataset.data_root={images}',
+        f'train_dataloader.dataset.data_root={images}',
         f'val_dataloader.dataset.data_root={images}',
         f'test_dataloader.dataset.data_root={images}',
         'train_dataloader.batch_size=2',

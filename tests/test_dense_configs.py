@@ -27,6 +27,7 @@ from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.ops import set_ops
+from scalenet_mm.runner.config import build_runner, trained_by
 from scalenet_mm.runner.resume import SeededIndex
 
 ROOT = Path(__file__).parents[1]
@@ -106,10 +107,9 @@ def test_leaf_configs_are_short_and_begin_with_their_command(name):
 # What every leaf changes of the framework's config, and nothing else.
 OURS = {
     'custom_imports',
-    'custom_hooks',
+    'runner_type',
     'randomness',
     'policy',
-    'model_wrapper_cfg',
     'optim_wrapper.constructor',
     'optim_wrapper.paramwise_cfg.policy',
     'load_from',
@@ -118,8 +118,6 @@ OURS = {
     'model.backbone.type',
     'model.backbone.scale',
     'model.backbone.init_cfg',
-    'train_dataloader.dataset',
-    'train_dataloader.sampler',
 }
 FOR_40K = {
     'param_scheduler',
@@ -141,15 +139,7 @@ def test_a_leaf_is_the_frameworks_config_but_for_a_written_set_of_keys(name, tmp
         'swin_s' in name
     ):  # compared with the T config of 12 epochs; a variable that mmseg's own S config sets and we need not
         size = {'model.backbone.depths'} if is_det(name) else {'checkpoint_file'}
-    changed = set()
-    for loader in (before['train_dataloader'], after['train_dataloader']):
-        changed |= {f'train_dataloader.{k}' for k in ('dataset', 'sampler') if k in loader}
-    inner = {k: after['train_dataloader'].pop(k) for k in ('dataset', 'sampler')}
-    outer = {k: before['train_dataloader'].pop(k) for k in ('dataset', 'sampler')}
-    assert inner['dataset'] == dict(type='SeededDataset', dataset=outer['dataset'])
-    assert inner['sampler'] == dict(type='SeededSampler', sampler=outer['sampler'])
-    found = differences(before, after) | changed
-    assert found == OURS | size | (set() if is_det(name) else FOR_40K)
+    assert differences(before, after) == OURS | size | (set() if is_det(name) else FOR_40K)
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -237,7 +227,7 @@ def test_a_dataset_root_is_set_once_and_reaches_every_place(name, monkeypatch):
     places = {k for k, v in before.items() if bare in v}
     wanted = {
         'data_root',
-        'train_dataloader.dataset.dataset.data_root',
+        'train_dataloader.dataset.data_root',
         'val_dataloader.dataset.data_root',
         'test_dataloader.dataset.data_root',
     }
@@ -282,7 +272,7 @@ def test_trained_are_the_backbones_adapters_and_norms_and_the_named_layers_alone
     cfg = Config.fromfile(CONFIGS / name)
     _, depths, also = SWIN[name]
     assert cfg.policy == dict(train='increments', also=also)
-    assert cfg.policy == cfg.model_wrapper_cfg.policy == cfg.optim_wrapper.paramwise_cfg.policy
+    assert trained_by(cfg) == TrainPolicy.from_cfg(cfg.policy)
     model = build(cfg)
     assert model.backbone.depths == depths
     trained = set(TrainPolicy.from_cfg(cfg.policy).apply(model))
@@ -298,7 +288,7 @@ def test_trained_are_the_backbones_adapters_and_norms_and_the_named_layers_alone
 def test_a_deit_config_trains_its_heads_whole_and_ties_every_layer(name):
     cfg = Config.fromfile(CONFIGS / name)
     assert cfg.policy == dict(train='increments', also=DEIT[name])
-    assert cfg.policy == cfg.model_wrapper_cfg.policy == cfg.optim_wrapper.paramwise_cfg.policy
+    assert trained_by(cfg) == TrainPolicy.from_cfg(cfg.policy)
     model = build(cfg)
     trained = set(TrainPolicy.from_cfg(cfg.policy).apply(model))
     outside = {n for n, _ in model.named_parameters() if not n.startswith('backbone.')}
@@ -425,7 +415,7 @@ def small_images(cfg: Config, work_dir: Path) -> Config:
     cfg.work_dir, cfg.default_hooks.checkpoint = str(work_dir), None
     for part in ('train', 'val', 'test'):
         cfg[f'{part}_dataloader'].update(num_workers=0, persistent_workers=False)
-    train = cfg.train_dataloader.dataset.dataset.pipeline
+    train = cfg.train_dataloader.dataset.pipeline
     for transform in [*train, *cfg.val_dataloader.dataset.pipeline]:
         if 'Resize' in transform.type:
             transform.scale = (160, 96)
@@ -483,7 +473,7 @@ def check_load(name: str, tmp_path: Path, change) -> None:
     source_cfg, state = source_checkpoint(name, tmp_path, change)
     cfg = change(Config.fromfile(CONFIGS / name))
     cfg.load_from, cfg.work_dir = str(tmp_path / 'source.pth'), str(tmp_path / 'run')
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     runner.load_or_resume()
     runner.model.eval()
     deep = deep_copy_of(source_cfg, state, SWIN[name][1])
@@ -521,7 +511,7 @@ def test_two_iterations_move_every_trained_tensor_and_no_other(name, roots, tmp_
     source_checkpoint(name, tmp_path, shrink)
     cfg = small_images(shrink(Config.fromfile(CONFIGS / name)), tmp_path / 'run')
     cfg.load_from, cfg.param_scheduler = str(tmp_path / 'source.pth'), None  # no warm-up
-    runner, before = Runner.from_cfg(cfg), Before()
+    runner, before = build_runner(cfg), Before()
     runner.register_hook(before)
     runner.train()
     after = runner.model.state_dict()
@@ -539,7 +529,7 @@ def test_a_deit_config_takes_images_of_other_sizes_than_its_pretrainings(name, r
     torch.save(dict(model=perturb(vit).state_dict()), tmp_path / 'deit.pth')
     cfg = small_images(shrink(Config.fromfile(CONFIGS / name)), tmp_path / 'run')
     cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'deit.pth')
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     runner.model.init_weights()
     source = vit.blocks[11].mlp.fc1.weight
     assert torch.equal(runner.model.backbone.layers[23].ffn.layers[0][0].weight, source)
@@ -597,7 +587,7 @@ def test_a_leaf_trains_two_iterations_at_full_size_by_its_command(name, roots, t
     else:
         options += ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
         options += ['default_hooks.checkpoint.interval=2']
-        options += ['train_dataloader.dataset.dataset.pipeline.3.crop_size=(64,64)']
+        options += ['train_dataloader.dataset.pipeline.3.crop_size=(64,64)']
         options += ['model.data_preprocessor.size=(64,64)']
     command = [sys.executable, 'tools/train.py', f'configs/{name}', '--work-dir', tmp_path / 'run']
     done = subprocess.run(

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 import scalenet_mm
 from scalenet_mm.core.roles import Role, TrainPolicy, roles
 from scalenet_mm.engine import ScaleNetOptimWrapperConstructor
+from scalenet_mm.runner.config import build_runner
 from scalenet_mm.runner.resume import ReseedHook
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -252,7 +253,7 @@ def test_load_from_takes_an_official_file(digits, tmp_path):
     cfg.model.head = dict(
         type='VisionTransformerClsHead', num_classes=19, in_channels=32, loss=dict(type='CrossEntropyLoss')
     )
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     runner.load_or_resume()
     x = torch.randn(2, 3, 32, 32)
     runner.model.eval()

@@ -22,6 +22,7 @@ from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.experiments.commands import make_configs
 from scalenet_mm.experiments.paper.recount import ROWS, find
+from scalenet_mm.runner.config import complete
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'
@@ -38,7 +39,7 @@ def tool():
 
 
 def read(leaf: str) -> Config:
-    return Config.fromfile(CONFIGS / leaf)
+    return complete(Config.fromfile(CONFIGS / leaf))
 
 
 @cache
@@ -350,7 +351,7 @@ def test_a_leaf_runs_at_full_size_by_the_command_in_its_head(leaf, what, images,
     if what == 'train':
         options += [
             *([] if scratch else [f'load_from={source}']),
-            f'train_dataloader.dataset.dataset.data_root={images}',
+            f'train_dataloader.dataset.data_root={images}',
             'train_dataloader.batch_size=2',
             'train_dataloader.num_workers=0',
             'train_dataloader.persistent_workers=False',

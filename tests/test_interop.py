@@ -277,18 +277,22 @@ def test_a_plain_upernet_config_with_the_type_changed_trains_and_tests_by_mmsegs
     check_a_swap_by_the_type_alone(checkout, tmp_path, UPERNET_SWIN)
 
 
+WAYS = {
+    'policy named': "policy = dict(train='increments', also=['{head}'])\nrunner_type = 'ScaleNetRunner'\n",
+    'constructor named': "optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', "
+    "paramwise_cfg=dict(policy=dict(train='increments', also=['{head}'])))\n",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('swap', 'head'),
     [(MASK_RCNN, 'roi_head.bbox_head.fc_cls'), (UPERNET_SWIN, 'decode_head.conv_seg')],
     ids=['Mask R-CNN', 'UPerNet'],
 )
-def test_with_the_constructor_named_only_increments_and_the_listed_head_move(swap, head, checkout, tmp_path):
-    rest = (
-        "optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', "
-        f"paramwise_cfg=dict(policy=dict(train='increments', also=['{head}'])))\n"
-    )
-    config = write(checkout, tmp_path, swap._replace(rest=rest).config())
+@pytest.mark.parametrize('way', WAYS)
+def test_only_increments_and_the_listed_head_move(way, swap, head, checkout, tmp_path):
+    config = write(checkout, tmp_path, swap._replace(rest=WAYS[way].format(head=head)).config())
     source = stock_model(config, swap.options, swap.package)
     torch.save({'state_dict': source.state_dict()}, tmp_path / 'source.pth')
     options = {**swap.options, **FROM_SCRATCH, 'load_from': tmp_path / 'source.pth'}
@@ -367,11 +371,9 @@ def test_a_users_config_inheriting_ours_runs_by_the_hosts_own_train(road, leaf, 
 
 
 def ours(leaf: str) -> Swap:
-    """A leaf config of ours, made small; its training data is wrapped (exact resume), one level deeper."""
+    """A leaf config of ours, made small."""
     swap = UPERNET_SWIN if 'upernet' in leaf else MASK_RCNN
-    deeper = 'train_dataloader.dataset.'
-    options = {k.replace(deeper, deeper + 'dataset.'): v for k, v in swap.options.items()}
-    return swap._replace(options={**options, 'load_from': None})
+    return swap._replace(options={**swap.options, 'load_from': None})
 
 
 def test_the_wrapper_runs_a_script_as_python_would(tmp_path):
@@ -541,7 +543,7 @@ def stock_like(path: Path, package: str) -> torch.nn.Module:
 def test_the_hosts_browse_dataset_draws_every_image_of_our_configs(leaf, checkout, tmp_path):
     swap = ours(leaf)
     sizes = {k: v for k, v in swap.options.items() if k.startswith('train_dataloader.dataset.')}
-    sizes.pop('train_dataloader.dataset.dataset.indices', None)
+    sizes.pop('train_dataloader.dataset.indices', None)
     saved = ['--not-show', '--output-dir', tmp_path / 'drawn']
     output = analyse(checkout, 'browse_dataset.py', leaf, [*saved, *as_arguments(sizes)], saved)
     assert '8/8' in output

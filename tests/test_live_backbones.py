@@ -589,7 +589,7 @@ def test_the_segmentor_trains_and_validates_on_images_of_other_sizes(scenes, sou
     cfg.model.neck.embed_dim = cfg.model.auxiliary_head.in_channels = 32
     cfg.model.decode_head.update(in_channels=[32] * 4, channels=16)
     cfg.model.auxiliary_head.channels = 16
-    pipeline = cfg.train_dataloader.dataset.dataset.pipeline
+    pipeline = cfg.train_dataloader.dataset.pipeline
     pipeline[2].scale, pipeline[3].crop_size = (160, 96), (56, 56)
     cfg.val_dataloader.dataset.pipeline[1].scale = (160, 96)
     cfg.train_cfg.update(max_iters=2, val_interval=2)

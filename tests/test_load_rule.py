@@ -58,7 +58,7 @@ def config(data: Path, source: Path, work_dir: Path, classes: int = 10, also=LAS
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     if classes != 10:
-        cfg.train_dataloader.dataset.dataset.metainfo = dict(classes=[str(i) for i in range(classes)])
+        cfg.train_dataloader.dataset.metainfo = dict(classes=[str(i) for i in range(classes)])
     return cfg
 
 

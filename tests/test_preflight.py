@@ -67,12 +67,12 @@ def test_all_that_is_wrong_is_said_at_once_with_the_way_out(run, tmp_path):
     (tmp_path / 'file').touch()
     cfg.work_dir = str(tmp_path / 'file' / 'w')
     cfg.load_from, cfg.randomness = 'no.pth', dict(seed=-1)
-    cfg.train_dataloader.dataset.dataset.data_root = 'no/such/folder'
+    cfg.train_dataloader.dataset.data_root = 'no/such/folder'
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='none.pth')
     text = said(cfg)
     assert text.startswith('Not started: 5 thing(s)')
     for part in (
-        'train_dataloader.dataset.dataset: there is no folder no/such/folder',
+        'train_dataloader.dataset: there is no folder no/such/folder',
         '--cfg-options data_root=FOLDER',
         '--cfg-options load_from=FILE',
         '--cfg-options model.backbone.init_cfg.checkpoint=FILE',
@@ -84,25 +84,25 @@ def test_all_that_is_wrong_is_said_at_once_with_the_way_out(run, tmp_path):
 
 def test_the_variable_of_a_folder_is_named_where_the_config_reads_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = f'_base_ = {str(CONFIGS / "demo" / DEMO["coco"])!r}\ntrain_dataloader = dict(dataset=dict(dataset=dict('
+    text = f'_base_ = {str(CONFIGS / "demo" / DEMO["coco"])!r}\ntrain_dataloader = dict(dataset=dict('
     for name, root in (('with', "'{{$MY_COCO_ROOT:data/mine/}}'"), ('without', "'data/mine/'")):
-        (tmp_path / f'{name}.py').write_text(f'{text}data_root={root})))\n')
+        (tmp_path / f'{name}.py').write_text(f'{text}data_root={root}))\n')
     assert 'export MY_COCO_ROOT=FOLDER' in said(load_config('with.py'))
     assert 'export' not in said(load_config('without.py'))
 
 
 def test_a_path_that_is_missing_says_how_it_was_made_up(run):
     cfg, data = run('coco')
-    cfg.train_dataloader.dataset.dataset.ann_file = 'annotations/mine.json'
+    cfg.train_dataloader.dataset.ann_file = 'annotations/mine.json'
     text = said(cfg)
     assert f'{data}/annotations/mine.json' in text
     assert f"(data_root '{data}/' + ann_file)" in text
-    assert '--cfg-options train_dataloader.dataset.dataset.ann_file=PATH' in text
+    assert '--cfg-options train_dataloader.dataset.ann_file=PATH' in text
 
 
 def test_annotations_of_other_names_which_mmdet_drops_without_a_word(run):
     cfg, _ = run('coco')
-    leaf = cfg.train_dataloader.dataset.dataset
+    leaf = cfg.train_dataloader.dataset
     leaf.metainfo = dict(classes=[f'digit {i}' for i in range(10)])
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = DATASETS.build({**leaf, 'pipeline': []})
@@ -113,7 +113,7 @@ def test_annotations_of_other_names_which_mmdet_drops_without_a_word(run):
 
 def test_classes_in_another_order_than_the_file_numbers_them(run):
     cfg, _ = run('coco')
-    leaf = cfg.train_dataloader.dataset.dataset
+    leaf = cfg.train_dataloader.dataset
     leaf.metainfo = dict(classes=[str(i) for i in reversed(range(10))])
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = DATASETS.build({**leaf, 'pipeline': []})
@@ -162,7 +162,7 @@ def test_a_coco_json_with(case, run):
     (problem,) = problems(cfg, ('train', 'val'))
     with pytest.raises(SystemExit, match=expected):
         preflight(cfg)
-    assert problem[0] == 'train_dataloader.dataset.dataset'
+    assert problem[0] == 'train_dataloader.dataset'
 
 
 def test_predictions_that_would_be_compared_with_another_files_annotations(run):
@@ -203,23 +203,23 @@ def test_heads_in_lists_and_of_two_numbers_are_counted_and_objectness_is_not():
 
 def test_one_class_written_without_its_comma(run):
     cfg, _ = run('coco')
-    cfg.train_dataloader.dataset.dataset.metainfo = dict(classes='cat')
+    cfg.train_dataloader.dataset.metainfo = dict(classes='cat')
     assert "classes=('cat',)" in said(cfg)
 
 
 def test_the_classes_of_a_data_set_whose_metainfo_was_forgotten(run):
     cfg, _ = run('coco')
-    cfg.train_dataloader.dataset.dataset.pop('metainfo')
+    cfg.train_dataloader.dataset.pop('metainfo')
     assert "80 classes (CocoDataset's own, as metainfo names none" in said(cfg)
 
 
 @pytest.mark.parametrize('wrapper', ['RepeatDataset', 'ConcatDataset', 'MultiImageMixDataset'])
 def test_wrapped_data_sets_are_looked_into(wrapper, run):
     cfg, data = run('coco')
-    leaf = copy.deepcopy(cfg.train_dataloader.dataset.dataset)
+    leaf = copy.deepcopy(cfg.train_dataloader.dataset)
     extra = dict(times=2) if wrapper == 'RepeatDataset' else {}
     inner = dict(datasets=[leaf]) if wrapper == 'ConcatDataset' else dict(dataset=leaf)
-    cfg.train_dataloader.dataset.dataset = dict(type=wrapper, **inner, **extra)
+    cfg.train_dataloader.dataset = dict(type=wrapper, **inner, **extra)
     preflight(cfg)
     (data / TRAIN_JSON).write_text('{}')
     key = 'dataset.datasets.0' if wrapper == 'ConcatDataset' else 'dataset.dataset'
@@ -250,7 +250,7 @@ def test_an_image_without_a_map_a_coloured_map_and_a_folder_without_images(run):
     assert 'is a colour image' in said(cfg)
     path.unlink()
     assert 'has no label map' in said(cfg)
-    cfg.train_dataloader.dataset.dataset.img_suffix = '.tiff'
+    cfg.train_dataloader.dataset.img_suffix = '.tiff'
     assert "ends in '.tiff'" in said(cfg)
 
 

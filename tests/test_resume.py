@@ -65,7 +65,7 @@ def write_config(folder: Path, digits: Path, loop: str, workers: int) -> Path:
         data = loader.dataset.get('dataset', loader.dataset)
         data.data_root, loader.batch_size = str(digits), 19
         loader.num_workers, loader.persistent_workers = workers, workers > 0
-    cfg.train_dataloader.dataset.dataset.pipeline.insert(1, dict(type='Jitter'))
+    cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='Jitter'))
     if loop == 'iterations':
         cfg.train_dataloader.sampler.sampler.type = 'InfiniteSampler'
     cfg.custom_imports = dict(imports=['scalenet_mm', 'jitter'])

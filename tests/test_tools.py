@@ -26,7 +26,7 @@ def digits(tmp_path_factory):
 
 def options(digits):
     return [
-        f'train_dataloader.dataset.dataset.data_root={digits}',
+        f'train_dataloader.dataset.data_root={digits}',
         f'val_dataloader.dataset.data_root={digits}',
         f'test_dataloader.dataset.data_root={digits}',
         'train_cfg.max_epochs=1',

@@ -1,7 +1,7 @@
 # Digit sums (docs/demo_data.md): 32 x 32 scenes of two digits, the label is their sum, 19 classes.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 custom_imports = dict(imports=['scalenet_mm'])
-custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
+runner_type = 'ScaleNetRunner'  # adds exact resume, the check of load_from, and the policy
 randomness = dict(seed=0)
 
 model = dict(
@@ -19,10 +19,7 @@ _data = dict(
     pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
 )
 train_dataloader = dict(
-    **_loader,
-    dataset=dict(type='SeededDataset', dataset=dict(**_data, split='train')),
-    sampler=dict(type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
-    drop_last=True,
+    **_loader, dataset=dict(**_data, split='train'), sampler=dict(type='DefaultSampler', shuffle=True), drop_last=True
 )
 val_dataloader = dict(**_loader, dataset=dict(**_data, split='val'), sampler=dict(type='DefaultSampler', shuffle=False))
 test_dataloader = val_dataloader

@@ -1,7 +1,7 @@
 # Digit scenes in COCO layout (docs/demo_data.md): 128 x 128, three to six digits of 10 classes, boxes and masks.
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
 custom_imports = dict(imports=['scalenet_mm'])
-custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
+runner_type = 'ScaleNetRunner'  # adds exact resume, the check of load_from, and the policy
 randomness = dict(seed=0)
 
 # digits are 15 to 52 pixels wide: anchors and RoI levels fit these
@@ -37,21 +37,18 @@ _loader = dict(batch_size=8, num_workers=1, persistent_workers=True)
 train_dataloader = dict(
     **_loader,
     dataset=dict(
-        type='SeededDataset',
-        dataset=dict(
-            type='CocoDataset',
-            data_root=_data_root,
-            ann_file='annotations/instances_train2017.json',
-            data_prefix=dict(img='train2017/'),
-            metainfo=_metainfo,
-            pipeline=[
-                dict(type='LoadImageFromFile'),
-                dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=True),
-                dict(type='PackDetInputs'),
-            ],
-        ),
+        type='CocoDataset',
+        data_root=_data_root,
+        ann_file='annotations/instances_train2017.json',
+        data_prefix=dict(img='train2017/'),
+        metainfo=_metainfo,
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=True),
+            dict(type='PackDetInputs'),
+        ],
     ),
-    sampler=dict(type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
+    sampler=dict(type='DefaultSampler', shuffle=True),
 )
 val_dataloader = dict(
     **_loader,

@@ -1,5 +1,4 @@
 # The rank task: 4 x 4 real digits, for every cell the number of smaller ones. Data, schedule, runtime.
-# schedule, runtime.
 # 128 scenes a step, drawn without end from 1,400 digits; validation: 10,000 fixed scenes of the other 397 digits.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 custom_imports = dict(imports=['scalenet_mm', 'scalenet_mm.experiments.study.rank'])

@@ -1,7 +1,7 @@
 # Digit scenes in ADE20K layout (docs/demo_data.md): 128 x 128, background and ten digits, one label a pixel.
 _base_ = ['mmseg::_base_/models/upernet_swin.py', 'mmseg::_base_/default_runtime.py']
 custom_imports = dict(imports=['scalenet_mm'])
-custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
+runner_type = 'ScaleNetRunner'  # adds exact resume, the check of load_from, and the policy
 randomness = dict(seed=0)
 
 _norm = dict(type='BN', requires_grad=True)
@@ -31,11 +31,8 @@ _data = dict(
 )
 train_dataloader = dict(
     **_loader,
-    dataset=dict(
-        type='SeededDataset',
-        dataset=dict(**_data, data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')),
-    ),
-    sampler=dict(type='SeededSampler', sampler=dict(type='InfiniteSampler', shuffle=True)),
+    dataset=dict(**_data, data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')),
+    sampler=dict(type='InfiniteSampler', shuffle=True),
 )
 val_dataloader = dict(
     **_loader,

@@ -1,24 +1,13 @@
 # Data, schedule and runtime of every ADE20K config: mmseg's UPerNet Swin at 512 x 512 (Sec. IV-E2; AdamW 6e-5, 8 GPUs x
 # 2) in 40k iterations.
 _base_ = ['./register.py', 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py']
-custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
+runner_type = 'ScaleNetRunner'  # adds exact resume, the check of load_from, and the policy
 randomness = dict(seed=0)
+# 'config' is the top-level `policy`, which says what is trained
+optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy='config'))
 
 data_root = '{{$SCALENET_ADE_ROOT:data/ade/ADEChallengeData2016}}'
-train_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type='SeededDataset',
-        dataset=dict(
-            type='ADE20KDataset',
-            data_root=data_root,
-            data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-            pipeline={{_base_.train_pipeline}},
-        ),
-    ),
-    sampler=dict(_delete_=True, type='SeededSampler', sampler=dict(type='InfiniteSampler', shuffle=True)),
-)
-val_dataloader = test_dataloader = dict(dataset=dict(data_root=data_root))
+train_dataloader = val_dataloader = test_dataloader = dict(dataset=dict(data_root=data_root))
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),

@@ -5,18 +5,17 @@
 # here.
 _base_ = ['mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py', 'mmpretrain::_base_/default_runtime.py']
 custom_imports = dict(imports=['scalenet_mm'])
-custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
+runner_type = 'ScaleNetRunner'  # adds exact resume, the check of load_from, and the policy
 randomness = dict(seed=0)
 
 # What is trained, and what else: policy = dict(train='increments', also=['head']) trains the head besides.
 policy = dict(train='increments')
-model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
 optim_wrapper = dict(
     type='OptimWrapper',
     constructor='ScaleNetOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),
     paramwise_cfg=dict(
-        policy=policy,
+        policy='config',  # the one above
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
         flat_decay_mult=0.0,
@@ -42,12 +41,7 @@ data_root = '{{$SCALENET_IMAGENET_ROOT:data/imagenet}}'
 train_dataloader = dict(
     num_workers=8,  # a core gives about 200 images/s (docs/performance.md)
     persistent_workers=True,  # exact: every sample is reseeded by (seed, iteration)
-    dataset=dict(
-        _delete_=True,
-        type='SeededDataset',
-        dataset=dict(type='ImageNet', data_root=data_root, split='train', pipeline={{_base_.train_pipeline}}),
-    ),
-    sampler=dict(_delete_=True, type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
+    dataset=dict(data_root=data_root),
 )
 val_dataloader = test_dataloader = dict(dataset=dict(data_root=data_root))
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='auto'))

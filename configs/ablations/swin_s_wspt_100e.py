@@ -4,5 +4,3 @@
 _base_ = '../scalenet_swin_s_100e.py'
 model = dict(backbone=dict(scale=dict(_delete_=True, adjust=None)))
 policy = dict(train='all')
-model_wrapper_cfg = dict(policy=policy)
-optim_wrapper = dict(paramwise_cfg=dict(policy=policy))

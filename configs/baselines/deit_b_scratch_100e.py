@@ -5,8 +5,7 @@
 _base_ = '../scalenet_deit_b_100e.py'
 model = dict(backbone=dict(drop_path_rate=0.1, scale=dict(_delete_=True, growth='random', times=2)))
 policy = dict(train='all')
-model_wrapper_cfg = dict(policy=policy)
-optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=None, paramwise_cfg=dict(policy=policy))
+optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=None)
 param_scheduler = [
     dict(type='LinearLR', start_factor=2e-3, by_epoch=True, end=5, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=5, convert_to_iter_based=True),

@@ -4,5 +4,3 @@
 _base_ = '../scalenet_deit_b_100e.py'
 model = dict(backbone=dict(scale=dict(_delete_=True, adjust=dict(type='LoRA', rank=10))))
 policy = dict(train='adjustments')
-model_wrapper_cfg = dict(policy=policy)
-optim_wrapper = dict(paramwise_cfg=dict(policy=policy))

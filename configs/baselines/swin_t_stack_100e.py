@@ -5,5 +5,3 @@
 _base_ = '../scalenet_swin_t_100e.py'
 model = dict(backbone=dict(scale=dict(_delete_=True, growth='stack', new_layers=1, stages=(2,))))
 policy = dict(train='all')
-model_wrapper_cfg = dict(policy=policy)
-optim_wrapper = dict(paramwise_cfg=dict(policy=policy))

@@ -7,11 +7,10 @@ model = dict(
     backbone=dict(type='ScaleNetSwin', scale=dict(times=2, stages=(3,), adjust=dict(type='ParallelAdapter', rank=8)))
 )
 policy = dict(train='increments', also=['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg'])
-model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
 optim_wrapper = dict(
     constructor='ScaleNetOptimWrapperConstructor',
     optimizer=dict(lr=2e-3),
-    paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0),
+    paramwise_cfg=dict(policy='config', norm_decay_mult=0.0),
 )
 train_cfg = dict(max_epochs=3, val_interval=3)
 load_from = 'work_dirs/mask_rcnn_swin_digits/epoch_8.pth'

@@ -6,9 +6,8 @@ model = dict(
     backbone=dict(type='ScaleNetSwin', scale=dict(times=2, stages=(3,), adjust=dict(type='ParallelAdapter', rank=8)))
 )
 policy = dict(train='increments', also=['decode_head.conv_seg', 'auxiliary_head.conv_seg'])
-model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
 optim_wrapper = dict(
-    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0)
+    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy='config', norm_decay_mult=0.0)
 )
 train_cfg = dict(max_iters=450, val_interval=450)
 load_from = 'work_dirs/upernet_swin_digits/iter_3000.pth'

@@ -28,5 +28,3 @@ model = dict(
 )
 # DINOv2 is pretrained without labels, so the classifier is trained besides.
 policy = dict(train='increments', also=['head'])
-model_wrapper_cfg = dict(policy=policy)
-optim_wrapper = dict(paramwise_cfg=dict(policy=policy))

@@ -32,10 +32,7 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-train_dataloader = dict(dataset=dict(dataset=dict(pipeline=train_pipeline)))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 # There is no pretrained segmentor, so all but the backbone's tied layers is trained.
 policy = dict(train='increments', also=['neck', 'decode_head', 'auxiliary_head'])
-model_wrapper_cfg = dict(type='ScaleNetDistributedDataParallel', policy=policy)
-optim_wrapper = dict(
-    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=policy, norm_decay_mult=0.0)
-)
+optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))

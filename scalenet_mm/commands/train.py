@@ -16,7 +16,6 @@ from ..runner.dry_run import dry_run
 from ..runner.launch import prepare
 from ..runner.preflight import preflight
 from ..runner.progress_hook import log_to_tensorboard, show_progress
-from ..runner.resume import make_resumable
 from .main import command_parser
 
 
@@ -88,7 +87,6 @@ def main(argv: Sequence[str]) -> None:
             print(f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.')
     if not args.no_preflight:
         preflight(cfg)
-    make_resumable(cfg)
     make_atomic(cfg)
     if args.tensorboard:
         log_to_tensorboard(cfg)

@@ -13,6 +13,7 @@ from ..core.roles import Role, TrainPolicy, roles
 from ..tables import format_table
 from .wrapper import freeze
 
+FROM_CONFIG = 'config'  # as a policy: the top-level one of the config, see runner.config.share_policy
 PARAMWISE_KEYS = {
     'custom_keys',
     'bias_lr_mult',
@@ -40,7 +41,13 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         paramwise = dict(paramwise_cfg or {})
-        self.policy = TrainPolicy.from_cfg(paramwise.pop('policy', None))
+        policy = paramwise.pop('policy', None)
+        if policy == FROM_CONFIG:
+            raise ValueError(
+                "paramwise_cfg has policy='config': the config's top-level policy, which a ScaleNetRunner puts there. "
+                'Build it with RUNNERS.build(cfg), not with Runner.from_cfg(cfg).'
+            )
+        self.policy = TrainPolicy.from_cfg(policy)
         unknown = sorted(set(paramwise) - PARAMWISE_KEYS)
         if unknown:
             raise ValueError(

@@ -19,7 +19,10 @@ NOT_REBUILT = {  # what these wrappers hold beside their buckets, and would lose
     '_delay_all_reduce_params': 'delayed parameters',
     '_accum_grad_hooks': "torch.compile's reducer",
 }
-REMEDY = "use model_wrapper_cfg=dict(type='ScaleNetDistributedDataParallel', policy=<the policy of paramwise_cfg>)"
+REMEDY = (
+    "write the policy at the top of the config and leave model_wrapper_cfg out (runner_type='ScaleNetRunner' sets it), or "
+    "use model_wrapper_cfg=dict(type='ScaleNetDistributedDataParallel', policy=<the policy of paramwise_cfg>)"
+)
 
 
 @MODEL_WRAPPERS.register_module()

@@ -19,6 +19,7 @@ from ..core.flops import INPUT_SIZE, count_flops, meta_parameters, without_adjus
 from ..core.hosts import LINEARS, host_facts
 from ..core.roles import Count, Role, TrainPolicy, roles, total, unique_bytes
 from ..core.tying import TiedLayers
+from ..runner.config import trained_by
 from .build import build
 
 
@@ -133,15 +134,10 @@ def _image_size(model: nn.Module) -> tuple[int, int]:
 
 
 def train_policy(model: str | Path) -> TrainPolicy:
-    """The policy of a config's optimizer-wrapper constructor; increments where there is no config."""
+    """What a config trains; increments where there is no config."""
     if not Path(model).is_file() and '::' not in str(model):
         return TrainPolicy()
-    wrapper = read_config(model).get('optim_wrapper')
-    if wrapper is None:
-        return TrainPolicy()
-    if wrapper.get('constructor') != 'ScaleNetOptimWrapperConstructor':
-        return TrainPolicy('all')  # nobody freezes anything
-    return TrainPolicy.from_cfg((wrapper.get('paramwise_cfg') or {}).get('policy'))
+    return trained_by(read_config(model))
 
 
 def measure(model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE) -> Cost:

@@ -1,6 +1,7 @@
 """A run of any config: read, checked, launched, resumed to the bit, its files whole or not there."""
 
 from .atomic import AtomicBackend, ScaleNetCheckpointHook, make_atomic
+from .config import ScaleNetRunner
 from .progress_hook import ProgressHook
 from .resume import ReseedHook, SeededDataset, SeededSampler
 
@@ -9,6 +10,7 @@ __all__ = [
     'ProgressHook',
     'ReseedHook',
     'ScaleNetCheckpointHook',
+    'ScaleNetRunner',
     'SeededDataset',
     'SeededSampler',
     'make_atomic',

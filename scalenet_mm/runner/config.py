@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..compat import read_config
+from ..compat import read_config, type_name
 from ..core.roles import TrainPolicy
+from ..engine.optim import FROM_CONFIG
+from .resume import make_resumable
+
+CONSTRUCTOR, WRAPPER = 'ScaleNetOptimWrapperConstructor', 'ScaleNetDistributedDataParallel'
 
 
 def load_config(path: str, work_dir: str | None = None, options: dict | None = None, launcher: str = 'none') -> Config:
@@ -34,37 +39,101 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
     if 'data_root' in options:
         move_data_root(cfg, options['data_root'])
     cfg.merge_from_dict(options)
-    share_policy(cfg)
+    try:
+        share_policy(unwrap_overrides(cfg))
+    except ValueError as e:
+        raise SystemExit(str(e)) from None
     name = Path(path.rpartition('::')[2]).stem
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     return cfg
 
 
-def share_policy(cfg: Config) -> None:
+@RUNNERS.register_module()
+class ScaleNetRunner(Runner):
+    """mmengine's Runner for configs as ours are: plain data sets, and what is trained said once, at the top level.
+
+    ``runner_type='ScaleNetRunner'`` makes mmdet's, mmseg's and mmpretrain's own tools take it.
+    """
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> Runner:
+        return super().from_cfg(complete(copy.deepcopy(cfg)))
+
+
+def complete(cfg: Config) -> Config:
+    """Adds to a config, in place, what no list in a child config can drop then.
+
+    The top-level ``policy`` goes to constructor and DDP wrapper, training gets exact resume, and a config of ours the
+    check of what ``load_from`` supplies. What a config says itself stays; a second call changes nothing.
+    """
+    policy = share_policy(unwrap_overrides(cfg))
+    hooks = list(cfg.get('custom_hooks') or [])
+    ours = type_name(cfg.get('runner_type')) == ScaleNetRunner.__name__
+    if (ours or policy) and 'AnyDialectHook' not in (type_name(hook) for hook in hooks):
+        cfg.custom_hooks = [dict(type='AnyDialectHook'), *hooks]
+    if cfg.get('train_dataloader'):
+        make_resumable(cfg)
+    return cfg
+
+
+def unwrap_overrides(cfg: Config) -> Config:
+    """Moves what a child of a 0.1.0 config says of the data set inside the wrapper, in place, to where it is now."""
+    for key in ('dataset', 'sampler'):
+        outer = (cfg.get('train_dataloader') or {}).get(key) or {}
+        inner = outer.get(key) if hasattr(outer, 'get') else None
+        if isinstance(inner, dict) and 'type' not in inner:
+            cfg.merge_from_dict({f'train_dataloader.{key}': outer.pop(key)})
+    return cfg
+
+
+def share_policy(cfg: Config) -> dict:
     """Writes the top-level ``policy`` into the constructor's and the DDP wrapper's settings, in place.
 
+    Returns:
+        The policy; empty if the config has none, or nothing to train.
+
     Raises:
-        SystemExit: if nothing would apply it, or the constructor's own differs.
+        ValueError: if another constructor would train everything, the constructor's own policy differs, or asks for
+            one that is not there.
     """
-    policy = cfg.get('policy')
-    if not isinstance(policy, dict) or not set(policy) <= set(TrainPolicy.__dataclass_fields__):
-        return
-    training, wrapper = cfg.get('optim_wrapper') or {}, cfg.get('model_wrapper_cfg') or {}
-    if training.get('constructor') != 'ScaleNetOptimWrapperConstructor':
-        raise SystemExit(
-            f'The config has policy={dict(policy)}, but its optim_wrapper would train everything; add '
-            "constructor='ScaleNetOptimWrapperConstructor' to it, or set policy=None and model_wrapper_cfg=None."
+    policy, training, wrapper = (cfg.get(key) or {} for key in ('policy', 'optim_wrapper', 'model_wrapper_cfg'))
+    paramwise = training.get('paramwise_cfg') or {}
+    nested = paramwise.get('policy', FROM_CONFIG)
+    if not policy and 'policy' in paramwise and nested == FROM_CONFIG:
+        raise ValueError(
+            "The config has no policy to put in the place of optim_wrapper.paramwise_cfg.policy='config'; say what is "
+            "trained: policy = dict(train='increments') or dict(train='all')."
         )
-    nested = (training.get('paramwise_cfg') or {}).get('policy')
-    if nested != policy and wrapper.get('policy') == policy:
-        raise SystemExit(
+    if not (policy and training and isinstance(policy, dict) and set(policy) <= set(TrainPolicy.__dataclass_fields__)):
+        return {}
+    constructor = training.setdefault('constructor', CONSTRUCTOR)
+    if type_name(constructor) != CONSTRUCTOR:
+        raise ValueError(
+            f'The config has policy={dict(policy)}, but its optim_wrapper has constructor={type_name(constructor)!r}, '
+            'which knows of none and would train everything; leave the constructor out, or set policy=None.'
+        )
+    if nested not in (FROM_CONFIG, policy) and wrapper.get('policy', policy) == policy:
+        raise ValueError(
             f'optim_wrapper.paramwise_cfg.policy is {nested}, the top-level policy {dict(policy)}, which is used for '
             'both it and model_wrapper_cfg; change the top-level one (policy.train, policy.also).'
         )
-    cfg.merge_from_dict({'optim_wrapper.paramwise_cfg.policy': dict(_delete_=True, **policy)})
-    ours = 'ScaleNetDistributedDataParallel'
-    if wrapper.get('type', ours) == ours:
-        cfg.model_wrapper_cfg = dict(wrapper, type=ours, policy=dict(policy))
+    training['paramwise_cfg'] = {**paramwise, 'policy': dict(policy)}
+    if type_name(wrapper) in (None, WRAPPER):
+        unused = {key: cfg[key] for key in ('find_unused_parameters',) if key in cfg}
+        cfg.model_wrapper_cfg = {**unused, **wrapper, 'type': WRAPPER, 'policy': dict(policy)}
+    return policy
+
+
+def trained_by(cfg: Config) -> TrainPolicy:
+    """What a run of this config trains; increments where it trains nothing."""
+    cfg = copy.deepcopy(cfg)
+    share_policy(cfg)
+    training = cfg.get('optim_wrapper')
+    if not training:
+        return TrainPolicy()
+    if type_name(training.get('constructor')) != CONSTRUCTOR:
+        return TrainPolicy('all')  # nobody freezes anything
+    return TrainPolicy.from_cfg((training.get('paramwise_cfg') or {}).get('policy'))
 
 
 def move_data_root(cfg: Config, root: str) -> None:
@@ -115,18 +184,16 @@ def innermost(dataset: dict) -> dict:
 
 
 def build_runner(cfg: Config) -> Runner:
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    """The Runner that the config names, or ours."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else ScaleNetRunner.from_cfg(cfg)
 
 
 def write_deltas(cfg: Config) -> None:
     """Adds `DeltaHook`, in place, where increments of something pretrained are trained."""
-    training = cfg.get('optim_wrapper') or {}
-    policy = (training.get('paramwise_cfg') or {}).get('policy') or {}
-    ours = training.get('constructor') == 'ScaleNetOptimWrapperConstructor'
     base = cfg.get('load_from') or cfg.model.get('backbone', {}).get('init_cfg')
     hooks = list(cfg.get('custom_hooks') or [])
-    there = any(h.get('type') == 'DeltaHook' for h in hooks if isinstance(h, dict))
-    if ours and base and policy.get('train') != 'all' and not there:
+    there = 'DeltaHook' in (type_name(hook) for hook in hooks)
+    if base and trained_by(cfg).train != 'all' and not there:
         cfg.custom_hooks = [*hooks, dict(type='DeltaHook')]
 
 
@@ -143,7 +210,7 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait: float) -
         'DetVisualizationHook': ('draw', 'test_out_dir'),
         'SegVisualizationHook': ('draw', None),
         'VisualizationHook': ('enable', 'out_dir'),
-    }.get(str(hook.type).rpartition('.')[2], (None, None))
+    }.get(type_name(hook), (None, None))
     if on is None:
         raise SystemExit(f'--show and --show-dir do not know the hook {hook.type}; set its options with --cfg-options.')
     hook.update({on: True, 'interval': 1})

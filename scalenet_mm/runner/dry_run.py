@@ -246,6 +246,8 @@ def _batch_size(loader: dict) -> int:
 
 def _whole_length(loader) -> int:
     first = getattr(loader.dataset, '_dataset', loader.dataset)  # out of num_batch_per_epoch's
+    while not isinstance(first, FirstImages):
+        first = first.dataset
     return len(first.dataset)
 
 

@@ -17,6 +17,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from torch.utils.data import Dataset, Sampler
 
+from ..compat import type_name
+
 MAIN, SAMPLE = 0, 1  # streams
 
 
@@ -131,9 +133,9 @@ def make_resumable(cfg) -> None:
     randomness = cfg.get('randomness') or {}
     cfg.randomness = {**randomness, 'seed': 0 if randomness.get('seed') is None else randomness['seed']}
     hooks = list(cfg.get('custom_hooks') or [])
-    if not any(h.get('type') == 'ReseedHook' for h in hooks if isinstance(h, dict)):
+    if 'ReseedHook' not in (type_name(hook) for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='ReseedHook')]
     loader = cfg.get('train_dataloader')
     for key, kind in (('dataset', 'SeededDataset'), ('sampler', 'SeededSampler')):
-        if loader and loader[key].type != kind:
+        if loader and type_name(loader[key]) != kind:
             loader[key] = dict(type=kind, **{key: loader[key]})

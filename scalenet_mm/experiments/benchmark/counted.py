@@ -14,8 +14,8 @@ from ...checkpoint.assemble import make_delta
 from ...checkpoint.delta_file import SUFFIX
 from ...checkpoint.loading import build_model
 from ...compat import read_config
-from ...core.roles import TrainPolicy
 from ...ops import set_ops
+from ...runner.config import trained_by
 from . import networks as models
 from .cases import Case, Figure
 from .memory import peak_of_fresh_process, saved_bytes, state_bytes
@@ -141,8 +141,7 @@ def over_trainable(file: int, trainable: int) -> float:
 def _p8(s: Settings, config: str) -> list[Figure]:
     cfg = read_config(config)
     model = build_model(cfg)
-    policy = cfg.optim_wrapper.get('paramwise_cfg', {}).get('policy')
-    trained = TrainPolicy.from_cfg(policy).apply(model)
+    trained = trained_by(cfg).apply(model)
     state = model.state_dict()
     delta = make_delta(state, trained, model, str(cfg.load_from), cfg.pretty_text)
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from ...compat import configs_dir, quiet, with_preprocessor
-from ...runner.config import innermost
+from ...runner.config import complete, innermost
 from ..data import SceneStyle, render_scene
 from .startup import make_row, spread
 
@@ -108,12 +108,12 @@ INDICES = {'classification': _imagenet_index, 'detection': _coco_index, 'segment
 
 
 def read_leaf(family: str, root: Path, name: str | None = None) -> Config:
-    """A family's config with its data at ``root``, by the variable that users set."""
+    """A family's config as a run completes it, with its data at ``root``, by the variable that users set."""
     leaf, variable, _ = FAMILIES[family]
     before = os.environ.get(variable)
     os.environ[variable] = str(root)
     try:
-        return Config.fromfile(configs_dir() / (name or leaf))
+        return complete(Config.fromfile(configs_dir() / (name or leaf)))
     finally:
         if before is None:
             del os.environ[variable]

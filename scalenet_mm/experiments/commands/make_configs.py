@@ -77,8 +77,6 @@ def _lines(rows: list[Row]) -> Iterator[str]:
         wrapper += ['optimizer=dict(lr=5e-4)', 'clip_grad=None']
     if row.train != usual.train:
         yield f"policy = dict(train='{row.train}')"
-        yield 'model_wrapper_cfg = dict(policy=policy)'
-        wrapper += ['paramwise_cfg=dict(policy=policy)']
     if wrapper:
         yield f'optim_wrapper = dict({", ".join(wrapper)})'
     if not row.pretrained:

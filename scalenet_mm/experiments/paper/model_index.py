@@ -16,10 +16,10 @@ from mmengine.config import Config
 
 from ...compat import quiet
 from ...core.flops import INPUT_SIZE, count_flops, meta_parameters, without_adjustments
-from ...core.roles import TrainPolicy, count, total
+from ...core.roles import count, total
 from ...models.build import build
 from ...models.counts import takes_images
-from ...runner.config import load_config
+from ...runner.config import load_config, trained_by
 from ...tables import markdown_table
 from .public import public_data
 from .recount import ROWS, Row
@@ -71,17 +71,14 @@ class Counter:
         self._known: dict[str, Costs] = {}
 
     def __call__(self, cfg: Config) -> Costs:
-        wrapper = cfg.get('optim_wrapper') or {}
-        ours = wrapper.get('constructor') == 'ScaleNetOptimWrapperConstructor'
-        policy = (wrapper.get('paramwise_cfg') or {}).get('policy')
-        size, backbone = image_size(cfg), cfg.model.backbone
+        policy, size, backbone = trained_by(cfg), image_size(cfg), cfg.model.backbone
         free = {'drop_path_rate', 'init_cfg', 'with_cp'}  # nothing is counted of these
         kept = {k: v for k, v in backbone.items() if k not in free}
-        key = repr((dict(cfg.model, backbone=kept), ours, policy, size))
+        key = repr((dict(cfg.model, backbone=kept), policy, size))
         if key not in self._known:
             with meta_parameters(), quiet():
                 net = build(cfg._cfg_dict)
-            (TrainPolicy.from_cfg(policy) if ours else TrainPolicy('all')).apply(net)
+            policy.apply(net)
             counts, (_, part) = total(count(net).values()), takes_images(net)
             flops = count_flops(part, size, backbone.get('in_channels', 3))
             with without_adjustments(part):

@@ -19,9 +19,8 @@ from ...checkpoint.delta_file import SUFFIX
 from ...core.roles import count, total
 from ...models.counts import measure, train_policy
 from ...runner.atomic import make_atomic
-from ...runner.config import load_config
+from ...runner.config import build_runner, load_config
 from ...runner.progress_hook import show_progress
-from ...runner.resume import make_resumable
 from ..data import LAYOUTS
 from .quickstart_tasks import Task
 
@@ -88,7 +87,6 @@ class Job:
         cfg.default_hooks.checkpoint.interval = unit
         cfg.randomness = dict(seed=self.seed)
         make_atomic(cfg)
-        make_resumable(cfg)
         show_progress(cfg, name)
         if load_from:
             cfg.custom_hooks.append(dict(type='DeltaHook'))
@@ -113,7 +111,7 @@ class Job:
             begin = time.time()
             try:
                 with quiet(folder):
-                    Runner.from_cfg(cfg).train()
+                    build_runner(cfg).train()
             finally:
                 clock.write_text(json.dumps(before + (time.time() - begin) / 60))
         return str(done), json.loads(clock.read_text())
@@ -122,11 +120,11 @@ class Job:
         """Metrics on the validation scenes, and what the model of config ``file`` costs."""
         cfg = cfg.copy()
         cfg.resume, cfg.load_from = False, checkpoint
-        cfg.custom_hooks = [dict(type='AnyDialectHook'), dict(type='ProgressHook')]
+        cfg.custom_hooks = [dict(type='ProgressHook')]
         cfg.work_dir = str(Path(cfg.work_dir) / 'evaluation')
         cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
         with quiet(Path(cfg.work_dir)):
-            runner = Runner.from_cfg(cfg)
+            runner = build_runner(cfg)
             metrics = runner.test()
             samples = predict(runner)
             model = scalenet_mm.build(CONFIGS / file)

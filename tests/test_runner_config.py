@@ -1,0 +1,228 @@
+"""What a config says is enough: the policy once, data sets plain, hooks free to change."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.core.roles import TrainPolicy
+from scalenet_mm.engine import ScaleNetOptimWrapperConstructor
+from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.runner import ScaleNetRunner
+from scalenet_mm.runner.config import build_runner, complete, load_config, trained_by
+from scalenet_mm.runner.preflight import preflight
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+LEAVES = [p for p in sorted(CONFIGS.rglob('*.py')) if p.parent.name != '_base_']
+DETECTOR = CONFIGS / 'mask_rcnn_scalenet_swin_t_1x.py'
+POLICY = dict(train='increments', also=['head'])
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_demo_data(tmp_path_factory.mktemp('data'), ['coco', 'ade', 'imagenet'], train=19, val=19)
+
+
+def child(tmp_path, text: str, base: Path = DETECTOR) -> Config:
+    (tmp_path / 'mine.py').write_text(f'_base_ = {str(base)!r}\n{text}')
+    return load_config(str(tmp_path / 'mine.py'))
+
+
+# ---- data sets
+
+
+GUIDES = {  # the folder made by make_demo_data, the config, and what the host's guide tells its reader to write
+    'mmdet': (
+        'coco',
+        'mask_rcnn_scalenet_swin_t_1x.py',
+        """
+metainfo = dict(classes=tuple('0123456789'))
+model = dict(roi_head=dict(bbox_head=dict(num_classes=10), mask_head=dict(num_classes=10)))
+train_dataloader = dict(batch_size=1, dataset=dict(data_root='{root}/', ann_file='annotations/instances_train2017.json',
+    data_prefix=dict(img='train2017/'), metainfo=metainfo))
+val_dataloader = test_dataloader = dict(dataset=dict(data_root='{root}/', metainfo=metainfo))
+val_evaluator = test_evaluator = dict(ann_file='{root}/annotations/instances_val2017.json')
+""",
+    ),
+    'mmseg': (
+        'ade',
+        'upernet_scalenet_swin_t_40k.py',
+        """
+metainfo = dict(classes=('background', *'0123456789'))
+model = dict(decode_head=dict(num_classes=11), auxiliary_head=dict(num_classes=11))
+train_dataloader = dict(dataset=dict(type='BaseSegDataset', data_root='{root}', metainfo=metainfo, img_suffix='.jpg',
+    seg_map_suffix='.png', reduce_zero_label=True,
+    data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')))
+val_dataloader = test_dataloader = dict(dataset=dict(type='BaseSegDataset', data_root='{root}', metainfo=metainfo,
+    img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=True,
+    data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation')))
+""",
+    ),
+    'mmpretrain': (
+        'imagenet',
+        'scalenet_swin_t_100e.py',
+        """
+classes = [f'{{i:02d}}' for i in range(19)]
+model = dict(head=dict(num_classes=19))
+data_preprocessor = dict(num_classes=19)
+train_dataloader = dict(dataset=dict(data_root='{root}', metainfo=dict(classes=classes)))
+val_dataloader = test_dataloader = dict(dataset=dict(data_root='{root}', metainfo=dict(classes=classes)))
+""",
+    ),
+}
+
+
+@pytest.mark.parametrize('library', GUIDES)
+def test_what_a_hosts_guide_says_about_own_data_works_below_our_configs(library, data, tmp_path):
+    layout, leaf, text = GUIDES[library]
+    cfg = child(tmp_path, text.format(root=data[layout]) + 'load_from = None\n', CONFIGS / leaf)
+    cfg.model.backbone.init_cfg = None
+    preflight(cfg)
+    loader = complete(copy.deepcopy(cfg)).train_dataloader
+    loader.update(num_workers=0, persistent_workers=False)
+    from mmengine.registry import DefaultScope
+
+    with DefaultScope.overwrite_default_scope(library):
+        built = Runner.build_dataloader(loader, seed=0)
+    assert built.dataset.metainfo['classes'] is not None and len(built.dataset) == 19
+    assert type(built.dataset).__name__ == 'SeededDataset', 'exact resume was added'
+    item = built.dataset[0]
+    assert item['inputs'].shape[0] == 3
+
+
+def test_a_child_written_for_the_wrapper_of_0_1_0_means_what_it_meant(tmp_path):
+    own = "data_root='mine/', ann_file='ann.json', data_prefix=dict(img='img/')"
+    plain = child(tmp_path, f'train_dataloader = dict(dataset=dict({own}), sampler=dict(shuffle=False))\n')
+    text = f'train_dataloader = dict(dataset=dict(dataset=dict({own})), sampler=dict(sampler=dict(shuffle=False)))\n'
+    old = child(tmp_path, text)
+    assert old.train_dataloader == plain.train_dataloader and plain.train_dataloader.dataset.ann_file == 'ann.json'
+    whole = """
+train_dataloader = dict(
+    dataset=dict(_delete_=True, type='SeededDataset', dataset=dict(type='CocoDataset', ann_file='a.json', pipeline=[])),
+    sampler=dict(_delete_=True, type='SeededSampler', sampler=dict(type='DefaultSampler', shuffle=True)),
+)
+custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
+"""
+    cfg = child(tmp_path, whole)
+    before = copy.deepcopy(cfg.train_dataloader)
+    assert complete(cfg).train_dataloader == before
+    assert [hook.type for hook in cfg.custom_hooks] == ['AnyDialectHook', 'ReseedHook']
+
+
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda p: p.stem)
+def test_no_config_wraps_its_data_or_says_twice_what_is_trained(leaf):
+    cfg = Config.fromfile(leaf)
+    assert 'model_wrapper_cfg' not in cfg and cfg.train_dataloader.dataset.type != 'SeededDataset'
+    nested = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('policy')
+    assert nested == ('config' if 'policy' in cfg else nested)
+    assert leaf.stem.startswith('rank_') or nested in (None, 'config')
+
+
+# ---- the policy
+
+
+def test_the_policy_of_a_child_reaches_constructor_and_wrapper_and_a_second_call_changes_nothing(tmp_path):
+    cfg = child(tmp_path, "policy = dict(train='increments', also=['neck'])\n")
+    once = copy.deepcopy(complete(copy.deepcopy(cfg)))
+    wanted = dict(train='increments', also=['neck'])
+    assert once.optim_wrapper.paramwise_cfg.policy == once.model_wrapper_cfg.policy == wanted
+    assert once.optim_wrapper.constructor == 'ScaleNetOptimWrapperConstructor'
+    assert once.model_wrapper_cfg.type == 'ScaleNetDistributedDataParallel'
+    assert trained_by(cfg) == TrainPolicy.from_cfg(wanted)
+    assert complete(copy.deepcopy(once)).to_dict() == once.to_dict()
+
+
+def test_a_config_of_a_users_own_needs_the_policy_alone():
+    wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    cfg = complete(Config(dict(policy=POLICY, optim_wrapper=wrapper)))
+    assert cfg.optim_wrapper.constructor == 'ScaleNetOptimWrapperConstructor'
+    assert cfg.optim_wrapper.paramwise_cfg == dict(policy=POLICY)
+    assert [hook.type for hook in cfg.custom_hooks] == ['AnyDialectHook']
+    untouched = dict(optim_wrapper=wrapper, policy='a key of another project')
+    assert complete(Config(copy.deepcopy(untouched))).to_dict() == untouched
+    assert trained_by(Config(untouched)) == TrainPolicy('all')
+    assert trained_by(Config(dict(model=dict()))) == TrainPolicy()
+
+
+def test_find_unused_parameters_and_other_options_reach_our_wrapper():
+    settings = dict(policy=POLICY, optim_wrapper=dict(type='OptimWrapper'), find_unused_parameters=True)
+    cfg = complete(Config({**settings, 'model_wrapper_cfg': dict(static_graph=True)}))
+    assert cfg.model_wrapper_cfg == dict(
+        type='ScaleNetDistributedDataParallel', policy=POLICY, find_unused_parameters=True, static_graph=True
+    )
+    other = dict(type='MMFullyShardedDataParallel')
+    assert complete(Config({**settings, 'model_wrapper_cfg': other})).model_wrapper_cfg == other
+
+
+def test_a_constructor_given_as_a_class_is_the_one_of_its_name():
+    wrapper = dict(type='OptimWrapper', constructor=ScaleNetOptimWrapperConstructor)
+    cfg = complete(Config(dict(policy=POLICY, optim_wrapper=wrapper)))
+    assert cfg.optim_wrapper.paramwise_cfg.policy == POLICY and trained_by(cfg) == TrainPolicy.from_cfg(POLICY)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        (dict(constructor='LearningRateDecay'), "constructor='LearningRateDecay'.*leave the constructor out"),
+        (dict(paramwise_cfg=dict(policy=dict(train='all'))), "policy is {'train': 'all'}.*change the top-level one"),
+    ],
+)
+def test_what_contradicts_the_policy_is_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        complete(Config(dict(policy=POLICY, optim_wrapper=dict(type='OptimWrapper', **changes))))
+
+
+def test_a_policy_that_was_taken_away_is_missed_before_anything_is_built(tmp_path):
+    with pytest.raises(SystemExit, match=r"no policy to put in the place.*policy = dict\(train='increments'\)"):
+        child(tmp_path, 'policy = None\n')
+
+
+def test_a_plain_runner_refuses_a_config_whose_policy_it_would_ignore():
+    cfg = Config.fromfile(CONFIGS / 'demo/scalenet_deit_digits.py')
+    with pytest.raises(ValueError, match=r'RUNNERS.build\(cfg\), not with Runner.from_cfg'):
+        build_optim_wrapper(torch.nn.Linear(2, 2), cfg.optim_wrapper)
+
+
+# ---- a run
+
+
+HOOKS = "custom_hooks = [dict(type='EMAHook', momentum=2e-4)]\n"
+
+
+def test_hooks_of_a_child_add_to_ours_and_a_frozen_layer_must_still_come_from_the_file(data, tmp_path):
+    """EMA as mmengine's guide writes it: the list replaced the base's, and the check of frozen layers was gone."""
+    demo = CONFIGS / 'demo'
+    source = Config.fromfile(demo / 'deit_digits.py')
+    source.model.head.num_classes = 10
+    torch.save(dict(state_dict=build_model(source).state_dict()), tmp_path / 'source.pth')
+    root = data['imagenet']
+    cfg = child(tmp_path, f"{HOOKS}load_from = '{tmp_path}/source.pth'\n", demo / 'scalenet_deit_digits.py')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=8, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(root)
+    cfg.work_dir = str(tmp_path / 'run')
+    runner = RUNNERS.build(cfg)
+    assert type(runner) is ScaleNetRunner
+    names = [type(hook).__name__ for hook in runner.hooks]
+    assert {'EMAHook', 'AnyDialectHook', 'ReseedHook'} <= set(names)
+    with pytest.raises(CheckpointError, match=r"add 'head' to policy.also"):
+        runner.train()
+    assert 'custom_hooks' in cfg and len(cfg.custom_hooks) == 1, 'the config itself stays as it was written'
+
+
+def test_the_runner_of_a_foreign_config_is_ours_unless_it_names_another(data, tmp_path):
+    cfg = Config.fromfile(CONFIGS / 'demo/deit_digits.py')
+    cfg.pop('runner_type')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = str(data['imagenet'])
+    cfg.work_dir, cfg.experiment_name = str(tmp_path), 'foreign'
+    assert type(build_runner(cfg)) is ScaleNetRunner
+    cfg.runner_type, cfg.experiment_name = 'Runner', 'named'
+    assert type(build_runner(cfg)) is Runner
