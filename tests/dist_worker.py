@@ -28,7 +28,7 @@ from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.core.tying import require_tied
 from scalenet_mm.engine import ScaleNetDistributedDataParallel, wrapper
 from scalenet_mm.runner import launch
-from scalenet_mm.runner.config import build_runner, share_policy
+from scalenet_mm.runner.config import build_runner, trained_by
 
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'demo'
 CONFIG = {'det': 'mask_rcnn_scalenet_swin_digits.py', 'seg': 'upernet_scalenet_swin_digits.py'}
@@ -50,9 +50,8 @@ def demo_config(task: str, data: dict, work_dir: Path, ours: bool, changes: dict
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = cfg.load_from = None
     cfg.work_dir, cfg.launcher, cfg.experiment_name = str(work_dir), 'pytorch', work_dir.name
     cfg.merge_from_dict(changes)
-    share_policy(cfg)
     if not ours:  # what a user's config has that names the constructor alone
-        cfg.model_wrapper_cfg = None
+        cfg.optim_wrapper.paramwise_cfg.policy, cfg.policy = cfg.policy, None
     return cfg
 
 
@@ -115,7 +114,7 @@ def train(out: Path, name: str, rebuild: bool = True, **config) -> dict:
         return dict(error=str(e))
     finally:
         wrapper._rebuild = whole
-    return dict(recorder.kept, model=cfg.model.to_dict(), policy=cfg.policy.to_dict())
+    return dict(recorder.kept, model=cfg.model.to_dict(), policy=dict(vars(trained_by(cfg))))
 
 
 class Net(nn.Module):

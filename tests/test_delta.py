@@ -24,6 +24,7 @@ from scalenet_mm.checkpoint.publish import push_delta
 from scalenet_mm.checkpoint.reading import read_checkpoint
 from scalenet_mm.commands.main import main
 from scalenet_mm.core.roles import TrainPolicy
+from scalenet_mm.runner.config import build_runner
 
 ROOT = Path(__file__).parents[1]
 HOOKS = (dict(type='DeltaHook'),)
@@ -80,12 +81,11 @@ def command(monkeypatch, capsys):
 def detector_config(name: str, data: Path) -> Config:
     cfg = Config.fromfile(ROOT / 'configs' / 'demo' / f'{name}.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.dataset.get('dataset', loader.dataset).data_root = f'{data}/'
+        loader.dataset.data_root = f'{data}/'
         loader.update(batch_size=4, num_workers=0, persistent_workers=False)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         evaluator.ann_file = str(data / 'annotations' / 'instances_val2017.json')
     cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=300)
-    cfg.custom_hooks = [dict(type='AnyDialectHook'), *cfg.get('custom_hooks', [])]
     return cfg
 
 
@@ -106,11 +106,11 @@ def run(tmp_path_factory):
     cfg.load_from, cfg.work_dir = str(folder / 'base.pth'), str(folder / 'w')
     cfg.train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)
     cfg.param_scheduler = []
-    cfg.custom_hooks = [dict(type='AnyDialectHook'), dict(type='EMAHook', momentum=0.5), *HOOKS]
+    cfg.custom_hooks = [dict(type='EMAHook', momentum=0.5), *HOOKS]
     cfg.default_hooks.checkpoint = dict(
         type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='coco/bbox_mAP_50'
     )
-    Runner.from_cfg(cfg).train()
+    build_runner(cfg).train()
     return cfg, folder / 'base.pth', folder / 'w'
 
 

@@ -13,7 +13,6 @@ import torch
 from conftest import perturb
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -29,6 +28,7 @@ from scalenet_mm.checkpoint.strict import CheckpointError
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.models.counts import inspect
+from scalenet_mm.runner.config import build_runner
 
 ROOT = Path(__file__).parents[1]
 HOSTS = ROOT / 'configs' / 'hosts'
@@ -546,16 +546,16 @@ def test_the_classifier_trains_validates_resumes_and_leaves_deltas_that_apply(im
         cfg = tiny(Config.fromfile(HOSTS / 'scalenet_dinov2_s_100e.py'), source, size=224)
         cfg.model.head.in_channels = 32
         cfg.train_cfg.max_epochs, cfg.param_scheduler = epochs, None
-        cfg.custom_hooks.append(dict(type='DeltaHook'))
+        cfg.custom_hooks = [dict(type='DeltaHook')]
         cfg.merge_from_dict(dict(work_dir=str(tmp_path / 'run'), **changes))
         return cfg
 
-    runner = Runner.from_cfg(config(1))
+    runner = build_runner(config(1))
     runner.train()
     assert runner.iter == 2 and 'val/accuracy/top1' in runner.message_hub.log_scalars
     first = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert any(v.any() for k, v in first.items() if k.endswith('adapter.up'))
-    resumed = Runner.from_cfg(config(2, resume=True, load_from=str(tmp_path / 'run' / 'epoch_1.pth')))
+    resumed = build_runner(config(2, resume=True, load_from=str(tmp_path / 'run' / 'epoch_1.pth')))
     resumed.train()
     assert resumed.iter == 4
     last = torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)['state_dict']
@@ -568,7 +568,7 @@ def test_the_classifier_trains_validates_resumes_and_leaves_deltas_that_apply(im
     assert all(torch.equal(v, last[k]) for k, v in model.state_dict().items())
     whole = assemble(delta, source, config(2))  # by the road of scalenet delta
     assert all(torch.equal(v, last[k]) for k, v in whole.state_dict().items())
-    tested = Runner.from_cfg(config(2, load_from=str(tmp_path / 'run' / 'epoch_2.pth')))
+    tested = build_runner(config(2, load_from=str(tmp_path / 'run' / 'epoch_2.pth')))
     assert 'accuracy/top1' in tested.test()
     assert all(torch.equal(v, last[k]) for k, v in tested.model.state_dict().items())
 
@@ -595,7 +595,7 @@ def test_the_segmentor_trains_and_validates_on_images_of_other_sizes(scenes, sou
     cfg.train_cfg.update(max_iters=2, val_interval=2)
     cfg.default_hooks.checkpoint.interval = 2
     cfg.work_dir, cfg.param_scheduler = str(tmp_path / 'run'), None
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     runner.train()
     assert runner.iter == 2 and runner.model.backbone.out_indices == (1, 3, 4, 5)
     saved = torch.load(tmp_path / 'run' / 'iter_2.pth', weights_only=False)['state_dict']

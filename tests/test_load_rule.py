@@ -8,14 +8,13 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
 
 from scalenet_mm.checkpoint.strict import CheckpointError
 from scalenet_mm.checkpoint.supplied import check_supplied
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.engine import AnyDialectHook
 from scalenet_mm.experiments.data import make_demo_data
-from scalenet_mm.runner.config import load_config
+from scalenet_mm.runner.config import build_runner, load_config
 
 DEMO = Path(__file__).parents[1] / 'configs' / 'demo'
 LAST = ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg']
@@ -72,12 +71,12 @@ def state_of(path: Path) -> dict:
 
 
 def test_new_classes_train_a_new_head_and_the_rest_is_the_files(data, source, tmp_path):
-    runner = Runner.from_cfg(config(data, source, tmp_path / 'a', classes=3))
+    runner = build_runner(config(data, source, tmp_path / 'a', classes=3))
     with pytest.raises(CheckpointError, match=f"add '{LOGITS}' to policy.also") as e:
         runner.train()
     assert f'{LOGITS}.weight: expected (3, 64, 1, 1), the file has (10, 64, 1, 1)' in str(e.value)
     assert 'fc_cls' not in str(e.value), 'trained, so it may differ'
-    runner = Runner.from_cfg(config(data, source, tmp_path / 'b', 3, [*LAST, LOGITS]))
+    runner = build_runner(config(data, source, tmp_path / 'b', 3, [*LAST, LOGITS]))
     runner.train()
     theirs, mine = state_of(source), runner.model.state_dict()
     frozen = {n for n, p in runner.model.named_parameters() if not p.requires_grad}
@@ -92,7 +91,7 @@ def test_a_file_without_a_frozen_part_is_of_another_architecture(data, source, t
     state = {k: v for k, v in state_of(source).items() if not k.startswith('roi_head.mask_head.')}
     faster = written(tmp_path / 'faster.pth', state)
     with pytest.raises(CheckpointError, match='another architecture') as e:
-        Runner.from_cfg(config(data, faster, tmp_path / 'w')).train()
+        build_runner(config(data, faster, tmp_path / 'w')).train()
     assert "add 'roi_head.mask_head' to policy.also" in str(e.value)
 
 
@@ -105,7 +104,7 @@ def test_a_detector_does_not_start_from(kind, data, source, tmp_path):
         state['head.fc.weight'] = torch.zeros(1000, 256)
     path = written(tmp_path / 'backbone.pth', state)
     with pytest.raises(CheckpointError, match='init_cfg=dict') as e:
-        Runner.from_cfg(config(data, path, tmp_path / 'w')).train()
+        build_runner(config(data, path, tmp_path / 'w')).train()
     assert "nothing in it is of 'neck', 'roi_head', 'rpn_head'" in str(e.value)
 
 
@@ -149,7 +148,7 @@ def test_what_a_file_may_lack(left_out, training, fits):
 def test_an_evaluation_requires_every_tensor(data, source, tmp_path):
     cfg = config(data, source, tmp_path / 'w', classes=3, also=[*LAST, LOGITS])
     with pytest.raises(CheckpointError, match='config that the checkpoint was trained with'):
-        Runner.from_cfg(cfg).test()
+        build_runner(cfg).test()
 
 
 def test_what_a_file_has_besides_is_told(tmp_path):
@@ -168,7 +167,7 @@ def test_the_rule_looks_into_ddp(data, source, tmp_path):
     from scalenet_mm.engine import ScaleNetDistributedDataParallel
 
     cfg = config(data, source, tmp_path / 'w', classes=3)
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     try:
         runner.model = ScaleNetDistributedDataParallel(runner.model, policy=dict(also=LAST))

@@ -223,7 +223,7 @@ def test_wrapped_data_sets_are_looked_into(wrapper, run):
     preflight(cfg)
     (data / TRAIN_JSON).write_text('{}')
     key = 'dataset.datasets.0' if wrapper == 'ConcatDataset' else 'dataset.dataset'
-    assert f'train_dataloader.dataset.{key}: {data}/{TRAIN_JSON} has no images' in said(cfg)
+    assert f'train_dataloader.{key}: {data}/{TRAIN_JSON} has no images' in said(cfg)
 
 
 def test_labels_of_no_class_in_a_map(run):
@@ -235,10 +235,10 @@ def test_labels_of_no_class_in_a_map(run):
 
 def test_labels_that_start_at_1_without_reduce_zero_label(run):
     cfg, _ = run('ade')
-    for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader):
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.reduce_zero_label = False
     assert 'LoadAnnotations in its pipeline has True' in said(cfg)
-    for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader):
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.pipeline[1].reduce_zero_label = False
     assert 'set reduce_zero_label=True' in said(cfg)
 

@@ -67,7 +67,7 @@ def write_config(folder: Path, digits: Path, loop: str, workers: int) -> Path:
         loader.num_workers, loader.persistent_workers = workers, workers > 0
     cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='Jitter'))
     if loop == 'iterations':
-        cfg.train_dataloader.sampler.sampler.type = 'InfiniteSampler'
+        cfg.train_dataloader.sampler.type = 'InfiniteSampler'
     cfg.custom_imports = dict(imports=['scalenet_mm', 'jitter'])
     cfg.optim_wrapper = dict(
         type='OptimWrapper',

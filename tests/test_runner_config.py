@@ -114,6 +114,13 @@ custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
     before = copy.deepcopy(cfg.train_dataloader)
     assert complete(cfg).train_dataloader == before
     assert [hook.type for hook in cfg.custom_hooks] == ['AnyDialectHook', 'ReseedHook']
+    thrice = """
+policy = dict(train='increments', also=['neck'])
+optim_wrapper = dict(paramwise_cfg=dict(policy=policy))
+model_wrapper_cfg = dict(policy=policy)
+"""
+    once = "policy = dict(train='increments', also=['neck'])\n"
+    assert complete(child(tmp_path, thrice)).to_dict() == complete(child(tmp_path, once)).to_dict()
 
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda p: p.stem)
@@ -121,8 +128,16 @@ def test_no_config_wraps_its_data_or_says_twice_what_is_trained(leaf):
     cfg = Config.fromfile(leaf)
     assert 'model_wrapper_cfg' not in cfg and cfg.train_dataloader.dataset.type != 'SeededDataset'
     nested = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('policy')
-    assert nested == ('config' if 'policy' in cfg else nested)
-    assert leaf.stem.startswith('rank_') or nested in (None, 'config')
+    assert nested == (dict(train='config') if 'policy' in cfg else nested)
+    assert leaf.stem.startswith('rank_') or nested in (None, dict(train='config'))
+
+
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda p: p.stem)
+def test_a_config_spells_the_rank_of_its_adjustments(leaf):
+    """So the paper's configs stay the paper's, whatever the default."""
+    scale = Config.fromfile(leaf).model.backbone.get('scale')
+    if scale and 'growth' not in scale and scale.get('adjust', 'unsaid') is not None:
+        assert scale.adjust.rank >= 1
 
 
 # ---- the policy
@@ -180,7 +195,7 @@ def test_what_contradicts_the_policy_is_refused(changes, says):
 
 
 def test_a_policy_that_was_taken_away_is_missed_before_anything_is_built(tmp_path):
-    with pytest.raises(SystemExit, match=r"no policy to put in the place.*policy = dict\(train='increments'\)"):
+    with pytest.raises(SystemExit, match=r"no policy, though.*policy = dict\(train='increments'\)"):
         child(tmp_path, 'policy = None\n')
 
 

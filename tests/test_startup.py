@@ -46,7 +46,7 @@ def variants(images):
 
 
 def inner(cfg):
-    return cfg.train_dataloader.dataset
+    return cfg.train_dataloader.dataset.dataset  # a run's: SeededDataset around it
 
 
 # --- import

@@ -4,7 +4,7 @@ _base_ = ['./register.py', 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_uperne
 runner_type = 'ScaleNetRunner'  # adds exact resume, the check of load_from, and the policy
 randomness = dict(seed=0)
 # 'config' is the top-level `policy`, which says what is trained
-optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy='config'))
+optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=dict(train='config')))
 
 data_root = '{{$SCALENET_ADE_ROOT:data/ade/ADEChallengeData2016}}'
 train_dataloader = val_dataloader = test_dataloader = dict(dataset=dict(data_root=data_root))

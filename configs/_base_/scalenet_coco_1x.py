@@ -4,7 +4,7 @@ _base_ = ['./register.py', 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py']
 runner_type = 'ScaleNetRunner'  # adds exact resume, the check of load_from, and the policy
 randomness = dict(seed=0)
 # 'config' is the top-level `policy`, which says what is trained
-optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy='config'))
+optim_wrapper = dict(constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=dict(train='config')))
 
 data_root = '{{$SCALENET_COCO_ROOT:data/coco}}'.rstrip('/') + '/'
 train_dataloader = val_dataloader = test_dataloader = dict(dataset=dict(data_root=data_root))

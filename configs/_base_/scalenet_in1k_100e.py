@@ -15,7 +15,7 @@ optim_wrapper = dict(
     constructor='ScaleNetOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),
     paramwise_cfg=dict(
-        policy='config',  # the one above
+        policy=dict(train='config'),  # the one above
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
         flat_decay_mult=0.0,

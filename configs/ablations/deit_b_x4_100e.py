@@ -1,4 +1,4 @@
 # python tools/train.py configs/ablations/deit_b_x4_100e.py
 # Table IV, DeiT-B x4: our row, not in the paper's table. Not run here.
 _base_ = '../scalenet_deit_b_100e.py'
-model = dict(backbone=dict(scale=dict(_delete_=True, times=4)))
+model = dict(backbone=dict(scale=dict(_delete_=True, times=4, adjust=dict(type='ParallelAdapter', rank=16))))

@@ -10,7 +10,7 @@ policy = dict(train='increments', also=['roi_head.bbox_head.fc_cls', 'roi_head.b
 optim_wrapper = dict(
     constructor='ScaleNetOptimWrapperConstructor',
     optimizer=dict(lr=2e-3),
-    paramwise_cfg=dict(policy='config', norm_decay_mult=0.0),
+    paramwise_cfg=dict(policy=dict(train='config'), norm_decay_mult=0.0),
 )
 train_cfg = dict(max_epochs=3, val_interval=3)
 load_from = 'work_dirs/mask_rcnn_swin_digits/epoch_8.pth'

@@ -11,6 +11,6 @@ policy = dict(train='increments')
 optim_wrapper = dict(
     constructor='ScaleNetOptimWrapperConstructor',
     optimizer=dict(lr=2e-3),
-    paramwise_cfg=dict(policy='config', norm_decay_mult=0.0),
+    paramwise_cfg=dict(policy=dict(train='config'), norm_decay_mult=0.0),
 )
 load_from = 'work_dirs/deit_digits/epoch_12.pth'

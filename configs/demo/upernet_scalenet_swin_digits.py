@@ -7,7 +7,7 @@ model = dict(
 )
 policy = dict(train='increments', also=['decode_head.conv_seg', 'auxiliary_head.conv_seg'])
 optim_wrapper = dict(
-    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy='config', norm_decay_mult=0.0)
+    constructor='ScaleNetOptimWrapperConstructor', paramwise_cfg=dict(policy=dict(train='config'), norm_decay_mult=0.0)
 )
 train_cfg = dict(max_iters=450, val_interval=450)
 load_from = 'work_dirs/upernet_swin_digits/iter_3000.pth'

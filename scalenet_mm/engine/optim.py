@@ -13,7 +13,7 @@ from ..core.roles import Role, TrainPolicy, roles
 from ..tables import format_table
 from .wrapper import freeze
 
-FROM_CONFIG = 'config'  # as a policy: the top-level one of the config, see runner.config.share_policy
+FROM_CONFIG = dict(train='config')  # stands for the config's top-level policy, see runner.config.share_policy
 PARAMWISE_KEYS = {
     'custom_keys',
     'bias_lr_mult',
@@ -44,8 +44,8 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         policy = paramwise.pop('policy', None)
         if policy == FROM_CONFIG:
             raise ValueError(
-                "paramwise_cfg has policy='config': the config's top-level policy, which a ScaleNetRunner puts there. "
-                'Build it with RUNNERS.build(cfg), not with Runner.from_cfg(cfg).'
+                "paramwise_cfg.policy has train='config', the config's top-level policy, which a ScaleNetRunner puts "
+                'there. Build it with RUNNERS.build(cfg), not with Runner.from_cfg(cfg).'
             )
         self.policy = TrainPolicy.from_cfg(policy)
         unknown = sorted(set(paramwise) - PARAMWISE_KEYS)

@@ -20,8 +20,8 @@ NOT_REBUILT = {  # what these wrappers hold beside their buckets, and would lose
     '_accum_grad_hooks': "torch.compile's reducer",
 }
 REMEDY = (
-    "write the policy at the top of the config and leave model_wrapper_cfg out (runner_type='ScaleNetRunner' sets it), or "
-    "use model_wrapper_cfg=dict(type='ScaleNetDistributedDataParallel', policy=<the policy of paramwise_cfg>)"
+    "write the policy at the top of the config, runner_type='ScaleNetRunner' beside it, and leave model_wrapper_cfg "
+    "out; or use model_wrapper_cfg=dict(type='ScaleNetDistributedDataParallel', policy=<the policy of paramwise_cfg>)"
 )
 
 

@@ -40,7 +40,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
         move_data_root(cfg, options['data_root'])
     cfg.merge_from_dict(options)
     try:
-        share_policy(unwrap_overrides(cfg))
+        trained_by(unwrap_overrides(cfg))  # refuses what contradicts itself before anything else is read
     except ValueError as e:
         raise SystemExit(str(e)) from None
     name = Path(path.rpartition('::')[2]).stem
@@ -99,10 +99,11 @@ def share_policy(cfg: Config) -> dict:
     policy, training, wrapper = (cfg.get(key) or {} for key in ('policy', 'optim_wrapper', 'model_wrapper_cfg'))
     paramwise = training.get('paramwise_cfg') or {}
     nested = paramwise.get('policy', FROM_CONFIG)
-    if not policy and 'policy' in paramwise and nested == FROM_CONFIG:
+    ours = type_name(training.get('constructor')) == CONSTRUCTOR
+    if ours and not policy and 'policy' in paramwise and nested == FROM_CONFIG:
         raise ValueError(
-            "The config has no policy to put in the place of optim_wrapper.paramwise_cfg.policy='config'; say what is "
-            "trained: policy = dict(train='increments') or dict(train='all')."
+            'The config has no policy, though its optim_wrapper.paramwise_cfg refers to one; say what is trained: '
+            "policy = dict(train='increments') or dict(train='all')."
         )
     if not (policy and training and isinstance(policy, dict) and set(policy) <= set(TrainPolicy.__dataclass_fields__)):
         return {}

@@ -65,13 +65,11 @@ def _lines(rows: list[Row]) -> Iterator[str]:
     if row.scale is not None:
         backbone['scale'] = {'_delete_': True, **row.scale}
     settings = [f'{key}={_code(value)}' for key, value in backbone.items()]
-    line = f'model = dict(backbone=dict({", ".join(settings)}))'
-    if len(line) <= WIDTH:
-        yield line
+    backbone = f'backbone=dict({", ".join(settings)})'
+    if len(f'model = dict({backbone})') <= WIDTH:
+        yield f'model = dict({backbone})'
     else:
-        yield from ('model = dict(', '    backbone=dict(')
-        yield from (f'        {setting},' for setting in settings)
-        yield from ('    ),', ')')
+        yield from ('model = dict(', f'    {backbone}', ')')
     wrapper = []
     if not row.pretrained:
         wrapper += ['optimizer=dict(lr=5e-4)', 'clip_grad=None']

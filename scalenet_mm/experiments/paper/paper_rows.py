@@ -67,10 +67,8 @@ class Row:
 
     @property
     def build(self) -> dict[str, Any]:
-        """Arguments of ``scalenet_mm.build``."""
-        dense = self.parent != PARENT.format(MODELS[self.model])
-        name = str(configs_dir() / self.parent) if dense else MODELS[self.model]
-        return dict(model=name, scale=self.scale)
+        """Arguments of ``scalenet_mm.build``: the parent's config, which says what the row leaves open."""
+        return dict(model=str(configs_dir() / self.parent), scale=self.scale)
 
 
 NUMERALS = ('I', 'II', 'III', 'IV', 'V', 'VI', 'VII', 'VIII', 'IX', 'X')
@@ -144,11 +142,12 @@ def _base(table: str, model: str, about: Printed | None = None) -> Row:
 
 
 def _lora(rank: int, **scale: Any) -> dict:
-    return dict(adjust=dict(type='LoRA', rank=rank), **scale)
+    return dict(scale, adjust=dict(type='LoRA', rank=rank))
 
 
-def _adapter(rank: int, **scale: Any) -> dict:
-    return dict(adjust=dict(type='ParallelAdapter', rank=rank), **scale)
+def _adapter(rank: int = 16, **scale: Any) -> dict:
+    """ScaleNet's adapters (Sec. IV-A1) unless another rank is said."""
+    return dict(scale, adjust=dict(type='ParallelAdapter', rank=rank))
 
 
 def _table_1() -> Iterator[Row]:
@@ -199,14 +198,14 @@ def _table_3() -> Iterator[Row]:
     yield _base('III', 'DeiT-B')
     for first, about in printed.TABLE_3_LAYERS.items():
         layers = tuple(range(first, first + 3))
-        scale = dict(layers=tuple(i - 1 for i in layers))
+        scale = _adapter(layers=tuple(i - 1 for i in layers))
         yield _row('III', 'DeiT-B', f'layers {layers}', about, scale=scale)
     yield _scalenet('III', 'DeiT-B', 'all layers', elsewhere(SCALENET['DeiT-B']))
     yield _base('III', 'Swin-B')
     for stage, about in printed.TABLE_3_STAGES.items():
-        yield _row('III', 'Swin-B', f'stage {stage}', about, scale=dict(stages=(stage - 1,)))
+        yield _row('III', 'Swin-B', f'stage {stage}', about, scale=_adapter(stages=(stage - 1,)))
     yield _scalenet('III', 'Swin-B', 'stage 4', elsewhere(SCALENET['Swin-B']))
-    every = dict(stages='all')
+    every = _adapter(stages='all')
     yield _row('III', 'Swin-B', 'all stages', printed.TABLE_3_ALL_STAGES, scale=every)
 
 
@@ -215,7 +214,7 @@ def _table_4() -> Iterator[Row]:
         yield _base('IV', model)
         yield _scalenet('IV', model, 'x2', elsewhere(SCALENET[model]))
         for times, about in more.items():
-            yield _row('IV', model, f'x{times}', about, scale=dict(times=times))
+            yield _row('IV', model, f'x{times}', about, scale=_adapter(times=times))
 
 
 def _table_5() -> Iterator[Row]:
@@ -224,7 +223,7 @@ def _table_5() -> Iterator[Row]:
         yield _base('V', model, elsewhere(BASE[model], params=None))
         scalenet = elsewhere(SCALENET[model], params=None)
         yield _scalenet('V', model, usual, scalenet)
-        yield _row('V', model, order, about, f'ablations/order_{order}', scale=dict(order=order))
+        yield _row('V', model, order, about, f'ablations/order_{order}', scale=_adapter(order=order))
 
 
 def _table_6() -> Iterator[Row]:

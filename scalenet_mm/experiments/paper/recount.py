@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
+from ...compat import quiet
 from ...core.flops import meta_parameters
 from ...models.build import build
 from ...models.counts import Cost, measure
@@ -49,7 +50,7 @@ def compute(rows: Iterable[Row] = ROWS) -> Iterator[dict[str, Any]]:
     for row in rows:
         network = repr((row.build, row.input_size))
         if network not in known:
-            with meta_parameters():
+            with meta_parameters(), quiet():
                 net = build(**row.build)
             known[network] = measure(net, row.input_size)
         yield _beside(row, known[network])
