@@ -1,0 +1,31 @@
+"""Lets ``import mmcv._ext`` find this folder where no compiled module is; the standard library alone.
+
+The set-up copies this file into the environment and starts it from a ``.pth`` file, since mmdet's and mmseg's own tools
+import ``mmcv.ops`` before any config could import scalenet_mm.
+"""
+
+import sys
+from importlib.util import find_spec, spec_from_file_location
+from pathlib import Path
+
+NAME = 'mmcv._ext'
+
+
+class MmcvOpsFinder:
+    """Asked after all others, so a compiled module always wins."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None):
+        if name != NAME:
+            return None
+        folder = Path(__file__).parent
+        if folder.name != 'mmcv_ops':  # the set-up's copy
+            package = find_spec('scalenet_mm')
+            if package is None:
+                return None
+            folder = Path(package.origin).parent / 'mmcv_ops'
+        return spec_from_file_location(NAME, folder / '__init__.py', submodule_search_locations=[str(folder)])
+
+
+if not any(getattr(finder, '__name__', '') == 'MmcvOpsFinder' for finder in sys.meta_path):
+    sys.meta_path.append(MmcvOpsFinder)
