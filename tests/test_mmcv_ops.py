@@ -1,4 +1,4 @@
-"""mmcv's operators from torch and torchvision: equal to the compiled ones where these run here, else to their formulas."""
+"""mmcv's operators from torch and torchvision: equal to the compiled ones where these run here, else to formulas."""
 
 import importlib
 import math
@@ -155,9 +155,9 @@ def value_and_gradient(pool, features, rois):
 def test_roi_align_is_the_same_forward_and_backward(count, ratio, aligned, mode, monkeypatch):
     from mmcv.ops import RoIAlign
 
+    pool = RoIAlign((5, 7), 0.25, ratio, mode, aligned)
     for seed in range(4):
         features = torch.randn(2, 3, 16, 20, generator=torch.Generator().manual_seed(seed))
-        pool = RoIAlign((5, 7), 0.25, ratio, mode, aligned)
         same(*both(monkeypatch, 'roi_align', lambda f=features, s=seed: value_and_gradient(pool, f, regions(count, s))))
 
 

@@ -4,50 +4,29 @@ Loaded under the name ``mmcv._ext`` where the compiled module is missing (``find
 and arguments are those of the compiled functions, which write into tensors that mmcv's Python code hands over.
 """
 
-from .deformable import (
-    deform_conv_backward_input,
-    deform_conv_backward_parameters,
-    deform_conv_forward,
-    modulated_deform_conv_backward,
-    modulated_deform_conv_forward,
-    ms_deform_attn_backward,
-    ms_deform_attn_forward,
-)
-from .focal_loss import (
-    sigmoid_focal_loss_backward,
-    sigmoid_focal_loss_forward,
-    softmax_focal_loss_backward,
-    softmax_focal_loss_forward,
-)
-from .reassembly import (
-    carafe_backward,
-    carafe_forward,
-    carafe_naive_backward,
-    carafe_naive_forward,
-    masked_col2im_forward,
-    masked_im2col_forward,
-    psamask_backward,
-    psamask_forward,
-)
-from .roi import roi_align_backward, roi_align_forward, roi_pool_backward, roi_pool_forward
-from .suppression import bbox_overlaps, nms, nms_match, softnms
+from inspect import isfunction
 
-SUPPLIED = sorted(name for name, value in globals().items() if callable(value) and not name.startswith('_'))
+from . import deformable, focal_loss, reassembly, roi, suppression
+
+SUPPLIED = {
+    name: function
+    for part in (deformable, focal_loss, reassembly, roi, suppression)
+    for name, function in vars(part).items()
+    if isfunction(function) and function.__module__ == part.__name__ and not name.startswith('_')
+}
 COMPILE = 'bash tools/setup_env.sh --compile-mmcv'
-__all__ = [*SUPPLIED]  # noqa: PLE0604
 
 
 def __getattr__(name: str):
-    """An operator that is not here: importing it works, calling it says what to do."""
+    """An operator; of one that is not here the import works, and calling it says what to do."""
     if name.startswith('_'):
         raise AttributeError(name)
 
     def missing(*args, **kwargs):
         raise NotImplementedError(
-            f"mmcv's operator {name!r} needs a compiled mmcv, and this one was installed without a compiler. Compile it "
-            f'with: {COMPILE} (elsewhere: MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary :all: mmcv). '
-            f'Without a compiler there are: {", ".join(SUPPLIED)}.'
+            f"mmcv's operator {name!r} needs a compiled mmcv, and this one was installed without a compiler. Compile "
+            f'it with: {COMPILE} (elsewhere: MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary :all: mmcv). '
+            f'Without a compiler there are: {", ".join(sorted(SUPPLIED))}.'
         )
 
-    missing.__name__ = name
-    return missing
+    return SUPPLIED.get(name, missing)

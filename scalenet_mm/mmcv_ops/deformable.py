@@ -145,7 +145,7 @@ def ms_deform_attn_forward(
 ) -> Tensor:
     """(B, queries, heads x width) of values (B, pixels of all levels, heads, width).
 
-    Locations are (B, queries, heads, levels, points, 2), x before y from 0 to 1; weights the same without the last axis.
+    Locations are (B, queries, heads, levels, points, 2), x before y from 0 to 1; weights the same but for the 2.
     """
     return _attention(value, sampling_locations, attention_weights, spatial_shapes.tolist())
 

@@ -18,7 +18,7 @@ def _carafe(features: Tensor, masks: Tensor, kernel: int, groups: int, factor: i
 def carafe_naive_forward(
     features: Tensor, masks: Tensor, output: Tensor, kernel_size: int, group_size: int, scale_factor: int
 ) -> None:
-    """Each pixel of ``output`` (B, C, sH, sW) is a sum over its ``kernel_size``² neighbours in (B, C, H, W) by ``masks``."""
+    """Each pixel of ``output`` (B, C, sH, sW) is the sum of its neighbours in (B, C, H, W), weighted by ``masks``."""
     output.copy_(_carafe(features, masks, kernel_size, group_size, scale_factor))
 
 
@@ -87,9 +87,8 @@ def masked_col2im_forward(
 
 def _places(height: int, width: int, h_mask: int, w_mask: int, half_h_mask: int, half_w_mask: int, device) -> tuple:
     """Where pixel, mask entry and the pixel that the entry speaks of meet: four indices of equal length."""
-    y, x, i, j = torch.meshgrid(
-        *(torch.arange(n, device=device) for n in (height, width, h_mask, w_mask)), indexing='ij'
-    )
+    ranges = (torch.arange(n, device=device) for n in (height, width, h_mask, w_mask))
+    y, x, i, j = torch.meshgrid(*ranges, indexing='ij')
     other_y, other_x = i + y - half_h_mask, j + x - half_w_mask
     inside = (other_y >= 0) & (other_y < height) & (other_x >= 0) & (other_x < width)
     here, other = y * width + x, other_y * width + other_x

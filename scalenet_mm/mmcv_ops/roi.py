@@ -54,7 +54,7 @@ def roi_align_backward(
     else:
 
         def at_the_maximum(features: Tensor) -> Tensor:
-            return _bilinear(features[rois[:, 0].long()], argmax_y, argmax_x)
+            return _bilinear(features[rois[:, 0].long()], argmax_y, argmax_x) * (argmax_y != -1)
 
         (grad,) = gradients(at_the_maximum, [grad_input], grad_output)
     grad_input.copy_(grad)
@@ -109,8 +109,7 @@ def _sampled_maximum(
 def _bins(rois: Tensor, size: tuple[int, int], shape: torch.Size, spatial_scale: float) -> tuple[Tensor, ...]:
     """Begin and end of every bin, rows (R, h) and columns (R, w), cut at the map; of a region without area none."""
     ends = []
-    sides = ((rois[:, k + 2] + 1) * spatial_scale - rois[:, k] * spatial_scale for k in (1, 2))
-    width, height = sides
+    width, height = ((rois[:, k + 2] + 1) * spatial_scale - rois[:, k] * spatial_scale for k in (1, 2))
     there = ((width > 0) & (height > 0))[:, None]
     for k, side, bins, limit in ((2, height, size[0], shape[2]), (1, width, size[1], shape[3])):
         start, step = (rois[:, k] * spatial_scale)[:, None], (side / bins)[:, None]
@@ -132,7 +131,7 @@ def roi_pool_forward(
 ) -> None:
     """The maximum of each bin into ``output`` (R, C, h, w), its pixel into ``argmax``; nothing in it gives 0 and -1."""
     top, below, left, right, there = _bins(rois, (pooled_height, pooled_width), input.shape, spatial_scale)
-    maps, width = input[rois[:, 0].long()], input.shape[3]
+    maps = input[rois[:, 0].long()]
     lowest = torch.finfo(input.dtype).min
     rows, columns = (torch.arange(n, device=input.device) for n in input.shape[2:])
     for i in range(pooled_height):
