@@ -1,6 +1,6 @@
 """mmcv's compiled operators from torch and torchvision, for an mmcv that was installed without a compiler.
 
-Loaded under the name ``mmcv._ext`` where the compiled module is missing (``finder.py``); never imported otherwise. Names
+Loaded as ``mmcv._ext`` where the compiled module is missing (``mmcv_finder.py``), never imported otherwise. Names
 and arguments are those of the compiled functions, which write into tensors that mmcv's Python code hands over.
 """
 

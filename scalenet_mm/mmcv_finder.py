@@ -1,14 +1,14 @@
-"""Lets ``import mmcv._ext`` find this folder where no compiled module is; the standard library alone.
+"""Lets ``import mmcv._ext`` find ``mmcv_ops`` where mmcv was installed without compiled operators.
 
-The set-up copies this file into the environment and starts it from a ``.pth`` file, since mmdet's and mmseg's own tools
-import ``mmcv.ops`` before any config could import scalenet_mm.
+Only the standard library is imported here: the set-up copies this file into the environment and starts it from a ``.pth``
+file, since mmdet's and mmseg's own tools import ``mmcv.ops`` before a config could import scalenet_mm.
 """
 
 import sys
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 
-NAME = 'mmcv._ext'
+NAME, FOLDER = 'mmcv._ext', 'mmcv_ops'
 
 
 class MmcvOpsFinder:
@@ -18,12 +18,12 @@ class MmcvOpsFinder:
     def find_spec(name: str, path=None, target=None):
         if name != NAME:
             return None
-        folder = Path(__file__).parent
-        if folder.name != 'mmcv_ops':  # the set-up's copy
+        folder = Path(__file__).parent / FOLDER
+        if not folder.is_dir():  # in the environment's copy
             package = find_spec('scalenet_mm')
             if package is None:
                 return None
-            folder = Path(package.origin).parent / 'mmcv_ops'
+            folder = Path(package.origin).parent / FOLDER
         return spec_from_file_location(NAME, folder / '__init__.py', submodule_search_locations=[str(folder)])
 
 
