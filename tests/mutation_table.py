@@ -308,7 +308,7 @@ MUTATIONS = (
     Mutation(
         '5',
         'rows and columns of relative positions are swapped',
-        'scalenet_mm/backbones/swin.py',
+        'scalenet_mm/checkpoint/dialects.py',
         'return rows * (2 * window - 1) + columns',
         'return columns * (2 * window - 1) + rows',
         'tests/test_backbones.py::test_times_1_reproduces_the_host_bit_for_bit_at_any_size[swin-size2]',

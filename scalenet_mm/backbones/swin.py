@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..checkpoint.dialects import relative_position_index
 from ..checkpoint.strict import CheckpointError
 from ..core.layer_map import stage_maps
 from ..core.scale import ADJUST
@@ -105,13 +106,6 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
                     entries[key] = resize_bias_table(entries[key], self.get_submodule(module).window_size[0])
                 except ValueError as e:
                     raise CheckpointError(f'{key}: {e}') from e
-
-
-def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of positions in a window, (window^2, window^2)."""
-    at = torch.cartesian_prod(torch.arange(window), torch.arange(window))
-    rows, columns = (at[:, None] - at[None, :] + window - 1).unbind(-1)
-    return rows * (2 * window - 1) + columns
 
 
 class _LinspaceOnCpu(TorchFunctionMode):
