@@ -44,6 +44,12 @@ import torch, mmcv._ext{NMS.replace('NAME', 'mmcv')}
 from mmcv.ops import get_compiling_cuda_version
 if get_compiling_cuda_version() == 'not available' and torch.cuda.is_available(): print('warn are for the CPU alone')
 """
+PKG_RESOURCES = f"""
+try: import pkg_resources; print('has it')
+except ImportError:
+    if {bool(installed(FAMILIES['mmengine'][1:]))}: raise
+    print('lacks it, and only upstream mmengine needs it')
+"""
 COMPILED = {  # against numpy, by distribution
     'opencv-python': 'import cv2',
     'pycocotools': 'import pycocotools._mask',
@@ -58,26 +64,19 @@ IMPORTS = {
     for name in ('mmengine.runner', 'mmpretrain.models', 'mmdet.models', 'mmseg.models')
 }
 RESUME = """
-import os, tempfile, torch
+import tempfile, torch
 from mmengine.logging import MessageHub
 from mmengine.runner.checkpoint import _load_checkpoint
 hub = MessageHub('doctor')
 hub.update_scalar('loss', 0.5)
-hub.update_info('epoch', 1)
-with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, 'epoch_1.pth')
-    torch.save(dict(state_dict={}, message_hub=hub.state_dict()), path)
-    _load_checkpoint(path, map_location='cpu')
+with tempfile.NamedTemporaryFile(suffix='.pth') as file:
+    torch.save(dict(state_dict={}, message_hub=hub.state_dict()), file.name)
+    _load_checkpoint(file.name, map_location='cpu')
 print('resumes')
 """
 DEFAULTS = """
-import os, tempfile
 from mmengine.config import Config
-with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, 'config.py')
-    with open(path, 'w') as file:
-        file.write("_base_ = 'NAME::_base_/default_runtime.py'")
-    Config.fromfile(path)
+Config.fromstring("_base_ = 'NAME::_base_/default_runtime.py'", '.py')
 print('configs are found')
 """
 INHERIT = {name: DEFAULTS.replace('NAME', name) for name in ('mmpretrain', 'mmdet', 'mmseg')}
@@ -155,16 +154,6 @@ def check_family() -> Row:
     return Row(OK, value)
 
 
-def check_pkg_resources() -> Row:
-    name = (installed(['setuptools']) or ['no setuptools'])[0]
-    done = probe('import pkg_resources')
-    if done.ok:
-        return Row(OK, f'{name} has it')
-    if installed(FAMILIES['mmengine'][1:]):
-        return Row(FAIL, f'{name} lacks it and upstream mmengine needs it', remedy_for(done.error, ''))
-    return Row(OK, f'{name} lacks it; only upstream needs it')
-
-
 def check_compiler() -> Row:
     fault = compiler_fault()
     if fault:
@@ -220,7 +209,7 @@ CHECKS = (
     ('torch', False, run_codes, {'torch': TORCH}, f'{PIP} install torch torchvision'),
     ('torchvision', True, run_codes, {'compiled ops': TORCHVISION}, 'install the torchvision of this torch'),
     ('numpy ABI', False, run_codes, NUMPY | there(COMPILED), f'{PIP} install numpy==2.2.6'),
-    ('pkg_resources', False, check_pkg_resources),
+    ('pkg_resources', False, run_codes, {'setuptools': PKG_RESOURCES}, ''),
     ('mmcv ops', True, run_codes, {'compiled ops': MMCV}, remedy_for('undefined symbol', '')),
     ('imports', True, run_codes, there(IMPORTS), f'{PIP} install what is missing, or {SETUP_HERE}', MULTIMODAL),
     ('resume', True, run_codes, {'mmengine': RESUME}, GATE, 'lists what mmengine saves as safe to load'),

@@ -22,9 +22,6 @@ print(json.dumps(dict(
 
 
 def check_compiler() -> None:
-    """Raises:
-    SetupError: there is no C++17 compiler, or no header of this Python.
-    """
     if fault := remedies.compiler_fault():
         raise SetupError(fault)
 

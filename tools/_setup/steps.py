@@ -71,10 +71,6 @@ def install(s: Setup, names: Iterable[str]) -> str:
     return f'{len(names)} packages'
 
 
-def install_build_tools(s: Setup) -> str:
-    return install(s, BUILD_TOOLS)
-
-
 def install_torch(s: Setup) -> str:
     install(s, ('torch', 'torchvision'))
     return f'torch {s.installed()["torch"]}'
@@ -117,7 +113,7 @@ def check_result(s: Setup) -> str:
 STEPS: tuple[tuple[str, str, Callable[[Setup], str]], ...] = (
     ('check the machine', 'a second', check_machine),
     ('make the virtual environment', '10 s', make_environment),
-    ('install pip and the build tools', '20 s', install_build_tools),
+    ('install pip and the build tools', '20 s', lambda s: install(s, BUILD_TOOLS)),
     ('install torch and torchvision', '1 to 5 min, 3 GB to download', install_torch),
     ('compile mmcv with its ops', '6 to 10 min on 2 cores, 5 s from the wheel cache', install_mmcv),
     ('install the other packages', '1 min', install_others),
