@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 from ..checkpoint.dialects import relative_position_index
 from ..checkpoint.strict import CheckpointError
 from ..core.layer_map import stage_maps
-from ..core.scale import ADJUST
 from ..ops import Ops
 from .dense_args import from_dense
 from .scaled import ScaledBackbone
@@ -43,18 +42,7 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
 
     host = 'swin'
     alternating = 2  # every second block shifts its windows
-    scale_defaults = dict(
-        times=2,
-        order='stack',
-        stages=(3,),
-        layers='all',
-        sources=None,
-        adjust=ADJUST,
-        adjust_on='all',
-        start='paper',
-        growth=None,
-        new_layers=None,
-    )
+    scale_defaults = dict(ScaledBackbone.scale_defaults, order='stack', stages=(3,), adjust_on='all')
 
     def __init__(
         self,
