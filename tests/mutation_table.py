@@ -41,7 +41,7 @@ MUTATIONS = (
         '1',
         'buffers are not shared',
         'scalenet_mm/core/tying.py',
-        'module._buffers.update(_persistent(owners[owner][name]))',
+        'module._buffers.update(persistent(owners[owner][name]))',
         'pass',
         'tests/test_scaling.py::test_instances_hold_their_sources_buffers',
     ),
@@ -308,7 +308,7 @@ MUTATIONS = (
     Mutation(
         '5',
         'rows and columns of relative positions are swapped',
-        'scalenet_mm/backbones/swin.py',
+        'scalenet_mm/checkpoint/dialects.py',
         'return rows * (2 * window - 1) + columns',
         'return columns * (2 * window - 1) + rows',
         'tests/test_backbones.py::test_times_1_reproduces_the_host_bit_for_bit_at_any_size[swin-size2]',
@@ -499,9 +499,9 @@ MUTATIONS = (
     Mutation(
         '8',
         'it is the default, not the paper',
-        'scalenet_mm/backbones/deit.py',
-        "start='paper',\n        growth",
-        "start='function',\n        growth",
+        'scalenet_mm/backbones/scaled.py',
+        "start='paper', growth",
+        "start='function', growth",
         'tests/test_backbones.py::test_the_scaled_net_equals_the_deep_host_of_copied_layers[deit-None-6]',
     ),
     # Exact resume
