@@ -10,8 +10,8 @@ class Mutation:
     """A small break of the kind a careless change would make.
 
     Attributes:
-        decision: number of the decision of the design that it breaks, or a group: 'resume', 'delta', 'interop',
-            'data', 'config', 'seeing', 'study', 'ops', 'bench'.
+        decision: number of the decision of the design that it breaks, or a group: 'resume', 'configs', 'delta',
+            'interop', 'data', 'seeing', 'study', 'ops', 'bench'.
         what: the break in a few words.
         file: path from the root of the checkout.
         old: source text that occurs exactly once in ``file``.
@@ -630,7 +630,7 @@ MUTATIONS = (
     ),
     # A config says it once
     Mutation(
-        'config',
+        'configs',
         "a child's hooks drop the check of load_from",
         'scalenet_mm/runner/config.py',
         "if (ours or policy) and 'AnyDialectHook' not in (type_name(hook) for hook in hooks):",
@@ -638,7 +638,7 @@ MUTATIONS = (
         'tests/test_runner_config.py::test_hooks_of_a_child_add_to_ours_and_a_frozen_layer_must_still_come_from_the_file',
     ),
     Mutation(
-        'config',
+        'configs',
         'the wrapper does not get the policy',
         'scalenet_mm/runner/config.py',
         "        cfg.model_wrapper_cfg = {**unused, **wrapper, 'type': WRAPPER, 'policy': dict(policy)}\n",
@@ -646,7 +646,7 @@ MUTATIONS = (
         'tests/test_runner_config.py::test_the_policy_of_a_child_reaches_constructor_and_wrapper_and_a_second_call_changes_nothing',
     ),
     Mutation(
-        'config',
+        'configs',
         'what an older child says of its data goes astray',
         'scalenet_mm/runner/config.py',
         "if isinstance(inner, dict) and 'type' not in inner:",
@@ -654,7 +654,7 @@ MUTATIONS = (
         'tests/test_runner_config.py::test_a_child_written_for_the_wrapper_of_0_1_0_means_what_it_meant',
     ),
     Mutation(
-        'config',
+        'configs',
         'exact resume is not added when a run is built',
         'scalenet_mm/runner/config.py',
         "    if cfg.get('train_dataloader'):\n        make_resumable(cfg)\n",
@@ -662,7 +662,7 @@ MUTATIONS = (
         'tests/test_runner_config.py::test_what_a_hosts_guide_says_about_own_data_works_below_our_configs[mmdet]',
     ),
     Mutation(
-        'config',
+        'configs',
         'a plain Runner ignores the policy',
         'scalenet_mm/engine/optim.py',
         'if policy == FROM_CONFIG:',
@@ -670,7 +670,7 @@ MUTATIONS = (
         'tests/test_runner_config.py::test_a_plain_runner_refuses_a_config_whose_policy_it_would_ignore',
     ),
     Mutation(
-        'config',
+        'configs',
         'find_unused_parameters is dropped',
         'scalenet_mm/runner/config.py',
         "{key: cfg[key] for key in ('find_unused_parameters',) if key in cfg}",
