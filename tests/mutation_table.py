@@ -786,17 +786,17 @@ MUTATIONS = (
     Mutation(
         'study',
         'failed runs count',
-        'scalenet_mm/experiments/study/claims.py',
-        "if row == k and r['status'] == 'done'",
-        'if row == k',
+        'scalenet_mm/experiments/study/stats.py',
+        "if k == row and r['status'] == 'done'",
+        'if k == row',
         'tests/test_study.py::test_pairs_are_of_one_seed_and_failed_runs_do_not_count',
     ),
     Mutation(
         'study',
         'runs of other settings count as done',
         'scalenet_mm/experiments/study/pool.py',
-        "r['status'] == 'done' and r['digest'] == digests.get(k)",
-        "r['status'] == 'done'",
+        "if j.key in known and known[j.key]['digest'] == j.digest",
+        'if j.key in known',
         'tests/test_study.py::test_a_record_of_other_settings_is_run_again',
     ),
     Mutation(
