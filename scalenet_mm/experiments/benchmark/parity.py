@@ -54,14 +54,14 @@ class Parity:
 
     Attributes:
         against: what was compared with.
-        worst: the gradient that differs most.
+        worst: the gradient that differs most; empty where gradients are not compared.
         bounds: of both differences.
     """
 
     against: str
     forward: float
-    gradient: float
-    worst: str
+    gradient: float = 0.0
+    worst: str = ''
     bounds: tuple[float, float] = (FP32, FP32)
 
     @property
@@ -76,10 +76,9 @@ class Parity:
         return max(self.forward / forward, self.gradient / gradient)
 
     def __str__(self) -> str:
-        return (
-            f'from {self.against} by {self.forward:.1e} forward (bound {self.bounds[0]:.1e}), {self.gradient:.1e} in '
-            f'the gradient of {self.worst} (bound {self.bounds[1]:.1e})'
-        )
+        forward = f'from {self.against} by {self.forward:.1e} forward (bound {self.bounds[0]:.1e})'
+        backward = f', {self.gradient:.1e} in the gradient of {self.worst} (bound {self.bounds[1]:.1e})'
+        return forward + backward * bool(self.worst)
 
 
 def compare(

@@ -84,9 +84,9 @@ class Settings:
     def at(self) -> Size:
         return SIZES[self.size]
 
-    def batches(self, cpu: tuple[int, ...], cuda: tuple[int, ...]) -> tuple[int, ...]:
+    def batches(self, cpu: tuple[int, ...]) -> tuple[int, ...]:
         """The batch sizes of a pair on this device and at this size."""
-        return (self.at.batch,) if self.at.batch else cuda if self.device == 'cuda' else cpu
+        return (self.at.batch,) if self.at.batch else (64,) if self.device == 'cuda' else cpu
 
     def timed(self, *dtypes: str) -> tuple[str, ...]:
         return dtypes if self.dtypes is None else self.dtypes
