@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 from mmengine.config import Config
 
 from ...compat import quiet
-from ...core.flops import INPUT_SIZE, count_flops, meta_parameters, without_adjustments
+from ...core.flops import INPUT_SIZE, meta_parameters
 from ...core.roles import count, total
 from ...models.build import build
-from ...models.counts import takes_images
+from ...models.counts import Cost, measure
 from ...runner.config import load_config, trained_by
 from ...tables import markdown_table
 from .public import public_data
@@ -32,17 +32,6 @@ PAPER = dict(
 TASKS = {'mmpretrain': 'Image Classification', 'mmdet': 'Object Detection', 'mmseg': 'Semantic Segmentation'}
 DEMO_DATA = 'handwritten digits (docs/demo_data.md)'
 HOST_PADS_TO = 32  # mmdet's pad_size_divisor of the Swin configs
-
-
-@dataclass(frozen=True)
-class Costs:
-    """``flops``: multiply-adds of one image of ``input_size``, adjustments left out as in the paper."""
-
-    params: int
-    trainable: int
-    flops: int
-    flops_with_adjustments: int
-    input_size: tuple[int, int]
 
 
 def config_files(folder: Path) -> list[Path]:
@@ -68,9 +57,9 @@ class Counter:
     """Counts the network of a config; one that several configs describe is built once."""
 
     def __init__(self):
-        self._known: dict[str, Costs] = {}
+        self._known: dict[str, Cost] = {}
 
-    def __call__(self, cfg: Config) -> Costs:
+    def __call__(self, cfg: Config) -> Cost:
         policy, size, backbone = trained_by(cfg), image_size(cfg), cfg.model.backbone
         free = {'drop_path_rate', 'init_cfg', 'with_cp'}  # nothing is counted of these
         kept = {k: v for k, v in backbone.items() if k not in free}
@@ -79,11 +68,7 @@ class Counter:
             with meta_parameters(), quiet():
                 net = build(cfg._cfg_dict)
             policy.apply(net)
-            counts, (_, part) = total(count(net).values()), takes_images(net)
-            flops = count_flops(part, size, backbone.get('in_channels', 3))
-            with without_adjustments(part):
-                plain = count_flops(part, size, backbone.get('in_channels', 3))
-            self._known[key] = Costs(counts.params, counts.trainable, plain, flops, size)
+            self._known[key] = replace(measure(net, size), trainable=total(count(net).values()).trainable)
         return self._known[key]
 
 
@@ -109,7 +94,7 @@ def read_results(folder: Path) -> dict[str, list[dict]]:
     return found
 
 
-def entry(cfg: Config, config: str, costs: Costs, results: Iterable[Mapping]) -> dict[str, Any]:
+def entry(cfg: Config, config: str, costs: Cost, results: Iterable[Mapping]) -> dict[str, Any]:
     """A model of the index.
 
     Args:
@@ -141,7 +126,7 @@ def entry(cfg: Config, config: str, costs: Costs, results: Iterable[Mapping]) ->
             'Trainable Parameters': costs.trainable,
             'FLOPs': costs.flops,
             'FLOPs with Adjustments': costs.flops_with_adjustments,
-            'Input Size': list(costs.input_size),
+            'Input Size': list(image_size(cfg)),
         },
         **({'Rows': [row.key for row in rows]} if rows else {}),
         'Status': 'run' if measured else NOT_RUN,

@@ -57,9 +57,9 @@ class Row:
     @property
     def key(self) -> str:
         """Unique: ``'table1/deit_t/stack'``, ``'fig6/deit_b/drop_path_0.5'``."""
-        number = dict(zip(NUMERALS, range(1, 11))).get(self.table)
-        place = f'table{number}' if number else slug(self.table.replace(' ', '').replace('.', ''))
-        return f'{place}/{MODELS[self.model]}/{slug(self.variant)}'
+        numbered = self.table in NUMERALS
+        place = f'table{NUMERALS.index(self.table) + 1}' if numbered else slug(re.sub('[ .]', '', self.table))
+        return f'{place}/{slug(self.model)}/{slug(self.variant)}'
 
     @property
     def is_scalenet(self) -> bool:
@@ -68,20 +68,12 @@ class Row:
     @property
     def build(self) -> dict[str, Any]:
         """Arguments of ``scalenet_mm.build``."""
-        dense = self.parent != PARENT.format(MODELS[self.model])
-        name = str(configs_dir() / self.parent) if dense else MODELS[self.model]
+        dense = self.parent != PARENT.format(slug(self.model))
+        name = str(configs_dir() / self.parent) if dense else slug(self.model)
         return dict(model=name, scale=self.scale)
 
 
 NUMERALS = ('I', 'II', 'III', 'IV', 'V', 'VI', 'VII', 'VIII', 'IX', 'X')
-MODELS = {
-    'DeiT-T': 'deit_t',
-    'DeiT-S': 'deit_s',
-    'DeiT-B': 'deit_b',
-    'Swin-T': 'swin_t',
-    'Swin-S': 'swin_s',
-    'Swin-B': 'swin_b',
-}
 PARENT = 'scalenet_{}_100e.py'
 # Sec. IV-A1 and IV-C4, where a model differs from the others.
 TRAIN = {'DeiT-T': 'all', 'DeiT-S': 'all'}
@@ -121,8 +113,8 @@ def slug(text: str) -> str:
 
 def _scalenet(table: str, model: str, variant: str, about: Printed, **settings: Any) -> Row:
     usual = dict(
-        parent=PARENT.format(MODELS[model]),
-        config=PARENT.format(MODELS[model]),
+        parent=PARENT.format(slug(model)),
+        config=PARENT.format(slug(model)),
         train=TRAIN.get(model, 'increments'),
         drop_path_rate=DROP_PATH.get(model, 0.2),
     )
@@ -133,12 +125,12 @@ def _row(table: str, model: str, variant: str, about: Printed, leaf: str = '', *
     """A row with a config of its own: ``leaf`` is the folder, or the folder and the name after the model's."""
     folder, _, name = (leaf or 'ablations').partition('/')
     name = (name or slug(variant)).replace('.', '')  # mmengine takes no dots in a name
-    config = f'{folder}/{MODELS[model]}_{name}_{settings.get("epochs", 100)}e.py'
+    config = f'{folder}/{slug(model)}_{name}_{settings.get("epochs", 100)}e.py'
     return _scalenet(table, model, variant, about, **{'config': config, **settings})
 
 
 def _base(table: str, model: str, about: Printed | None = None) -> Row:
-    config = f'baselines/{MODELS[model]}_base.py'
+    config = f'baselines/{slug(model)}_base.py'
     about = about or elsewhere(BASE[model])
     return _scalenet(table, model, 'base', about, config=config, scale=UNSCALED, epochs=0)
 
@@ -152,7 +144,7 @@ def _adapter(rank: int, **scale: Any) -> dict:
 
 
 def _table_1() -> Iterator[Row]:
-    for model in MODELS:
+    for model in SIZES:
         params, flops, remark, top1 = printed.BASELINES.get(model, (None, None, '', None))
         new, where = NEW_LAYERS[model], {} if model.startswith('DeiT') else dict(stages=(2,))
         layers = f'{new} independent layer{"s" if new > 1 else ""}'
@@ -279,9 +271,9 @@ def _dense() -> Iterator[Row]:
         ('IX', 'upernet', '40k', None, (512, 512), printed.TABLE_9),
     ):
         for model, (base, scaled) in models.items():
-            parent = f'{name}_scalenet_{MODELS[model]}_{suffix}.py'
+            parent = f'{name}_scalenet_{slug(model)}_{suffix}.py'
             common = dict(parent=parent, drop_path_rate=None, input_size=size)
-            config = f'baselines/{name}_{MODELS[model]}_base.py'
+            config = f'baselines/{name}_{slug(model)}_base.py'
             unscaled = dict(config=config, scale=UNSCALED, epochs=0)
             yield _scalenet(table, model, 'base', base, **common, **unscaled)
             yield _scalenet(table, model, 'ScaleNet', scaled, **common, config=parent, epochs=epochs)

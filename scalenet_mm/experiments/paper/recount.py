@@ -52,10 +52,10 @@ def compute(rows: Iterable[Row] = ROWS) -> Iterator[dict[str, Any]]:
             with meta_parameters():
                 net = build(**row.build)
             known[network] = measure(net, row.input_size)
-        yield _beside(row, known[network])
+        yield beside(row, known[network])
 
 
-def _beside(row: Row, cost: Cost) -> dict[str, Any]:
+def beside(row: Row, cost: Cost) -> dict[str, Any]:
     params, flops = cost.params / 1e6, cost.flops / 1e9
     return dict(
         key=row.key,
@@ -70,7 +70,7 @@ def _beside(row: Row, cost: Cost) -> dict[str, Any]:
         flops_paper=row.flops,
         flops_diff=None if row.flops is None else round(flops - row.flops, 9),
         flops_with_adjustments=cost.flops_with_adjustments / 1e9,
-        input_size=list(row.input_size),
+        input_size=row.input_size and list(row.input_size),
         result=dict(row.result),
         remark=row.remark,
     )
