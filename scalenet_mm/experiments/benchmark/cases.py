@@ -19,27 +19,16 @@ Times = dict[str, float]  # seconds of one call in one round, by run
 
 @dataclass
 class Timed:
-    """What is timed in one case.
+    """What is timed in one case."""
 
-    Attributes:
-        runs: by name; where there are ``operations``, ``'<side> <setting>'``; the order of a round.
-        values: by setting: what is told of a round.
-        check: compares what the sides compute.
-        operations: floating-point operations of a call, by side; empty where they are not counted.
-        floor: of the value.
-        repeats: calls that are timed at once, at least.
-        bounds: goals by setting, where the pair has none.
-        notes: more to say, by setting; called after the timing.
-    """
-
-    runs: Mapping[str, Callable[[], object]]
-    values: Mapping[str, Callable[[Times], float]]
-    check: Callable[[], list[Parity]] = list
-    operations: Mapping[str, int] = field(default_factory=dict)
-    floor: float | None = None
-    repeats: int = 1
-    bounds: Mapping[str, float] = field(default_factory=dict)
-    notes: Callable[[], Mapping[str, str]] = dict
+    runs: Mapping[str, Callable[[], object]]  # in the order of a round; with operations: '<side> <setting>'
+    values: Mapping[str, Callable[[Times], float]]  # by setting: what is told of a round
+    check: Callable[[], list[Parity]] = list  # compares what the sides compute
+    operations: Mapping[str, int] = field(default_factory=dict)  # floating-point ones of a call, by side, if counted
+    floor: float | None = None  # of the value
+    repeats: int = 1  # calls that are timed at once, at least
+    bounds: Mapping[str, float] = field(default_factory=dict)  # goals by setting, where the pair has none
+    notes: Callable[[], Mapping[str, str]] = dict  # more to say, by setting; called after the timing
 
 
 @dataclass

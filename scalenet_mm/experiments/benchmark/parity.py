@@ -17,18 +17,12 @@ SLACK = 1.5
 
 @dataclass
 class Net:
-    """A network and how it is compared with another one.
-
-    Attributes:
-        head: what is done to its output, so that both sides give the same.
-        rename: gradients by the other side's names.
-        call: stands in for ``model``, such as its compiled form.
-    """
+    """A network and how it is compared with another one."""
 
     model: nn.Module
-    head: Callable = lambda output: output
-    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
-    call: Callable | None = None
+    head: Callable = lambda output: output  # done to its output, so that both sides give the same
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict  # gradients by the other side's names
+    call: Callable | None = None  # stands in for ``model``, such as its compiled form
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         output = self.head((self.model if self.call is None else self.call)(images))

@@ -39,20 +39,14 @@ CONFIGS = ('scalenet_mm::scalenet_swin_t_100e.py', 'scalenet_mm::scalenet_deit_b
 
 @dataclass(frozen=True)
 class Size:
-    """Architectures and images of a run.
-
-    Attributes:
-        batch: replaces every batch size, if given.
-        configs: whose deltas are written.
-        rss: measure the memory of fresh processes too.
-    """
+    """Architectures and images of a run."""
 
     archs: Mapping[str, Any] = field(default_factory=lambda: ARCHS)
     image: int = 224
     window: int = 7
-    batch: int | None = None
-    configs: tuple[str, ...] = CONFIGS
-    rss: bool = True
+    batch: int | None = None  # replaces every batch size
+    configs: tuple[str, ...] = CONFIGS  # whose deltas are written
+    rss: bool = True  # measure the memory of fresh processes too
 
 
 SIZES = {
@@ -64,21 +58,15 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says.
-
-    Attributes:
-        ops: switches of our networks that are not the defaults.
-        dtypes: timed ones; None leaves each pair its own.
-        compiled: measure compiled networks too.
-    """
+    """What the command line says."""
 
     device: str = 'cpu'
     size: str = 'full'
     rounds: int = 7
     warmup: int = 2
-    ops: Mapping[str, Any] = field(default_factory=dict)
-    dtypes: tuple[str, ...] | None = None
-    compiled: bool = False
+    ops: Mapping[str, Any] = field(default_factory=dict)  # switches of our networks that are not the defaults
+    dtypes: tuple[str, ...] | None = None  # timed ones; None leaves each pair its own
+    compiled: bool = False  # measure compiled networks too
 
     @property
     def at(self) -> Size:

@@ -56,21 +56,17 @@ def addition_digits(seed: int, split: str, index: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to store scenes.
+    """One way to store scenes; numbers and size are defaults.
 
     Attributes:
-        train: Default number of training scenes.
-        val: Default number of validation scenes.
-        size: Default side of the images in pixels.
-        style: What the scenes look like.
         labels: Gives the digits of a scene from (seed, split, index); None for random ones.
-        write_scene: Writes the files of one scene below a root and returns its JSON record.
+        write_scene: Writes the files of one scene below a root and returns its record.
         write_index: Writes what needs all records of a split, in the order of the scenes.
     """
 
     train: int
     val: int
-    size: int
+    size: int  # pixels a side
     style: SceneStyle
     labels: Callable[[int, str, int], list[int]] | None
     write_scene: Callable[[Path, str, int, np.ndarray, list[Instance]], dict]

@@ -44,11 +44,8 @@ def make_demo_data(
 
     Args:
         out: Folder that receives ``imagenet``, ``coco`` and ``ade``.
-        layouts: Which of these to make.
-        train: Number of training scenes of each layout; None for the layout's own default.
-        val: Number of validation scenes; None for the default.
+        train, val: Numbers of scenes of each layout; None for the layout's own default.
         size: Side of the images in pixels; None for the default.
-        seed: Seed of all scenes.
         workers: Number of processes. It does not change what is written.
         overwrite: Replace demo data made with other parameters or changed since.
         progress: Whether to show how far each layout is.

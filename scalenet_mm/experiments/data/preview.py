@@ -44,13 +44,7 @@ def _tile(image: np.ndarray, instances: list[Instance]) -> np.ndarray:
 
 
 def draw_preview(folders: Mapping[str, Path], path: Path, columns: int = 8) -> None:
-    """Draw one row of scenes for each layout and split, as their manifests say, and save it as a PNG.
-
-    Args:
-        folders: The folder of each layout, as ``make_demo_data`` returns them.
-        path: Where the picture goes.
-        columns: Scenes in a row.
-    """
+    """Save one row of scenes for each layout and split, as the manifests in the folders say, as a PNG."""
     rows = []
     for layout, root in folders.items():
         made = json.loads((Path(root) / MANIFEST).read_text())['parameters']

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import torch
 from ...checkpoint.delta_file import SUFFIX, read_delta
 from ...tables import markdown_table
 from ..benchmark.machine import describe
-from .instructions import as_dict, command
+from .instructions import as_dict
 from .plan import ROOT, Plan
 from .public import other_counts
 
@@ -200,7 +201,7 @@ def readme(plan: Plan, result: Mapping[str, Any]) -> str:
         '`result.json`: this page as data.',
     ]
     if delta := result.get('delta'):
-        last = command(['python', 'tools/test.py', 'config.py', 'CHECKPOINT', '--delta', delta['file']])
+        last = shlex.join(['python', 'tools/test.py', 'config.py', 'CHECKPOINT', '--delta', delta['file']])
         lines += [
             f'`{delta["file"]}`: what training changed; `{last}` gives these figures, with the file above as '
             'CHECKPOINT.'

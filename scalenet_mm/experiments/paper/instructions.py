@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,6 @@ from .model_index import Counter, image_size
 from .plan import ROOT, Plan
 
 NOT_MEASURED = 'not measured here'
-
-
-def command(parts: Sequence[str]) -> str:
-    return shlex.join(parts)
 
 
 def records(plan: Plan) -> Iterator[str]:
@@ -52,10 +48,10 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             fetch=f'curl -L --create-dirs -o {local} {checkpoint.address}'
             if checkpoint and checkpoint.remote
             else None,
-            check=command(_again(plan, local, '--check')),
-            train=command(plan.train(work, local)) if plan.trains else None,
-            test=command(plan.test(tested, work, f'{work}/metrics.json')),
-            all=command(_again(plan, None, '--run')),
+            check=shlex.join(_again(plan, local, '--check')),
+            train=shlex.join(plan.train(work, local)) if plan.trains else None,
+            test=shlex.join(plan.test(tested, work, f'{work}/metrics.json')),
+            all=shlex.join(_again(plan, None, '--run')),
         ),
         expected=plan.expected,
         parameters_in_the_paper=plan.row.params * 1e6 if plan.row and plan.row.params else None,

@@ -19,40 +19,24 @@ from .printed import BASE, EXTRA, LOST, SCALENET, Printed, elsewhere
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One line of a table; ``params``, ``flops``, ``result`` and ``remark`` as printed, see ``Printed``."""
 
-    Attributes:
-        table: its Roman numeral, or 'Fig. 6'.
-        model: name as in the paper.
-        variant: what the line is, in our words (layers 1-based, as printed).
-        parent: ScaleNet's config of this model and task, relative to ``configs/``.
-        config: the row's own config; ScaleNet rows have no other than ``parent``.
-        scale: replaces the parent's; None keeps it.
-        train: what is trained, see ``TrainPolicy``.
-        drop_path_rate: None where the host's default stays.
-        epochs: of training; 0 where the pretrained network is tested as it is, None where it is a number of iterations.
-        pretrained: False where training starts from random weights.
-        note: what the paper leaves open here, and what was chosen.
-        params, flops, result, remark: as printed, see ``Printed``.
-        input_size: (H, W) in pixels of the image that FLOPs are counted for; of a detector or segmentor the backbone's.
-    """
-
-    table: str
-    model: str
-    variant: str
-    parent: str
-    config: str
-    scale: Mapping[str, Any] | None = None
-    train: str = 'increments'
-    drop_path_rate: float | None = None
-    epochs: int | None = 100
-    pretrained: bool = True
-    note: str = ''
+    table: str  # its Roman numeral, or 'Fig. 6'
+    model: str  # as in the paper
+    variant: str  # what the line is, in our words (layers 1-based, as printed)
+    parent: str  # ScaleNet's config of this model and task, relative to ``configs/``
+    config: str  # the row's own; ScaleNet rows have no other than ``parent``
+    scale: Mapping[str, Any] | None = None  # replaces the parent's; None keeps it
+    train: str = 'increments'  # see ``TrainPolicy``
+    drop_path_rate: float | None = None  # None where the host's default stays
+    epochs: int | None = 100  # 0: the pretrained network is tested as it is; None: a number of iterations
+    pretrained: bool = True  # False where training starts from random weights
+    note: str = ''  # what the paper leaves open here, and what was chosen
     params: float | None = None
     flops: float | None = None
     result: Mapping[str, float] = field(default_factory=dict)
     remark: str = ''
-    input_size: tuple[int, int] = INPUT_SIZE
+    input_size: tuple[int, int] = INPUT_SIZE  # (H, W) that FLOPs are counted at; of a detector the backbone's
 
     @property
     def key(self) -> str:
@@ -135,12 +119,8 @@ def _base(table: str, model: str, about: Printed | None = None) -> Row:
     return _scalenet(table, model, 'base', about, config=config, scale=UNSCALED, epochs=0)
 
 
-def _lora(rank: int, **scale: Any) -> dict:
-    return dict(adjust=dict(type='LoRA', rank=rank), **scale)
-
-
-def _adapter(rank: int, **scale: Any) -> dict:
-    return dict(adjust=dict(type='ParallelAdapter', rank=rank), **scale)
+def _adjust(kind: str, rank: int, **scale: Any) -> dict:
+    return dict(adjust=dict(type=kind, rank=rank), **scale)
 
 
 def _table_1() -> Iterator[Row]:
@@ -168,7 +148,7 @@ def _table_1() -> Iterator[Row]:
             f'Tied LoRA r={TIED_LORA_RANK}',
             EXTRA,
             'baselines',
-            scale=_lora(TIED_LORA_RANK),
+            scale=_adjust('LoRA', TIED_LORA_RANK),
             train='adjustments',
             note=REPLICATED,
         )
@@ -181,9 +161,9 @@ def _table_2() -> Iterator[Row]:
         yield _base('II', model)
         bare = dict(scale=dict(adjust=None), train='all', note=f'No adjustments. {TRAINED_WHOLE}')
         yield _row('II', model, 'WSPT', wspt, **bare)
-        yield _row('II', model, f'LoRA r={r}', lora, scale=_lora(r, times=1))
-        yield _row('II', model, f'Adapter r={s}', adapter, scale=_adapter(s, times=1))
-        yield _row('II', model, f'WSPT + LoRA r={r}', EXTRA, scale=_lora(r))
+        yield _row('II', model, f'LoRA r={r}', lora, scale=_adjust('LoRA', r, times=1))
+        yield _row('II', model, f'Adapter r={s}', adapter, scale=_adjust('ParallelAdapter', s, times=1))
+        yield _row('II', model, f'WSPT + LoRA r={r}', EXTRA, scale=_adjust('LoRA', r))
         yield _scalenet('II', model, 'WSPT + Adapter r=16', elsewhere(SCALENET[model]))
 
 
@@ -227,8 +207,7 @@ def _table_6() -> Iterator[Row]:
             yield _scalenet('VI', 'DeiT-B', variant, about)
         else:
             leaf = f'ablations/{slug(f"WSPT {variant}")}'
-            scale = dict(adjust=dict(type=kind, rank=rank))
-            yield _row('VI', 'DeiT-B', variant, about, leaf, scale=scale)
+            yield _row('VI', 'DeiT-B', variant, about, leaf, scale=_adjust(kind, rank))
 
 
 def _table_7() -> Iterator[Row]:

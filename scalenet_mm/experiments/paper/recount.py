@@ -1,10 +1,4 @@
-"""The paper's tables as data, and as this code counts them.
-
-One ``Row`` is one printed line of Tables I to IX, or one point of Fig. 6; it names the config that trains (or tests)
-it, and ``scalenet experiment make-configs`` writes that config from it. A table is added by adding rows
-(``paper_rows.py``). No count is ever adjusted to a printed one (``printed.py``): where they differ,
-``remark`` says why.
-"""
+"""The paper's tables as this code counts them; none is adjusted to a printed one, ``remark`` says why they differ."""
 
 from __future__ import annotations
 
