@@ -139,7 +139,8 @@ def miniature(cfg: Config, work_dir: str, processes: int = 1) -> Config:
     mini.default_hooks = hooks
     mini.custom_hooks = [*(mini.get('custom_hooks') or []), dict(type='DryRunHook')]
     if mini.get('visualizer'):
-        mini.visualizer.vis_backends = [dict(type='LocalVisBackend')]  # nothing leaves the machine
+        backends = [dict(type='LocalVisBackend')]  # nothing leaves the machine
+        mini.visualizer.update(vis_backends=backends, name=Path(work_dir).name)  # kept by name as long as the process
     return mini
 
 
