@@ -68,11 +68,16 @@ def config(row: Row, seed: int, work_dir: Path, source: str | None = None) -> Co
     return cfg
 
 
+# Where the task lay when the first records were made: a move of the code does not make them another run's.
+FIRST_IMPORTS = dict(imports=['scalenet_mm', 'scalenet_mm.study.rank'])
+
+
 @cache
 def digest(row: Row) -> str:
     """Changes with any setting of a row's runs, and of the source that they start from."""
     cfg = config(row, 0, Path('.'), 'source')
     settings = {k: v for k, v in cfg.items() if k not in ('work_dir', 'default_hooks', 'env_cfg')}
+    settings['custom_imports'] = FIRST_IMPORTS
     text = json.dumps(settings, sort_keys=True, default=str) + (digest(row.source) if row.source else '')
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
