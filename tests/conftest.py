@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,3 +132,10 @@ def _each_test_alone():
     os.environ.clear()
     os.environ.update(environment)
     DefaultScope._instance_dict.clear()
+
+
+def decoded(rle: dict) -> np.ndarray:
+    """The (H, W) bool mask of COCO's uncompressed run lengths, as pycocotools reads them."""
+    from pycocotools import mask
+
+    return mask.decode(mask.frPyObjects(rle, *rle['size'])).astype(bool)

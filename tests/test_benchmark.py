@@ -18,7 +18,7 @@ from torch import nn
 from scalenet_mm.commands.main import main
 from scalenet_mm.core.adapters import AdaptedLinear
 from scalenet_mm.core.roles import Role, roles
-from scalenet_mm.experiments.benchmark import counted, kernels, machine, pairs, timing, variants
+from scalenet_mm.experiments.benchmark import counted, kernels, machine, timing, variants
 from scalenet_mm.experiments.benchmark import measure as run
 from scalenet_mm.experiments.benchmark import networks as models
 from scalenet_mm.experiments.benchmark import speed_page as report
@@ -212,8 +212,8 @@ def test_the_floor_of_a_frozen_step_is_the_specifications(name, expected):
     ours = models.our_swin(full, name, pyramid=True)
     depths = [len(m) for m in ours.layer_maps().values()]
     peer = models.mmdet_swin(full, name, depths)
-    floor = operations(ours, 224, True) / operations(peer, 224, True)
-    assert floor == pytest.approx(expected, abs=0.006)
+    flops = operations(full, {'ours': ours, 'peer': peer}, 1, True)
+    assert flops['ours'] / flops['peer'] == pytest.approx(expected, abs=0.006)
 
 
 def test_timed_pairs_have_parity_and_tell_ratio_share_and_verdict():
@@ -264,14 +264,14 @@ def test_the_ablation_has_each_switch_alone_all_and_all_but_one():
 
 
 def test_less_is_saved_by_the_frozen_network_and_less_again_with_recomputation():
-    first, again = run.measure(counted.p6(MICRO)[0], MICRO, RATES)[:2]
+    first, again = timed_rows('P6')[:2]
     assert first['status'] == again['status'] == 'ok'
     assert again['value'] < first['value'] < 1
 
 
 def test_state_of_the_scaled_network_is_that_of_its_shapes():
     """Of every parameter 4 bytes; of a trained one 4 more for its gradient and 8 for AdamW's moments."""
-    row, halved = run.measure(counted.p7(MICRO)[0], MICRO, RATES)
+    row, halved = timed_rows('P7')
     ours = models.our_deit(MICRO, 'DeiT-B')
     peer = models.mmpretrain_vit(MICRO, 'DeiT-B', (4,))
     trained = [p for p in ours.parameters() if p.requires_grad]
@@ -292,8 +292,9 @@ def test_kernels_are_timed_beside_the_first_form_and_only_if_they_agree():
         assert [r['status'] for r in rows] == ['ok'] * len(rows) and len(rows) >= 2
         assert rows[0]['setting'] == first and rows[0]['value'] == 1
     apart = dict(right=lambda: torch.ones(3), wrong=lambda: torch.ones(3) + 2e-5)
-    with pytest.raises(ValueError, match='wrong differs from right by 2.0e-05, not timed'):
-        kernels._compared(MICRO, 'fp32', apart)
+    (row,) = run.measure(Case('kernels', 'x', 'fp32', lambda: kernels.compared('fp32', apart)), MICRO, RATES)
+    assert row['status'] == 'no parity' and 'differs from right in wrong by 2.0e-05 forward' in row['note']
+    assert 'value' not in row and 'ms' not in row
 
 
 def test_a_delta_file_may_have_64_kilobytes_beside_its_tensors():
@@ -303,7 +304,7 @@ def test_a_delta_file_may_have_64_kilobytes_beside_its_tensors():
 
 
 def test_the_delta_of_a_config_is_written_and_weighed():
-    (row,) = run.measure(counted.p8(MICRO)[0], MICRO, RATES)
+    (row,) = timed_rows('P8')
     told = row['told']
     assert row['verdict'] == 'pass' and told['file'] > told['trainable'] > 0
 
@@ -460,7 +461,7 @@ def test_no_dtype_or_round_is_taken_that_there_is_not(capsys):
 def test_pairs_name_their_batch_and_case():
     names = [c.name for pair in DEFAULT for c in run.PAIRS[pair](Settings())]
     assert 'Swin-T, batch 4' in names and 'Swin-S, batch 2' in names
-    assert [c.dtype for c in pairs.p3(Settings(dtypes=('bf16',)))] == ['bf16', 'bf16']
+    assert [c.dtype for c in run.PAIRS['P3'](Settings(dtypes=('bf16',)))] == ['bf16', 'bf16']
 
 
 def test_a_network_that_cannot_be_compiled_costs_its_own_row_only():

@@ -13,12 +13,12 @@ from mmpretrain.models import SwinTransformer, VisionTransformer
 
 import scalenet_mm
 from scalenet_mm import LayerMap, TrainPolicy
-from scalenet_mm.backbones.scaled import scaled_layers
 from scalenet_mm.core.flops import meta_parameters
-from scalenet_mm.core.roles import Count, Role, count, total
+from scalenet_mm.core.roles import Count, Role, count, count_by_use, total
+from scalenet_mm.core.tying import scaled_layers
 from scalenet_mm.experiments.paper import printed as paper_printed
 from scalenet_mm.experiments.paper import recount as paper
-from scalenet_mm.models.counts import Cost, adjustments, by_role_and_use, inspect, measure, unshared
+from scalenet_mm.models.counts import Cost, adjustments, inspect, measure, unshared
 from scalenet_mm.models.layer_table import WIDTH, draw_maps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,7 +117,7 @@ def test_the_increments_of_deit_b_are_3024384_parameters():
     model = built('deit_b')
     TrainPolicy().apply(model)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 3_024_384
-    assert total(by_role_and_use(model).values()).trainable == 3_024_384
+    assert total(count_by_use(model).values()).trainable == 3_024_384
 
 
 # --- closed forms
@@ -208,7 +208,7 @@ def deep_host(name, depths):
 )
 def test_uses_are_the_parameters_of_a_really_built_deep_host_with_the_same_adjustments(name, scale, depths):
     model, deep = built(name, scale, num_classes=None), deep_host(name, depths)
-    counts = by_role_and_use(model)
+    counts = count_by_use(model)
     adjusting = sum(c.params for (role, _), c in counts.items() if role is Role.ADJUSTMENT)
     own = sum(p.numel() for p in deep.parameters())
     assert total(counts.values()).uses == own + adjusting
@@ -226,7 +226,7 @@ def test_the_unshared_network_costs_the_flops_of_a_really_built_deep_host():
 
 def test_the_split_by_use_adds_up_to_the_roles():
     model = built('swin_t', dict(times=(1, 2, 1, 3)))
-    split = by_role_and_use(model)
+    split = count_by_use(model)
     assert {uses for role, uses in split if role is Role.SHARED} == {2, 3}
     for role, counted in count(model).items():
         assert sum((c for (r, _), c in split.items() if r is role), Count()) == counted

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from yacs.config import CfgNode
 
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
-from scalenet_mm.checkpoint import CheckpointError, host_of, read_checkpoint, recognise, rewrite, split, to_host, unwrap
+from scalenet_mm.checkpoint import CheckpointError, read_checkpoint, recognise, rewrite, split, to_host, unwrap
 from scalenet_mm.ops import set_ops
 
 CLASSES = 10
@@ -419,7 +419,7 @@ def test_each_dialect_is_recognised_by_its_keys_alone():
         (SegmentorViT(embed_dims=8, num_layers=1, num_heads=1).state_dict(), 'mmseg ViT'),
     ):
         assert recognise(state).name == name
-        assert host_of({f'backbone.{k}': v for k, v in state.items()}) == recognise(state).host
+        assert recognise({f'backbone.{k}': v for k, v in state.items()}).host == recognise(state).host
 
 
 def test_absolute_position_embeddings_of_mmdet_become_tokens():

@@ -30,7 +30,7 @@ from scalenet_mm.core.tying import shared_names
 from scalenet_mm.experiments.study import exits as study
 from scalenet_mm.experiments.study.pool import RESULTS, read_results
 from scalenet_mm.experiments.study.rows import ROWS
-from scalenet_mm.experiments.study.runs import config
+from scalenet_mm.experiments.study.runs import config, jobs_of
 from scalenet_mm.ops import set_ops
 
 ADAPTER = dict(type='ParallelAdapter', rank=4)
@@ -461,7 +461,7 @@ class Depths(Hook):
 
 
 def test_the_hook_trains_at_random_depths_and_validates_at_full_depth(tmp_path):
-    row = replace(study.RANDOM[0], steps=8, pretrained=False)
+    row = replace(study.RANDOM[0], steps=8, source=None)
     cfg = config(row, 0, tmp_path)
     cfg.train_cfg.val_interval, cfg.experiment_name = 8, 'random_depth'
     cfg.val_dataloader.dataset.update(batches=1, batch=4)
@@ -609,8 +609,8 @@ def test_an_exit_is_compared_with_that_depth_and_with_the_best_mixture_at_its_co
 
 
 def test_finished_runs_of_the_same_settings_are_taken_over_and_others_are_not(tmp_path):
-    jobs = study.jobs(range(1))
-    assert not set(study.ADDED) & set(ROWS)
+    jobs = jobs_of(study.ROWS.values(), range(1))
+    assert not {row.key for row in study.RANDOM} & set(ROWS)
     other, mine = tmp_path / 'other', tmp_path / 'mine'
     (other / 'run').mkdir(parents=True)
     (other / 'run/last.pth').write_bytes(b'weights')

@@ -17,9 +17,9 @@ from test_configs import images  # noqa: F401
 from test_counts import DEIT, PER_RANK, SWIN, swin_params, swin_stage, vit_params
 
 import scalenet_mm  # noqa: F401
-from scalenet_mm.backbones.scaled import scaled_layers
 from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.core.roles import TrainPolicy
+from scalenet_mm.core.tying import scaled_layers
 from scalenet_mm.experiments.commands import make_configs
 from scalenet_mm.experiments.paper.recount import ROWS, find
 from scalenet_mm.runner.config import complete

@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -497,6 +498,43 @@ def harness_accuracy(model, tokenizer, lines):
     return right / len(lines)
 
 
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+target_delimiter: " "
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+
+
+def write_task(folder, name, records):
+    """A multiple-choice task for lm-evaluation-harness; the wrong choices are other records' outputs.
+
+    Returns:
+        Its lines of ``{question, choices, answer}``, ``answer`` the index of the right choice.
+    """
+    rng = random.Random(0)
+    outputs, lines = sorted({r['output'] for r in records}), []
+    for record in records:
+        wrong = rng.sample([o for o in outputs if o != record['output']], 3)
+        offered = rng.sample([record['output'], *wrong], 4)
+        question = alpaca.prompt(record, toy_data.PROMPTS)
+        lines.append(dict(question=question, choices=offered, answer=offered.index(record['output'])))
+    folder.mkdir()
+    data = folder / f'{name}.jsonl'
+    data.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    (folder / f'{name}.yaml').write_text(TASK.format(name=name, file=json.dumps(str(data.resolve()))))
+    return lines
+
+
 @pytest.mark.slow
 def test_a_model_is_trained_saved_and_evaluated_from_the_command_line(source_folder, tokenizer):
     folder = source_folder.parent
@@ -523,8 +561,7 @@ def test_a_model_is_trained_saved_and_evaluated_from_the_command_line(source_fol
     assert '--resume' in run_tool('lm-train', folder, *again, code=2)
     assert 'step 6 of 6' in run_tool('lm-train', folder, *again, '--resume')
 
-    lines = toy_data.write_task(folder / 'tasks', 'toy_choice', toy_data.make_records(36, 7))
-    lines = [json.loads(line) for line in lines.read_text().splitlines()]
+    lines = write_task(folder / 'tasks', 'toy_choice', toy_data.make_records(36, 7))
     evaluated = ('--tasks', 'toy_choice', '--include_path', folder / 'tasks')
     said = run_tool('lm-eval', folder, '--model', folder / 'x2', *evaluated, '--json')
     result = json.loads(said[said.index('{\n') : said.rindex('}') + 1])

@@ -38,7 +38,8 @@ def entry(config: str) -> dict:
 
 def test_every_config_is_listed_and_nothing_else(models):
     there = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('*.py') if p.parent.name != '_base_'}
-    assert set(models) == there
+    assert set(models) == {c for c in there if Path(c).parent.name not in model_index.UNLISTED}
+    assert {p.parent.name for p in (ROOT / 'configs').rglob('metafile.yml')}.isdisjoint(model_index.UNLISTED)
     page = (ROOT / 'docs' / 'model_zoo.md').read_text()
     assert [c for c in there if f'(../{c})' not in page] == []
 
@@ -65,7 +66,7 @@ def test_the_listed_counts_are_the_papers_integers(models, config, params, train
     assert (meta['Parameters'], meta['Trainable Parameters']) == (params, trained)
 
 
-@pytest.mark.parametrize('config', ['scalenet_swin_t_100e.py', 'demo/mask_rcnn_scalenet_swin_digits.py'])
+@pytest.mark.parametrize('config', ['scalenet_swin_t_100e.py', 'baselines/mask_rcnn_swin_t_base.py'])
 def test_an_entry_is_what_its_config_says_now(models, config):
     assert models[f'configs/{config}'] == entry(config)
 
@@ -80,18 +81,21 @@ def test_what_the_paper_prints_is_never_among_our_results(models):
                 assert find(key).config == config.removeprefix('configs/')
                 assert printed['Metrics'].items() <= find(key).result.items()
     printed = [p for m in models.values() for p in m.get('Paper Results', ())]
-    assert {key for p in printed for key in p['Rows']} == {row.key for row in ROWS if row.result}
-    assert {key for m in models.values() for key in m.get('Rows', ())} == {r.key for r in ROWS}
+    listed = [row for row in ROWS if Path(row.config).parent.name not in model_index.UNLISTED]
+    assert {key for p in printed for key in p['Rows']} == {row.key for row in listed if row.result}
+    assert {key for m in models.values() for key in m.get('Rows', ())} == {r.key for r in listed}
+    page = (ROOT / 'docs' / 'model_zoo.md').read_text()
+    assert [r.key for r in ROWS if f'`{r.key}`' not in page] == []
 
 
-def test_the_listed_results_are_those_that_the_documents_give(models):
+def test_the_listed_results_are_those_that_the_documents_give():
     """docs/quickstart.md has what its commands printed."""
     told = (ROOT / 'docs' / 'quickstart.md').read_text()
-    measured = {c: r for c, m in models.items() for r in m.get('Results', ())}
     lines = {'mask_rcnn_swin_digits': 'source ', 'mask_rcnn_scalenet_swin_digits': 'ScaleNet x2'}
     for name, begin in lines.items():
         line = next(x for x in told.splitlines() if x.startswith(begin))
-        figures = measured[f'configs/demo/{name}.py']['Metrics']
+        (measured,) = entry(f'demo/{name}.py')['Results']
+        figures = measured['Metrics']
         assert f'{figures["box AP"]}     {figures["mask AP"]}' in line
 
 
@@ -103,7 +107,7 @@ def test_a_result_without_its_command_or_of_no_config_is_refused(tmp_path):
     configs.mkdir()
     (tmp_path / 'a.json').write_text(json.dumps(dict(config='x.py', metrics={}, command='c')))
     with pytest.raises(ValueError, match=r"\['x.py'\], which are no configs"):
-        list(model_index.make_index(configs, tmp_path))
+        model_index.read_models(configs, tmp_path)
 
 
 def test_two_configs_of_one_name_are_refused(tmp_path):
@@ -111,7 +115,7 @@ def test_two_configs_of_one_name_are_refused(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / 'same.py').touch()
     with pytest.raises(ValueError, match='same'):
-        list(model_index.make_index(tmp_path, tmp_path))
+        model_index.read_models(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize('key', ['table8/swin_t', 'table9/swin_s', 'table1/deit_b'])
@@ -149,16 +153,17 @@ def test_mmengine_finds_a_config_of_ours_in_the_packages_mim_folder(tmp_path):
     (tmp_path / '.mim').mkdir()
     for name in ('configs', 'model-index.yml'):  # as setup.py links them
         (tmp_path / '.mim' / name).symlink_to(ROOT / name)
-    found = _get_cfg_metainfo(str(tmp_path), 'demo/scalenet_deit_digits.py')
-    assert found['Name'] == 'scalenet_deit_digits'
+    found = _get_cfg_metainfo(str(tmp_path), 'scalenet_deit_t_100e.py')
+    assert found['Name'] == 'scalenet_deit_t_100e'
     assert Config.fromfile(tmp_path / '.mim' / found['Config']).model.backbone.type == 'ScaleNetDeiT'
 
 
 def repository(folder: Path) -> Path:
-    """The demo's classifiers alone, in a repository that reads the package of this one."""
+    """The demo's classifiers alone, in a listed folder of a repository that reads the package of this one."""
     for name in ('_base_/demo_cls.py', 'demo/deit_digits.py', 'demo/scalenet_deit_digits.py'):
-        (folder / 'configs' / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / 'configs' / name, folder / 'configs' / name)
+        copy = folder / 'configs' / name.replace('demo/', 'own/')
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / 'configs' / name, copy)
     (folder / 'docs' / 'results' / 'models').mkdir(parents=True)
     return folder
 
@@ -178,10 +183,10 @@ def test_check_fails_for_a_config_that_is_not_listed_and_writing_mends_it(tmp_pa
     folder = repository(tmp_path)
     assert call(folder).returncode == 0
     assert call(folder, '--check').returncode == 0
-    shutil.copy(folder / 'configs' / 'demo' / 'deit_digits.py', folder / 'configs' / 'demo' / 'new.py')
+    shutil.copy(folder / 'configs' / 'own' / 'deit_digits.py', folder / 'configs' / 'own' / 'new.py')
     done = call(folder, '--check')
-    assert done.returncode == 1 and 'configs/demo/metafile.yml is not' in done.stdout
-    bundle = dict(config='demo/new.py', metrics={'top-1': 12.5}, command='python tools/x.py')
+    assert done.returncode == 1 and 'configs/own/metafile.yml is not' in done.stdout
+    bundle = dict(config='own/new.py', metrics={'top-1': 12.5}, command='python tools/x.py')
     (folder / 'docs' / 'results' / 'models' / 'r.json').write_text(json.dumps(bundle))
     assert call(folder).returncode == 0
     assert 'top-1 12.5 [1]' in (folder / 'docs' / 'model_zoo.md').read_text()

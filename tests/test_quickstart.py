@@ -13,12 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import scalenet
+from conftest import decoded, scalenet
 from mmengine.registry import DATASETS, init_default_scope
 
 from scalenet_mm.experiments.commands import quickstart
 from scalenet_mm.experiments.data import make_demo_data
-from scalenet_mm.experiments.data.preview import decode_rle
 from scalenet_mm.experiments.quickstart.quickstart_runs import Job
 from scalenet_mm.experiments.quickstart.quickstart_tasks import TASKS
 
@@ -121,7 +120,7 @@ def test_the_ground_truth_of_a_detection_is_that_of_the_annotation_file(few_scen
     xywh = np.array([a['bbox'] for a in annotations])
     np.testing.assert_allclose(truth.boxes, np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]))
     assert truth.labels.tolist() == [a['category_id'] - 1 for a in annotations]
-    np.testing.assert_array_equal(truth.masks, np.stack([decode_rle(a['segmentation']) for a in annotations]))
+    np.testing.assert_array_equal(truth.masks, np.stack([decoded(a['segmentation']) for a in annotations]))
 
 
 def test_detections_with_a_score_below_the_threshold_are_not_drawn(few_scenes, tmp_path):

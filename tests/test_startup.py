@@ -4,6 +4,7 @@ light.
 
 import copy
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ from mmengine.logging import MMLogger
 
 from scalenet_mm.experiments.benchmark import detectors, startup
 from scalenet_mm.experiments.benchmark import loaders as data
+from scalenet_mm.experiments.benchmark import measure as run
+from scalenet_mm.experiments.benchmark.cases import Case
+from scalenet_mm.experiments.benchmark.settings import Settings
+from scalenet_mm.runner.config import innermost
 
 SIZE = (96, 128)  # height, width
 BOUND = 0.25  # seconds; measured at a sixteenth of this on a free machine
@@ -40,13 +45,11 @@ def variants(images):
     """The demo detector's variants, and a batch of the shipped detector's data."""
     cfg = data.read_leaf('detection', images['detection'], data.DEMO['detection'])
     leaf = data.shrink(data.read_leaf('detection', images['detection']), *SIZE)
-    with data.loader(leaf, batch_size=2, num_workers=0, persistent_workers=False) as batches:
-        batch = next(batches)
-    return detectors.build_variants(cfg), batch
+    return detectors.build_variants(cfg), data.first_batch(leaf, 2)
 
 
 def inner(cfg):
-    return cfg.train_dataloader.dataset.dataset  # a run's: SeededDataset around it
+    return innermost(cfg.train_dataloader.dataset)
 
 
 # --- import
@@ -64,7 +67,8 @@ def test_importing_the_package_adds_little_time_and_no_heavy_module_to_what_the_
 @pytest.mark.slow
 def test_the_modules_imported_by_name_are_all_that_the_package_imports_of_others():
     roots = startup.imported_roots()
-    assert 'torch' in roots and not any(r.startswith('scalenet_mm') for r in roots)
+    packages = {r.partition('.')[0] for r in roots}
+    assert 'torch' in packages and 'scalenet_mm' not in packages
     there, own, added = startup.own_seconds(roots)
     assert added == [] and own < there
 
@@ -79,14 +83,18 @@ def test_a_process_that_fails_to_import_is_an_error_with_its_text():
 
 def test_building_and_loading_stay_near_the_host_and_leave_the_logger_as_it_was():
     before = MMLogger.get_current_instance().level
-    rows = startup.loading_rows('ScaleNetDeiT-S x2', 1)
+    case = Case('startup', 'startup', '', partial(startup.loading, 'ScaleNetDeiT-S x2'))
+    rows = run.measure(case, Settings(rounds=1), {})
     assert MMLogger.get_current_instance().level == before
-    assert [r['pair'] for r in rows] == ['loading'] * 3
-    assert all(r['ratio'] == r['ours'] / r['peer'] < 2 for r in rows), rows
+    assert [r['setting'].partition(': ')[2] for r in rows] == ['build', 'build and init_weights', 'load a file']
+    for r in rows:
+        work = r['setting'].partition(': ')[2]
+        assert r['goal'] == '<= 1.2' and r['value'] == pytest.approx(r['ms'][f'ours {work}'] / r['ms'][f'peer {work}'])
+        assert r['value'] < 2, rows
 
 
 def test_both_sides_of_loading_have_one_depth_and_ours_takes_the_shallow_host_s_file(tmp_path):
-    host, depth, ours = startup.loading_cases()['ScaleNetSwin-T x2']
+    host, depth, ours = startup.NETWORKS['ScaleNetSwin-T x2']
     source, mine = perturb(host(depth)), ours()
     torch.save(source.state_dict(), tmp_path / 'source.pth')
     mine.load_pretrained(str(tmp_path / 'source.pth'))
@@ -105,8 +113,7 @@ def test_the_shipped_pipeline_reads_the_made_images_at_the_size_asked_for(images
     cfg = data.read_leaf(family, images[family])
     size = (224, 224) if family == 'classification' else SIZE
     data.shrink(cfg, *size)
-    with data.loader(cfg, batch_size=2, num_workers=0, persistent_workers=False) as batches:
-        batch = next(batches)
+    batch = data.first_batch(cfg, 2)
     for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
         assert image.dtype == torch.uint8 and image.shape[0] == 3 and image.float().std() > 5
         if family == 'classification':
@@ -141,9 +148,10 @@ def test_the_variable_of_the_data_is_left_as_it_was(images, monkeypatch):
 
 @pytest.mark.slow
 def test_a_row_of_data_loading_compares_a_worker_s_share_with_the_step():
-    row = data.family_row('segmentation', 2, 4, SIZE)
-    assert row['pair'] == 'data' and row['ratio'] == row['ours'] / row['peer'] < 1
-    assert '4 workers' in row['note']
+    (figure,) = data.keeping_up(Settings(rounds=2), 'segmentation', 4, SIZE)
+    told = figure.told
+    assert figure.value == told['worker'] / told['used'] / told['step'] < figure.bound == 1
+    assert '4 workers' in figure.note
 
 
 # --- detectors
@@ -178,9 +186,9 @@ def test_backbones_that_differ_are_not_compared(variants):
     broken = copy.deepcopy(stock)
     with torch.no_grad():
         broken.stages[3].blocks[3].ffn.layers[1].weight.mul_(1.5)
-    detectors.require_parity(stock, ours, 'cpu')
-    with pytest.raises(ValueError, match='not compared'):
-        detectors.require_parity(broken, ours, 'cpu')
+    assert all(p.holds for p in detectors.same_maps(stock, ours, 'cpu'))
+    assert not all(p.holds for p in detectors.same_maps(broken, ours, 'cpu'))
+    assert ours.training and stock.training
 
 
 def test_the_parts_of_a_step_are_the_step(variants):
@@ -202,9 +210,13 @@ def test_the_parts_of_a_step_are_the_step(variants):
 
 
 def test_rows_of_a_segmentor_compare_its_step_and_name_its_parts():
-    rows = detectors.family_rows('segmentation', 1, demo=True, progress=lambda text: None)
+    s = Settings(size='quick', rounds=1)
+    rows = run.measure(detectors.cases(s)[1], s, {})
     assert {r['pair'] for r in rows} == {'detectors'} and len(rows) == 5
     for row in rows:
-        assert row['ratio'] == row['ours'] / row['peer'] > 0
-    assert all(part in rows[0]['note'] for part in detectors.PHASES)
-    assert rows[-1]['ratio'] < 0.1  # seeding an iteration beside even a micro step
+        assert row['status'] == 'ok' and row['value'] > 0 and len(row['parity']) == 4
+    first = rows[0]
+    assert first['value'] == pytest.approx(first['ms']['ours'] / first['ms']['stock'])
+    assert all(part in first['note'] for part in detectors.PHASES)
+    assert [r['goal'] for r in rows] == ['<= 1', '', '', '', '<= 0.01']
+    assert rows[-1]['value'] < 0.1  # seeding an iteration beside even a micro step

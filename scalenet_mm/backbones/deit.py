@@ -9,7 +9,6 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 
 from ..checkpoint.strict import CheckpointError
-from ..core.scale import ADJUST
 from ..ops import Ops
 from .scaled import ScaledBackbone
 
@@ -19,8 +18,7 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
     """A DeiT (or any ViT of mmpretrain) scaled in depth by shared layers.
 
     Args:
-        arch: as the host's, of the *pretrained* network; ``out_indices`` and every depth-like setting count scaled
-            layers.
+        arch: as the host's, of the *pretrained* network; ``out_indices`` and other depths count scaled layers.
         scale: ``dict(times=2, order='interpolate', layers='all', sources=None,
             adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the
             paper's. With only some ``layers`` reused, ``adjust_on`` is 'reused' unless said otherwise (Table III).
@@ -35,17 +33,7 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
     """
 
     host = 'deit'
-    scale_defaults = dict(
-        times=2,
-        order='interpolate',
-        layers='all',
-        sources=None,
-        adjust=ADJUST,
-        adjust_on=None,
-        start='paper',
-        growth=None,
-        new_layers=None,
-    )
+    scale_defaults = dict(ScaledBackbone.scale_defaults, order='interpolate', adjust_on=None)
 
     def __init__(
         self,
@@ -82,8 +70,7 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         if not same and not any(math.isqrt(n) ** 2 == n for n in patches):
             raise CheckpointError(
                 f'pos_embed {tuple(embed.shape)} is no square of patches with {self.embed_dims} channels beside a '
-                'class token; '
-                f'this model has {tuple(self.pos_embed.shape)}. Check that the file belongs to this architecture.'
+                f'class token; this model has {tuple(self.pos_embed.shape)}. Is the file of this architecture?'
             )
 
     def optional_keys(self):

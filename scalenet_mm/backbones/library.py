@@ -1,6 +1,4 @@
-"""Any network of timm or Hugging Face that ``scalenet_mm.scale`` can scale, as a backbone of the OpenMMLab
-frameworks.
-"""
+"""Any network of timm or Hugging Face that ``scalenet_mm.scale`` can scale, as a backbone of OpenMMLab."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from ..checkpoint.strict import CheckpointError
 from ..core.scale import ADJUST
 from ..core.scale import scale as scale_live
 from ..core.spread import expand
-from ..core.tying import MappedLayers, is_norm
+from ..core.tying import MappedLayers, is_norm, scaled_layers
 from ..ops import Ops, set_ops
 from .outputs import Layout
 from .scaled import ScaledBackbone, require_exact_keys, store_layer_maps
@@ -38,9 +36,14 @@ UNUSED = re.compile(r'(.*\.)?mask_token|(head|head_dist|fc|classifier|pooler|dec
 class LiveBackbone(ScaledBackbone, BaseModule):
     """A network that its library builds at the pretrained depth and ``scalenet_mm.scale`` deepens.
 
-    A subclass says how its library builds a network (``_build``), runs it (``_run``) and reads a file (``_converted``),
-    and where pretrained weights are (``_address``). Outputs are caught behind the layers themselves, so they are those
-    of any host.
+    Outputs are caught behind the layers themselves, so they are those of any host. A subclass names its ``library`` and
+    has these methods:
+        ``_arguments(img_size, drop_path_rate, in_channels)``: by the library's names; None where it keeps its own,
+        ``_build(name, **host)``: a network, and ``_run(x)`` runs it on images,
+        ``_sizes()``: of a patch (1 where nothing has to be padded) and of an image,
+        ``_checkpoint_layers()``: has activations computed again in the backward pass,
+        ``_converted(entries, scaled)``: a file of any of its dialects by the names and sizes of ``net`` or its source,
+        ``_address()``: where pretrained weights are.
 
     Args:
         name: of the network, as its library calls it.
@@ -97,7 +100,8 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         self.source = dict(name=name, **{k: v for k, v in sized.items() if v is not None}, **host)
         self.out_type, self.out_norm = out_type, out_norm
         self.net = self._with_outputs(self._build(**self.source))
-        if out_type == 'cls_token' and not _has_class_token(self.net):
+        names = (name.rpartition('.')[2] for name, _ in self.net.named_parameters())
+        if out_type == 'cls_token' and 'cls_token' not in names:
             raise ValueError(
                 f"out_type='cls_token' needs a class token, and {name!r} has none; use 'featmap' or 'avg_featmap'."
             )
@@ -117,34 +121,6 @@ class LiveBackbone(ScaledBackbone, BaseModule):
             self.init_cfg = dict(type='Pretrained', checkpoint=self._address())
         self._register_state_dict_hook(store_layer_maps)
         self.register_load_state_dict_pre_hook(require_exact_keys)
-
-    # --- what a library has to say
-
-    def _arguments(self, img_size, drop_path_rate, in_channels) -> dict[str, Any]:
-        """These arguments by the library's names; None where it keeps its own."""
-        raise NotImplementedError
-
-    def _build(self, name, **host) -> nn.Module:
-        raise NotImplementedError
-
-    def _run(self, x: Tensor) -> None:
-        raise NotImplementedError
-
-    def _sizes(self) -> tuple[int, Any]:
-        """Size of a patch (1 where nothing has to be padded) and of an image."""
-        raise NotImplementedError
-
-    def _checkpoint_layers(self) -> None:
-        raise NotImplementedError
-
-    def _converted(self, entries: dict[str, Tensor], scaled: bool) -> dict[str, Tensor]:
-        """Entries of a file of any of the library's dialects, by the names and in the sizes of ``net`` or its
-        source.
-        """
-        raise NotImplementedError
-
-    def _address(self) -> str:
-        raise NotImplementedError
 
     def _import(self) -> ModuleType:
         try:
@@ -166,7 +142,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         return net
 
     def _containers(self) -> list[tuple[str, MappedLayers]]:
-        return [(n, m) for n, m in self.named_modules() if isinstance(m, MappedLayers)]
+        return scaled_layers(self)
 
     def _layers(self) -> list[nn.Module]:
         """What ``out_indices`` count: the layers of a single container, the last one of each of several."""
@@ -273,7 +249,3 @@ def _normed(net: nn.Module, paths: Sequence[str], y: Tensor) -> Tensor:
         maps = y.reshape(len(y), -1, 1, y.shape[-1]).permute(0, 3, 1, 2)
         return norm(maps).permute(0, 2, 3, 1).reshape(y.shape)
     return norm(y)
-
-
-def _has_class_token(net: nn.Module) -> bool:
-    return any(name.rpartition('.')[2] == 'cls_token' for name, _ in net.named_parameters())

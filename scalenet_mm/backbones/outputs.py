@@ -51,8 +51,7 @@ class Layout:
             raise ValueError(
                 f'A layer of {host!r} put out {tuple(y.shape)} for images {tuple(images)}: neither tokens ({samples}, '
                 f'N, {c}) nor a map ({samples}, H, W, {c}) or ({samples}, {c}, H, W) of their shape, so this host cuts '
-                'them up in a '
-                "way of its own. Choose another host, or out_type='avg_featmap' where only H and W do not fit, or "
+                "them up in its own way. Choose another host, out_type='avg_featmap' where only H and W do not fit, or "
                 'scale the network itself with scalenet_mm.scale.'
             )
         return moved

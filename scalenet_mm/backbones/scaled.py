@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint.dialects import split, to_host
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
@@ -16,9 +16,9 @@ from ..checkpoint.strict import CheckpointError, StrictBackbone, require
 from ..core.adapters import Adjustment
 from ..core.growth import Growth, grow
 from ..core.layer_map import LayerMap
-from ..core.scale import adjust_layers
+from ..core.scale import ADJUST, adjust_layers
 from ..core.spread import check_stored_map, expand
-from ..core.tying import MappedLayers, tie
+from ..core.tying import tie
 from ..ops import blocks as _fast_blocks  # noqa: F401 - registers them
 from ..ops import set_ops
 
@@ -33,7 +33,9 @@ class ScaledBackbone(StrictBackbone):
     """
 
     host: str  # name of the dialect of the host, see checkpoint.dialects
-    scale_defaults: dict[str, Any]
+    scale_defaults: dict[str, Any] = dict(
+        times=2, layers='all', sources=None, adjust=ADJUST, start='paper', growth=None, new_layers=None
+    )
     alternating = 1  # period of the blocks, see LayerMap.live
 
     @classmethod
@@ -73,8 +75,7 @@ class ScaledBackbone(StrictBackbone):
             )
         if given.get('times') == 1:
             raise ValueError(
-                f'scale has growth={given["growth"]!r} and times=1, which adds nothing; write new_layers=NUMBER, or '
-                'times=2.'
+                f'scale has growth={given["growth"]!r} and times=1, which adds nothing; write new_layers or times=2.'
             )
         grown = dict(given, growth=Growth.from_cfg(given['growth']))
         return {**cls.scale_defaults, 'adjust': None, **grown}
@@ -82,8 +83,13 @@ class ScaledBackbone(StrictBackbone):
     @staticmethod
     def _placing(scale: dict[str, Any]) -> Callable[..., LayerMap]:
         """What makes a layer map of (depth, times, order, layers, sources)."""
-        growth = scale['growth']
-        return LayerMap.build if growth is None else growth.placing(scale['new_layers'])
+        growth, new = scale['growth'], scale['new_layers']
+
+        def build(depth: int, times: float, order: str, layers, sources) -> LayerMap:
+            """As ``LayerMap.build``, but ``order`` and ``sources`` are the growth's own business."""
+            return growth.layer_map(depth, None if times == 1 else new, times, layers)
+
+        return LayerMap.build if growth is None else build
 
     @classmethod
     def _source_arch(cls, arch: str | dict) -> dict:
@@ -176,9 +182,7 @@ class ScaledBackbone(StrictBackbone):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _check_stored(self, metadata: dict, prefix: str) -> None:
-        """What two scaled networks with the same keys and shapes may differ in: their maps, and what adapters
-        compute.
-        """
+        """What scaled networks of the same keys and shapes may differ in: their maps, and what adapters compute."""
         stored = metadata.get('layer_maps', {})
         try:
             for name, layers in self._containers():
@@ -218,8 +222,3 @@ def require_exact_keys(backbone: ScaledBackbone, state_dict, prefix, *args) -> N
     for text, keys in (('keep their initial values (not in the file)', missing), ('are not used here', besides)):
         if keys:
             print_log(f'{type(backbone).__name__}: {keys} {text}.', 'current', logging.WARNING)
-
-
-def scaled_layers(backbone: nn.Module) -> list[tuple[str, MappedLayers]]:
-    """Every tied or grown container inside ``backbone`` (or any model), by name."""
-    return [(name, m) for name, m in backbone.named_modules() if isinstance(m, MappedLayers)]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..checkpoint.dialects import relative_position_index
 from ..checkpoint.strict import CheckpointError
 from ..core.layer_map import stage_maps
-from ..core.scale import ADJUST
 from ..ops import Ops
 from .dense_args import from_dense
 from .scaled import ScaledBackbone
@@ -42,18 +42,7 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
 
     host = 'swin'
     alternating = 2  # every second block shifts its windows
-    scale_defaults = dict(
-        times=2,
-        order='stack',
-        stages=(3,),
-        layers='all',
-        sources=None,
-        adjust=ADJUST,
-        adjust_on='all',
-        start='paper',
-        growth=None,
-        new_layers=None,
-    )
+    scale_defaults = dict(ScaledBackbone.scale_defaults, order='stack', stages=(3,), adjust_on='all')
 
     def __init__(
         self,
@@ -105,13 +94,6 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
                     entries[key] = resize_bias_table(entries[key], self.get_submodule(module).window_size[0])
                 except ValueError as e:
                     raise CheckpointError(f'{key}: {e}') from e
-
-
-def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of positions in a window, (window^2, window^2)."""
-    at = torch.cartesian_prod(torch.arange(window), torch.arange(window))
-    rows, columns = (at[:, None] - at[None, :] + window - 1).unbind(-1)
-    return rows * (2 * window - 1) + columns
 
 
 class _LinspaceOnCpu(TorchFunctionMode):

@@ -1,6 +1,6 @@
 """Checkpoints in and out: reading, dialects, strict comparison."""
 
-from .dialects import head_to_mmpretrain, host_of, recognise, rewrite, split, to_host
+from .dialects import head_to_mmpretrain, recognise, rewrite, split, to_host
 from .reading import read_checkpoint, register_schemes, unwrap
 from .strict import CheckpointError, Differences, compare, require
 
@@ -9,7 +9,6 @@ __all__ = [
     'Differences',
     'compare',
     'head_to_mmpretrain',
-    'host_of',
     'read_checkpoint',
     'recognise',
     'register_schemes',

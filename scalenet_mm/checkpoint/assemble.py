@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections import Counter
@@ -25,7 +24,7 @@ from .delta_file import SHORT, Delta, check, digests, fingerprint, read_delta, s
 from .loading import build_model, load_base, load_weights
 from .reading import read_checkpoint, unwrap
 from .strict import CheckpointError, require
-from .writing import write_atomically
+from .writing import pickled, write_atomically
 
 
 def export_delta(
@@ -108,7 +107,7 @@ def make_delta(
         fingerprint=fingerprint(rest),
         base_digests={k: v[:SHORT] for k, v in rest.items()},
         structure=structure(present),
-        adapters=dict(Counter(map(_describe, _adjustments(model)))),
+        adapters=dict(Counter(_describe(m) for m in model.modules() if isinstance(m, Adjustment))),
         roles=by_role,
         config=config,
         dataset_meta={
@@ -159,9 +158,7 @@ def apply_to_file(
     read = read_delta(delta)
     model = assemble(read, base, config)
     meta = dict(cfg=_config(config, read.config, delta).pretty_text, dataset_meta=read.dataset_meta, **read.position)
-    with io.BytesIO() as buffer:
-        torch.save(dict(meta=meta, state_dict=model.state_dict()), buffer)
-        write_atomically(out, buffer.getvalue())
+    write_atomically(out, pickled(dict(meta=meta, state_dict=model.state_dict())))
     return read
 
 
@@ -191,10 +188,6 @@ def _config(given: Any, text: str | None, where: str | Path) -> Config:
             f'{where} holds no config; name the one it was trained with: --config CFG (config=... in Python).'
         )
     return parse_config(text, str(where))
-
-
-def _adjustments(model: nn.Module) -> list[Adjustment]:
-    return [m for m in model.modules() if isinstance(m, Adjustment)]
 
 
 def _describe(adjustment: Adjustment) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .reading import strip_prefix
+from .reading import add_prefix, strip_prefix, with_metadata
 from .strict import CheckpointError
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -157,14 +157,10 @@ def split(state_dict: Mapping[str, Tensor]) -> tuple[OrderedDict[str, Tensor], O
         The backbone's entries without `backbone.`, and all others as they are.
     """
     if any(key.startswith('backbone.') for key in state_dict):
-        rest = OrderedDict((k, v) for k, v in state_dict.items() if not k.startswith('backbone.'))
-        backbone = strip_prefix(state_dict, 'backbone.')
-    else:
-        rest = OrderedDict((k, v) for k, v in state_dict.items() if HEADS.fullmatch(k))
-        backbone = OrderedDict((k, v) for k, v in state_dict.items() if k not in rest)
-        backbone._metadata = OrderedDict(getattr(state_dict, '_metadata', {}))
-    rest._metadata = OrderedDict(getattr(state_dict, '_metadata', {}))
-    return backbone, rest
+        rest = with_metadata(((k, v) for k, v in state_dict.items() if not k.startswith('backbone.')), state_dict)
+        return strip_prefix(state_dict, 'backbone.'), rest
+    rest = with_metadata(((k, v) for k, v in state_dict.items() if HEADS.fullmatch(k)), state_dict)
+    return with_metadata(((k, v) for k, v in state_dict.items() if k not in rest), state_dict), rest
 
 
 def recognise(state_dict: Mapping[str, Tensor]) -> Dialect:
@@ -186,11 +182,6 @@ def recognise(state_dict: Mapping[str, Tensor]) -> Dialect:
             'A checkpoint of another library has to be renamed to one of these first.'
         )
     return dialect
-
-
-def host_of(state_dict: Mapping[str, Tensor]) -> str:
-    """Whether a state dict of any dialect is one of `'swin'` or `'deit'`."""
-    return recognise(state_dict).host
 
 
 def to_host(state_dict: Mapping[str, Tensor], host: str) -> OrderedDict[str, Tensor]:
@@ -217,20 +208,23 @@ def to_host(state_dict: Mapping[str, Tensor], host: str) -> OrderedDict[str, Ten
             f'{dialect.name}), but the model has a {host} backbone; name a checkpoint of a {host}'
         )
     last = max((int(m[1]) for k in state_dict if (m := re.match(r'(?:layers|stages)\.(\d+)\.', k))), default=0)
-    translated: OrderedDict[str, Tensor] = OrderedDict()
+    translated = with_metadata((), state_dict)
     for key, tensor in state_dict.items():
         if DERIVED.fullmatch(key):
             _check_derived(key, tensor)
             continue
-        name = _rename(key, dialect, last)
+        name = key
+        for pattern, replacement in dialect.renames:
+            name = re.sub(pattern, replacement, name)
+        name = name.replace('{last}', str(last))
         if name in translated:
             raise CheckpointError(f'two keys of the checkpoint mean {name}; one of them is {key}')
-        translated[name] = _changed(name, tensor, dialect)
+        change = next((change for pattern, change in dialect.changes if re.fullmatch(pattern, name)), None)
+        translated[name] = tensor if change is None else change(tensor)
     for name, like in (dialect.zeros or {}).items():
         # no bias is a bias of zero
         if name not in translated and like in translated:
             translated[name] = translated[like].new_zeros(translated[like].shape[0])
-    translated._metadata = OrderedDict(getattr(state_dict, '_metadata', {}))
     return translated
 
 
@@ -242,11 +236,9 @@ def head_to_mmpretrain(state_dict: Mapping[str, Tensor], classifier: str = 'head
         classifier: Its name in mmpretrain: `head.fc` in a LinearClsHead, `head.layers.head` in a
             VisionTransformerClsHead.
     """
-    renamed = OrderedDict(
-        (re.sub(r'^head(\.fc)?\.(weight|bias)$', rf'{classifier}.\2', key), value) for key, value in state_dict.items()
-    )
-    renamed._metadata = OrderedDict(getattr(state_dict, '_metadata', {}))
-    return renamed
+    new = rf'{classifier}.\2'
+    renamed = ((re.sub(r'^head(\.fc)?\.(weight|bias)$', new, k), v) for k, v in state_dict.items())
+    return with_metadata(renamed, state_dict)
 
 
 def classifier_of(model: nn.Module) -> str | None:
@@ -263,42 +255,29 @@ def rewrite(state_dict: Mapping[str, Tensor], classifier: str | None = None) -> 
             changed. What stands beside `backbone.` (neck, heads) is kept as it is.
         classifier: See `head_to_mmpretrain`; by default as in mmpretrain's configs of the host.
     """
-    host = host_of(state_dict)
+    host = recognise(state_dict).host
     backbone, rest = split(state_dict)
-    whole = any(key.startswith('backbone.') for key in state_dict)
-    if not whole:
+    rewritten = add_prefix(to_host(backbone, host), 'backbone.')
+    if any(key.startswith('backbone.') for key in state_dict):
+        rewritten._metadata = rest._metadata
+    else:
         rest = head_to_mmpretrain(rest, classifier or CLASSIFIERS[host])
-    backbone = to_host(backbone, host)
-    rewritten = OrderedDict((f'backbone.{key}', value) for key, value in backbone.items())
     rewritten.update(rest)
-    rewritten._metadata = (
-        OrderedDict(rest._metadata)
-        if whole
-        else OrderedDict((f'backbone.{key}'.rstrip('.'), value) for key, value in backbone._metadata.items())
-    )
     return rewritten
 
 
-def _rename(key: str, dialect: Dialect, last: int) -> str:
-    for pattern, replacement in dialect.renames:
-        key = re.sub(pattern, replacement, key)
-    return key.replace('{last}', str(last))
-
-
-def _changed(name: str, tensor: Tensor, dialect: Dialect) -> Tensor:
-    for pattern, change in dialect.changes:
-        if re.fullmatch(pattern, name):
-            return change(tensor)
-    return tensor
+def relative_position_index(window: int) -> Tensor:
+    """Row of Swin's bias table for each pair of positions in a window, (window^2, window^2)."""
+    at = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    rows, columns = (at[:, None] - at[None, :] + window - 1).unbind(-1)
+    return rows * (2 * window - 1) + columns
 
 
 def _check_derived(key: str, tensor: Tensor) -> None:
     """Refuse bias tables of another order: their index buffer says what order they have."""
     if not key.endswith('.relative_position_index'):
         return
-    window = round(tensor.shape[0] ** 0.5)
-    row, column = torch.arange(window**2) // window, torch.arange(window**2) % window
-    expected = (row[:, None] - row + window - 1) * (2 * window - 1) + (column[:, None] - column + window - 1)
+    expected = relative_position_index(round(tensor.shape[0] ** 0.5))
     if tensor.shape != expected.shape or not torch.equal(tensor.cpu().long(), expected):
         raise CheckpointError(
             f'{key} is not the index of a square window in row order, so the bias tables of this '

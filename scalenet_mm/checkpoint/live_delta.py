@@ -23,8 +23,7 @@ from .strict import CheckpointError
 
 
 def delta_of(model: nn.Module, source: nn.Module | Mapping[str, Tensor], base: str | Path = 'the source') -> Delta:
-    """What training changed in a scaled live network: its adjustments, and what else differs from its source, bit by
-    bit.
+    """What training changed in a scaled live network: its adjustments, and what else differs from its source.
 
     >>> delta_of(model, source).save('a.delta.safetensors')  # doctest: +SKIP
 
@@ -33,8 +32,7 @@ def delta_of(model: nn.Module, source: nn.Module | Mapping[str, Tensor], base: s
         base: name or address of the source, for messages.
 
     Raises:
-        CheckpointError: if ``model`` was not made by ``scale`` or ``rescale``, or ``source`` is scaled or shares its
-            tensors.
+        CheckpointError: if ``scale`` or ``rescale`` did not make ``model``, or ``source`` is scaled or shares tensors.
     """
     spec = getattr(model, 'scale_spec', None)
     if spec is None:
@@ -55,8 +53,7 @@ def delta_of(model: nn.Module, source: nn.Module | Mapping[str, Tensor], base: s
         raise CheckpointError(
             f'The source is no network as it was before: {(scaled or same)[0]} is '
             f'{"an adjustment in it" if scaled else "the very tensor of the model"}. scale works in place, so it needs '
-            'a copy '
-            'made before: source = copy.deepcopy(model), or copy.deepcopy(model.state_dict()), then scale(model).'
+            'a copy made before: source = copy.deepcopy(model) or copy.deepcopy(model.state_dict()), then scale(model).'
         )
     theirs = digests(known)
     mine = digests(state)
@@ -77,7 +74,10 @@ def scale_by_delta(model: nn.Module, delta: Delta | str | Path, facts: HostFacts
         ValueError: if the network is scaled already.
     """
     delta = delta if isinstance(delta, Delta) else read_delta(delta)
-    spec = _spec(delta)
+    if delta.config.lstrip().startswith('{'):  # the config that a Hugging Face model wrote
+        spec = json.loads(delta.config).get('scalenet')
+    else:
+        spec = parse_config(delta.config, 'the delta').to_dict().get('scale_spec')
     if not spec:
         raise CheckpointError(
             'This delta holds the config of an OpenMMLab model, not the scale of a live one: use assemble or '
@@ -91,10 +91,3 @@ def scale_by_delta(model: nn.Module, delta: Delta | str | Path, facts: HostFacts
     tensors: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
     check(delta, scaled(copy.deepcopy(model, tensors)).state_dict())  # a copy of the structure only
     return apply_delta(scaled(model), delta)
-
-
-def _spec(delta: Delta) -> dict[str, Any] | None:
-    """``scale_spec`` of the network: of ``delta_of``'s text, or of the config that a Hugging Face model wrote."""
-    if delta.config.lstrip().startswith('{'):
-        return json.loads(delta.config).get('scalenet')
-    return parse_config(delta.config, 'the delta').to_dict().get('scale_spec')

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..compat import with_preprocessor
 from .delta_file import apply_delta
 from .dialects import CLASSIFIERS, HEADS, classifier_of, head_to_mmpretrain, rewrite
-from .reading import read_checkpoint, unwrap
+from .reading import add_prefix, read_checkpoint, unwrap
 from .strict import CheckpointError, StrictBackbone
 from .supplied import check_supplied
 
@@ -103,8 +103,7 @@ def for_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> Mapping[str
     own = backbone.own_names(state_dict) if isinstance(backbone, StrictBackbone) else None
     if own is None:
         return rewrite(state_dict, classifier_of(model))
-    found = OrderedDict((f'backbone.{key}', value) for key, value in own.items())
+    found = add_prefix(own, 'backbone.')
     heads = OrderedDict((k, v) for k, v in state_dict.items() if HEADS.fullmatch(k))
     found.update(head_to_mmpretrain(heads, classifier_of(model) or CLASSIFIERS['swin']))
-    found._metadata = OrderedDict((f'backbone.{k}'.rstrip('.'), v) for k, v in own._metadata.items())
     return found

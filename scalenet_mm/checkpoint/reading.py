@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,28 @@ def unwrap(checkpoint: Mapping[str, Any], prefer_ema: bool = False) -> OrderedDi
     order = (*AVERAGED, *PLAIN, *LAST) if prefer_ema else (*PLAIN, *AVERAGED, *LAST)
     found = next((checkpoint[k] for k in order if isinstance(checkpoint.get(k), Mapping)), None)
     content = checkpoint if found is None else found
-    state = OrderedDict((k, v) for k, v in content.items() if isinstance(v, Tensor))
+    state = with_metadata(((k, v) for k, v in content.items() if isinstance(v, Tensor)), content)
     if not state:
         raise CheckpointError(
             f'the checkpoint holds no tensors: its keys are {_some(content)}, and weights are '
             f'looked for under {", ".join(order)} and at the top level'
         )
-    state._metadata = OrderedDict(getattr(content, '_metadata', None) or {})
     while prefix := next((p for p in WRAPPERS if _all_under(state, p)), None):
         state = strip_prefix(state, prefix)
+    return state
+
+
+def with_metadata(entries: Iterable[tuple[str, Tensor]], of: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Entries as a state dict with a copy of the `_metadata` of another one, if it has some."""
+    state = OrderedDict(entries)
+    state._metadata = OrderedDict(getattr(of, '_metadata', None) or {})
+    return state
+
+
+def add_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> OrderedDict[str, Tensor]:
+    """All entries under `prefix` (with its dot); `_metadata` follows."""
+    state = with_metadata(((f'{prefix}{key}', value) for key, value in state_dict.items()), state_dict)
+    state._metadata = OrderedDict((f'{prefix}{key}'.rstrip('.'), value) for key, value in state._metadata.items())
     return state
 
 
@@ -128,20 +141,16 @@ def _read_file(path: Path, map_location: Any) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f'{path} is a folder; name the checkpoint file inside it')
     _refuse_foreign(path)
-    read = _read_safetensors if path.suffix == '.safetensors' else _read_pickle
-    with _explained(str(path), f'{path} ({path.stat().st_size:,} bytes)'):
-        checkpoint = read(path, map_location)
+    with _explained(str(path), f'{path} ({path.stat().st_size:,} bytes)'), _safe_globals():
+        if path.suffix == '.safetensors':
+            return _read_safetensors(path, map_location)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(
             f'{path} holds a {type(checkpoint).__name__}, not a dict of weights; save '
             '`model.state_dict()` instead of the model'
         )
     return checkpoint
-
-
-def _read_pickle(path: Path, map_location: Any) -> Any:
-    with _safe_globals():
-        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
@@ -228,12 +237,9 @@ def _refuse_foreign(path: Path) -> None:
     size = path.stat().st_size
     with path.open('rb') as file:
         start = file.read(64)
-    reason = (
-        'it is empty; fetch it again'
-        if not start
-        else next((why for sign, why in FOREIGN if start.lstrip().startswith(sign)), None)
-    )
-    if reason:
+    reason = next((why for sign, why in FOREIGN if start.lstrip().startswith(sign)), None)
+    if reason or not start:
+        reason = reason or 'it is empty; fetch it again'
         raise CheckpointError(f'{path} ({size:,} bytes) is not a checkpoint: {reason}')
 
 

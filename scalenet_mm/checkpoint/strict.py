@@ -29,18 +29,19 @@ class Differences:
         return bool(self.missing or self.unexpected or self.mis_shaped)
 
     def __str__(self) -> str:
-        kinds = (
-            ('missing in the file', _shapes(self.missing)),
-            ('unexpected in the file', _shapes(self.unexpected)),
-            (
-                'of another shape',
-                [
-                    f'{key}: expected {tuple(expected)}, the file has {tuple(got)}'
-                    for key, (expected, got) in self.mis_shaped.items()
-                ],
-            ),
-        )
-        return '\n'.join(_section(title, entries) for title, entries in kinds if entries)
+        kinds = {
+            'missing in the file': [f'{key} {tuple(shape)}' for key, shape in self.missing.items()],
+            'unexpected in the file': [f'{key} {tuple(shape)}' for key, shape in self.unexpected.items()],
+            'of another shape': [
+                f'{key}: expected {tuple(expected)}, the file has {tuple(got)}'
+                for key, (expected, got) in self.mis_shaped.items()
+            ],
+        }
+        lines = []
+        for title, entries in kinds.items():
+            lines += [f'{len(entries)} {title}:'] * bool(entries) + [f'  {entry}' for entry in entries[:SHOWN]]
+            lines += [f'  ... and {len(entries) - SHOWN} more'] * (len(entries) > SHOWN)
+        return '\n'.join(lines)
 
 
 class CheckpointError(RuntimeError):
@@ -95,16 +96,6 @@ def require(
             'Check that the file belongs to this model (architecture, depth, window size, scale).',
             differences,
         )
-
-
-def _shapes(entries: Mapping[str, Size]) -> list[str]:
-    return [f'{key} {tuple(shape)}' for key, shape in entries.items()]
-
-
-def _section(title: str, entries: list[str]) -> str:
-    more = len(entries) - SHOWN
-    lines = [f'{len(entries)} {title}:', *(f'  {entry}' for entry in entries[:SHOWN])]
-    return '\n'.join(lines + ([f'  ... and {more} more'] if more > 0 else []))
 
 
 class StrictBackbone:

@@ -1,6 +1,4 @@
-"""What ``load_from`` must supply: mmengine loads with ``strict=False`` and only logs, so a frozen head could stay
-random.
-"""
+"""What ``load_from`` must supply: mmengine loads with ``strict=False``, so a frozen head could stay random."""
 
 from __future__ import annotations
 
@@ -101,9 +99,7 @@ def _paths(key: str) -> list[str]:
 
 
 def _trained(model: nn.Module, key: str) -> bool:
-    """Whether a parameter is trained, or a buffer stands beside a trained parameter of its module (or the one
-    around).
-    """
+    """Whether a parameter is trained, or a buffer stands beside one of its module (or the module around) that is."""
     path, _, name = key.rpartition('.')
     module = model.get_submodule(path)
     if name in module._parameters:
@@ -129,8 +125,7 @@ def _ways_out(expected: Mapping[str, Size], got: Mapping[str, Tensor], wrong: Di
     if rest and not parts & theirs:
         ways.append(
             f'The file holds a backbone or a classifier: nothing in it is of {_quoted(parts)}. Name a checkpoint of '
-            'the '
-            "whole model in load_from, or load this one with model.backbone.init_cfg=dict(type='Pretrained', "
+            "the whole model in load_from, or load this one with model.backbone.init_cfg=dict(type='Pretrained', "
             f'checkpoint=...) and train the rest: add {_quoted(parts)} to policy.also.'
         )
     elif rest:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import torch
 
 UNFINISHED = '.unfinished'  # ends the name of a file that is being written
 
@@ -33,6 +38,13 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             f'{path} ({len(data):,} bytes) could not be written: {error.strerror}. What stood there before is '
             'untouched. Free some space or name another folder; an interrupted training continues with --resume',
         ) from error
+
+
+def pickled(content: Mapping[str, Any]) -> bytes:
+    """The bytes that ``torch.save`` writes."""
+    with io.BytesIO() as buffer:
+        torch.save(content, buffer)
+        return buffer.getvalue()
 
 
 def _sync_folder(folder: Path) -> None:

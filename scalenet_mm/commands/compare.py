@@ -41,7 +41,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str]) -> None:
+    args = parse_args(argv)
     images = find_images(args.images)
     a = load_model(args.config_a, args.checkpoint_a, args.delta_a, args.device)
     b = load_model(args.config_b, args.checkpoint_b, args.delta_b, args.device)
@@ -76,7 +77,3 @@ def run(args: argparse.Namespace) -> None:
     shown = [(k, v) for k, v in summed.items() if not k.startswith('by_class.')]
     print(format_table((f'{len(images)} images', ''), shown))
     print(f'Pictures: {args.out}/page_1.png ... page_{pages}.png   Differences: {args.out}/differences.json')
-
-
-def main(argv: Sequence[str]) -> None:
-    run(parse_args(argv))

@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..checkpoint import read_checkpoint, recognise, rewrite, unwrap
-from ..checkpoint.reading import strip_prefix
+from ..checkpoint.reading import strip_prefix, with_metadata
+from ..checkpoint.writing import pickled, write_atomically
 from .main import command_parser
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -56,38 +54,27 @@ def convert(source: str, backbone_only: bool = False, ema: bool = False) -> tupl
 def own_storage(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """Contiguous tensors that share no storage: a saved view would carry all it looks into."""
     seen: set[int] = set()
-    owned: OrderedDict[str, Tensor] = OrderedDict()
+    owned = with_metadata((), state_dict)
     for key, tensor in state_dict.items():
         storage = tensor.untyped_storage()
         alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
         seen.add(storage.data_ptr())
         owned[key] = tensor.detach() if alone and tensor.is_contiguous() else tensor.detach().clone()
         owned[key] = owned[key].contiguous()
-    owned._metadata = OrderedDict(getattr(state_dict, '_metadata', {}))
     return owned
 
 
 def write(state_dict: OrderedDict[str, Tensor], target: Path, meta: dict[str, str]) -> str:
-    """Write to a temporary file beside `target`, then move it there; returns its SHA-256."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{target.name}.', dir=target.parent)
-    os.close(handle)
-    try:
-        if target.suffix == '.safetensors':
-            from safetensors.torch import save_file
+    """Write a file whole or not at all; returns its SHA-256."""
+    if target.suffix == '.safetensors':
+        from safetensors.torch import save
 
-            # `_metadata` holds the layer maps of scaled nets; a header takes text only
-            save_file(state_dict, name, {**meta, '_metadata': json.dumps(state_dict._metadata)})
-        else:
-            torch.save({'meta': meta, 'state_dict': state_dict}, name)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # what a plain `open` would have given
-        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    return digest
+        # `_metadata` holds the layer maps of scaled nets; a header takes text only
+        data = save(state_dict, {**meta, '_metadata': json.dumps(state_dict._metadata)})
+    else:
+        data = pickled({'meta': meta, 'state_dict': state_dict})
+    write_atomically(target, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def main(argv: Sequence[str]) -> None:

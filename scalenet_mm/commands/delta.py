@@ -83,7 +83,8 @@ def report(delta: Delta, path: Path | None = None) -> None:
         print(f'{key.ljust(width)}  {value}')
 
 
-def run(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str]) -> None:
+    args = parse_args(argv)
     if args.command == 'export':
         out = args.out or Path(args.checkpoint.rpartition('/')[2]).with_suffix(SUFFIX)
         if args.out is None and '://' not in args.checkpoint:
@@ -102,7 +103,3 @@ def run(args: argparse.Namespace) -> None:
     else:
         for file in push_delta(args.delta, args.dest, args.license, args.base_model, args.force):
             print(f'written {file}')
-
-
-def main(argv: Sequence[str]) -> None:
-    run(parse_args(argv))

@@ -10,109 +10,77 @@ OpenMMLab, or with neither. Every import is tried in a process of its own.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 from .main import command_parser
+from .remedies import FAMILIES, PIP, SETUP, SETUP_HERE, compiler_fault, installed, remedy_for
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-TOOLS, COMPAT = CHECKOUT / 'tools', CHECKOUT / 'scalenet_mm' / 'compat.py'
-SETUP = f'bash {shlex.quote(str(TOOLS))}/setup_env.sh --env {shlex.quote(sys.prefix)}'
-PIP = f'{shlex.quote(sys.executable)} -m pip'
 OK, WARN, FAIL, SKIP = 'ok', 'warn', 'FAIL', '-'
+CHECKOUT = Path(__file__).resolve().parents[2]
 
-# Import name -> distributions that provide it.
-MAINTAINED = {
-    'mmengine': ('onedl-mmengine',),
-    'mmcv': ('onedl-mmcv',),
-    'mmpretrain': ('onedl-mmpretrain',),
-    'mmdet': ('onedl-mmdetection',),
-    'mmseg': ('onedl-mmsegmentation',),
+# Code that prints, last, what it found; a line that begins with WARN names a fault that not everybody minds.
+TORCH = """
+import shutil, torch
+gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+print(f'{torch.__version__}, CUDA {torch.version.cuda}, {gpus} GPU')
+if not gpus and shutil.which('nvidia-smi'): print('warn', torch.__version__, 'does not see the GPU')
+"""
+NMS = """
+from NAME.ops import nms
+nms(torch.tensor([[0., 0, 9, 9]]), torch.ones(1), 0.5)
+print('run')
+"""
+TORCHVISION = 'import torch, torchvision' + NMS.replace('NAME', 'torchvision')
+MMCV = f"""
+import torch, mmcv._ext{NMS.replace('NAME', 'mmcv')}
+from mmcv.ops import get_compiling_cuda_version
+if get_compiling_cuda_version() == 'not available' and torch.cuda.is_available(): print('warn are for the CPU alone')
+"""
+PKG_RESOURCES = f"""
+try: import pkg_resources; print('has it')
+except ImportError:
+    if {bool(installed(FAMILIES['mmengine'][1:]))}: raise
+    print('lacks it, and only upstream mmengine needs it')
+"""
+COMPILED = {  # against numpy, by distribution
+    'opencv-python': 'import cv2',
+    'pycocotools': 'import pycocotools._mask',
+    'scipy': 'import scipy.ndimage',
+    'shapely': 'import shapely',
+    'scikit-image': 'import skimage.measure',
+    'scikit-learn': 'import sklearn.cluster',
+    'torch': 'import torch; torch.zeros(1).numpy()',  # it imports with any numpy
 }
-UPSTREAM = {
-    'mmengine': ('mmengine', 'mmengine-lite'),
-    'mmcv': ('mmcv', 'mmcv-full', 'mmcv-lite'),
-    'mmpretrain': ('mmpretrain',),
-    'mmdet': ('mmdet',),
-    'mmseg': ('mmsegmentation',),
+IMPORTS = {
+    name: f'import {name}; print("imports")'
+    for name in ('mmengine.runner', 'mmpretrain.models', 'mmdet.models', 'mmseg.models')
 }
-
-# What a failed import prints, and what to do about it. The first that matches counts.
-GATES = {
-    'pkg_resources': (r'pkg_resources', f'setuptools 82 dropped pkg_resources: {PIP} install "setuptools<82"'),
-    'numpy ABI': (
-        r'compiled using NumPy 1|_ARRAY_API not found|multiarray failed to import|dtype size changed'
-        r'|Numpy is not available',
-        f'compiled for another numpy: {PIP} install -U <names>, or {PIP} install "numpy<2"',
-    ),
-    'versions': (
-        r'is used but incompatible',
-        'mmdet 3.3 and mmseg 1.2.2 take mmcv 2.0 and 2.1 only: MMCV_WITH_OPS=1 '
-        f'{PIP} install --no-build-isolation mmcv==2.1.0, or use the maintained family ({SETUP})',
-    ),
-    'libGL': (r'libGL\.so', f'this OpenCV wants libGL: {PIP} install opencv-python-headless'),
-    'imgaug': (r"No module named 'imgaug'", f'{PIP} install imaug'),
-    'ftfy': (r"No module named '(ftfy|regex)'", f'{PIP} install ftfy regex'),
-    'torchvision': (
-        r'torchvision::nms does not exist|Couldn.t load custom C\+\+ ops',
-        'torch and torchvision do not belong together: install both from one index, such as '
-        f'{PIP} install torch==2.11.0 torchvision==0.26.0',
-    ),
-    'mmcv ops': (
-        r"No module named 'mmcv._ext'|undefined symbol|cannot open shared",
-        'its ops are missing or of another torch, compile them: MMCV_WITH_OPS=1 '
-        f'{PIP} install --no-build-isolation --no-deps --no-cache-dir --force-reinstall <mmcv> '
-        '(needs torch, "setuptools<82", ninja and g++)',
-    ),
-}
-
-ABI_MODULES = {  # compiled against numpy -> their distribution
-    'cv2': 'opencv-python',
-    'pycocotools._mask': 'pycocotools',
-    'scipy.ndimage': 'scipy',
-    'shapely': 'shapely',
-    'skimage.measure': 'scikit-image',
-    'sklearn.cluster': 'scikit-learn',
-}
-NMS = 'nms(torch.tensor([[0., 0, 9, 9]]), torch.ones(1), 0.5)'
 RESUME = """
-import os, tempfile, torch
+import tempfile, torch
 from mmengine.logging import MessageHub
 from mmengine.runner.checkpoint import _load_checkpoint
 hub = MessageHub('doctor')
 hub.update_scalar('loss', 0.5)
-hub.update_info('epoch', 1)
-with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, 'epoch_1.pth')
-    torch.save(dict(state_dict={}, message_hub=hub.state_dict()), path)
-    _load_checkpoint(path, map_location='cpu')
+with tempfile.NamedTemporaryFile(suffix='.pth') as file:
+    torch.save(dict(state_dict={}, message_hub=hub.state_dict()), file.name)
+    _load_checkpoint(file.name, map_location='cpu')
+print('resumes')
 """
-INHERIT = """
-import os, tempfile
+DEFAULTS = """
 from mmengine.config import Config
-with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, 'config.py')
-    with open(path, 'w') as file:
-        file.write("_base_ = 'MODULE::_base_/default_runtime.py'")
-    Config.fromfile(path)
+Config.fromstring("_base_ = 'NAME::_base_/default_runtime.py'", '.py')
+print('configs are found')
 """
-PATCH = f"""
-import importlib.util
-spec = importlib.util.spec_from_file_location('scalenet_mm_compat', {str(COMPAT)!r})
-compat = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(compat)
-compat.patch()
-"""
+INHERIT = {name: DEFAULTS.replace('NAME', name) for name in ('mmpretrain', 'mmdet', 'mmseg')}
+OURS = f'import sys; sys.path.append({str(CHECKOUT)!r}); import scalenet_mm\n'  # patches mmengine
 
 
 class Row(NamedTuple):
@@ -152,243 +120,108 @@ def probe(code: str) -> Probe:
     return Probe(done.returncode == 0, said[0] if said else '', error)
 
 
-def remedy(gate: str, names: str = 'PACKAGE') -> str:
-    """What to do about a gate, with the packages concerned filled in."""
-    mmcv = (installed(MAINTAINED['mmcv'] + UPSTREAM['mmcv']) or ['mmcv'])[0].replace(' ', '==')
-    return GATES[gate][1].replace('<mmcv>', mmcv).replace('<names>', names)
-
-
-def remedy_for(error: str, otherwise: str = '') -> str:
-    for gate, (pattern, _) in GATES.items():
-        if re.search(pattern, error):
-            return remedy(gate)
-    return otherwise
-
-
-def installed(names: tuple[str, ...]) -> list[str]:
-    """`name version` of those distributions that are installed."""
-    found = []
-    for name in names:
-        try:
-            found.append(f'{name} {version(name)}')
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def family(of: dict[str, tuple[str, ...]]) -> list[str]:
-    return [found for names in of.values() for found in installed(names)]
-
-
 # --- the checks ----------------------------------------------------------------------------------
 
 
 def check_python() -> Row:
     here, number = sys.version.split()[0], tuple(sys.version_info[:2])
     if number < (3, 10):
-        return Row(FAIL, here, f'make an environment of Python 3.10 to 3.12: bash {TOOLS}/setup_env.sh')
+        return Row(FAIL, here, f'make an environment of Python 3.10 to 3.12: {SETUP}')
     if number >= (3, 13):
         return Row(WARN, here, 'not tried; Python 3.10 to 3.12 are')
     return Row(OK, f'{here} at {sys.executable}')
 
 
 def check_family() -> Row:
-    maintained, upstream = family(MAINTAINED), family(UPSTREAM)
-    if not maintained and not upstream:
-        return Row(FAIL, 'no OpenMMLab package', SETUP)
-    both = maintained + upstream
-    twice = [m for m in UPSTREAM if len(installed(MAINTAINED[m] + UPSTREAM[m])) > 1]
-    if twice or (maintained and upstream):
-        names = ' '.join(found.split()[0] for found in both)
+    there = {module: installed(names) for module, names in FAMILIES.items()}
+    found = [name for names in there.values() for name in names]
+    maintained = [name for name in found if name.startswith('onedl-')]
+    if not found:
+        return Row(FAIL, 'no OpenMMLab package', SETUP_HERE)
+    if len(maintained) not in (0, len(found)) or any(len(names) > 1 for names in there.values()):
+        names = ' '.join(name.split()[0] for name in found)
         return Row(
             FAIL,
-            'mixed: ' + ', '.join(both),
-            f'they overwrite each other: {PIP} uninstall -y {names}; then {SETUP} for the maintained '
-            'family, or pip install -e ".[openmmlab]" for upstream',
+            'mixed: ' + ', '.join(found),
+            f'they overwrite each other: {PIP} uninstall -y {names}; then {SETUP_HERE} for the maintained family, '
+            'or pip install -e ".[openmmlab]" for upstream',
         )
-    value = ('maintained: ' if maintained else 'upstream: ') + ', '.join(both)
-    missing = [m for m in UPSTREAM if not installed(MAINTAINED[m] + UPSTREAM[m])]
+    value = ('maintained: ' if maintained else 'upstream: ') + ', '.join(found)
+    missing = [module for module, names in there.items() if not names]
     if missing:
-        of = MAINTAINED if maintained else UPSTREAM
-        names = ' '.join(of[m][0] for m in missing)
+        names = ' '.join(FAMILIES[module][0 if maintained else 1] for module in missing)
         return Row(WARN, f'{value}; without {", ".join(missing)}', f'{PIP} install {names}')
     return Row(OK, value)
 
 
-def check_torch() -> Row:
-    code = (
-        'import torch; gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0; '
-        'print(f"{torch.__version__}, CUDA {torch.version.cuda}, {gpus} GPU")'
-    )
-    done = probe(code)
-    if not done.ok:
-        return Row(FAIL, done.cause, remedy_for(done.error, f'{PIP} install torch torchvision'))
-    if ' 0 GPU' in done.said and shutil.which('nvidia-smi'):
-        hint = 'torch does not see the GPU: its CUDA may be newer than the driver (nvidia-smi)'
-        return Row(WARN, done.said, hint)
-    return Row(OK, done.said)
-
-
-def check_torchvision() -> Row:
-    done = probe(f'import torch, torchvision; from torchvision.ops import nms; {NMS}; print(torchvision.__version__)')
-    if done.ok:
-        return Row(OK, f'{done.said}, its compiled ops run')
-    otherwise = 'install the torchvision that belongs to this torch'
-    return Row(FAIL, done.cause, remedy_for(done.error, otherwise))
-
-
-def check_numpy() -> Row:
-    done = probe('import numpy; print(numpy.__version__)')
-    if not done.ok:
-        return Row(FAIL, done.cause, f'{PIP} install numpy==2.2.6')
-    tries = {name: f'import {name}' for name, dist in ABI_MODULES.items() if installed((dist,))}
-    if installed(('torch',)):
-        tries['torch'] = 'import torch; torch.zeros(1).numpy()'
-    pattern = GATES['numpy ABI'][0]
-    clash = [name for name, code in tries.items() if re.search(pattern, probe(code).error)]
-    if clash:
-        names = ' '.join(ABI_MODULES.get(name, name) for name in clash)
-        value = f'{done.said}, but {", ".join(clash)} compiled for another'
-        return Row(FAIL, value, remedy('numpy ABI', names))
-    return Row(OK, f'{done.said}, fits {", ".join(tries)}')
-
-
-def check_mmcv_ops() -> Row:
-    name = (installed(MAINTAINED['mmcv'] + UPSTREAM['mmcv']) or ['mmcv'])[0]
-    code = (
-        f'import torch, mmcv._ext; from mmcv.ops import nms, get_compiling_cuda_version as cuda; {NMS}; '
-        'print(cuda(), torch.cuda.is_available())'
-    )
-    done = probe(code)
-    if not done.ok:
-        return Row(FAIL, f'{name}: {done.cause}', remedy_for(done.error, remedy('mmcv ops')))
-    if done.said == 'not available True':
-        return Row(WARN, f'{name}: compiled for the CPU alone', remedy('mmcv ops'))
-    return Row(OK, f'{name}: compiled ops run')
-
-
-def check_pkg_resources() -> Row:
-    name = (installed(('setuptools',)) or ['no setuptools'])[0]
-    done = probe('import pkg_resources')
-    if done.ok:
-        return Row(OK, f'{name} has it')
-    if installed(UPSTREAM['mmengine']):
-        value = f'{name} lacks it and upstream mmengine needs it'
-        return Row(FAIL, value, remedy('pkg_resources'))
-    return Row(OK, f'{name} lacks it; only upstream needs it')
-
-
-def check_imports() -> Row:
-    failed, remedies, works, mended = [], [], [], []
-    for module in ('mmengine.runner', 'mmpretrain.models', 'mmdet.models', 'mmseg.models'):
-        package = module.split('.')[0]
-        if not installed(MAINTAINED[package] + UPSTREAM[package]):
-            continue
-        done = probe(f'import {module}')
-        if done.ok:
-            works.append(package)
-        elif COMPAT.exists() and probe(f'{PATCH}import {module}').ok:
-            mended.append(package)
-        else:
-            failed.append(f'{package}: {done.cause}')
-            remedies.append(remedy_for(done.error, f'{PIP} install what is missing, or {SETUP}'))
-    if failed:
-        return Row(FAIL, '; '.join(failed), '; '.join(dict.fromkeys(remedies)))
-    if mended:
-        hint = (
-            "nothing where scalenet_mm is imported first, as our tools do: it leaves out mmpretrain's multimodal "
-            f'models, which are written for transformers 4; or {PIP} install "transformers<5"'
-        )
-        return Row(WARN, f'{", ".join(mended)}: only after `import scalenet_mm`', hint)
-    return Row(OK, ', '.join(works))
-
-
-def _mended(code: str, mending: str) -> Row:
-    """Tries code as it is, then after the patch that importing scalenet_mm applies."""
-    plain = probe(code)
-    if plain.ok:
-        return Row(OK, 'works')
-    if COMPAT.exists() and probe(PATCH + code).ok:
-        hint = 'nothing where scalenet_mm is imported first, as our tools do: it ' + mending
-        return Row(WARN, f'fails alone ({plain.cause}), works after `import scalenet_mm`', hint)
-    return Row(FAIL, plain.cause, remedy_for(plain.error, f'use {SETUP}, or import scalenet_mm first'))
-
-
-def check_resume() -> Row:
-    return _mended(RESUME, 'lists what mmengine saves as safe to load (torch >= 2.6 asks for that)')
-
-
-def check_inheritance() -> Row:
-    rows = {}
-    for module in ('mmpretrain', 'mmdet', 'mmseg'):
-        if installed(MAINTAINED[module] + UPSTREAM[module]):
-            code = INHERIT.replace('MODULE', module)
-            rows[module] = _mended(code, 'corrects the name mmengine looks it up by')
-    for state in (FAIL, WARN):
-        for module, row in rows.items():
-            if row.state == state:
-                return Row(state, f'{module}:: {row.value}', row.remedy)
-    return Row(OK, ', '.join(f'{module}::' for module in rows) + ' resolve')
-
-
-def check_timm() -> Row:
-    done = probe('import timm; print(timm.__version__)')
-    if done.ok:
-        return Row(OK, done.said)
-    hint = f'{PIP} install timm==1.0.31 (only the tests and timm models need it)'
-    return Row(WARN, done.cause, hint)
-
-
 def check_compiler() -> Row:
-    compiler = os.environ.get('CXX', 'c++').split()[0]
-    headers = Path(sysconfig.get_path('include'), 'Python.h')
-    missing = [
-        what for what, there in ((compiler, shutil.which(compiler)), (str(headers), headers.exists())) if not there
-    ]
-    if missing:
-        hint = 'only compiling mmcv needs it: apt install g++ python3-dev'
-        return Row(WARN, f'{" and ".join(missing)} not found', hint)
-    nvcc = shutil.which('nvcc')
-    return Row(OK, f'{shutil.which(compiler)}, Python.h' + (f', {nvcc}' if nvcc else ', no nvcc'))
+    fault = compiler_fault()
+    if fault:
+        return Row(WARN, 'only compiling mmcv needs what is missing', fault)
+    return Row(OK, f'compiles C++17 with Python.h, {shutil.which("nvcc") or "no nvcc"}')
 
 
-def check_scalenet() -> Row:
-    done = probe('import scalenet_mm; from scalenet_mm.version import __version__; print(__version__)')
-    if done.ok:
-        return Row(OK, done.said)
-    return Row(WARN, done.cause, remedy_for(done.error, f'{PIP} install -e {CHECKOUT} --no-deps'))
+def run_codes(codes: Mapping[str, str], otherwise: str, mending: str = 'helps', fails: str = FAIL) -> Row:
+    """Runs pieces of code, and once more after importing scalenet_mm what fails; the worst state counts.
+
+    Args:
+        codes: the pieces by the name that the row gives them.
+        otherwise: what to do about a failure without a known remedy.
+        mending: what importing scalenet_mm does about it.
+        fails: the state where a piece fails both times.
+    """
+    rows = []
+    for name, code in codes.items():
+        done = probe(code)
+        if done.ok and done.said.startswith(WARN):
+            rows.append(Row(WARN, f'{name}{done.said.removeprefix(WARN)}', remedy_for(done.said, otherwise)))
+        elif done.ok:
+            rows.append(Row(OK, f'{name} {done.said}'.strip()))
+        elif probe(OURS + code).ok:
+            hint = f'nothing where scalenet_mm is imported first, as our tools do: it {mending}'
+            rows.append(Row(WARN, f'{name} fails alone ({done.cause}), works after `import scalenet_mm`', hint))
+        else:
+            rows.append(Row(fails, f'{name}: {done.cause}', remedy_for(done.error, otherwise, package=name)))
+    worst = next((state for state in (FAIL, WARN) if any(row.state == state for row in rows)), OK)
+    rows = [row for row in rows if row.state == worst]
+    remedies = dict.fromkeys(row.remedy for row in rows if row.remedy)
+    return Row(worst, '; '.join(row.value for row in rows), '; '.join(remedies))
 
 
-CHECKS: tuple[tuple[str, Callable[[], Row], tuple[str, ...]], ...] = (
-    # name, check, the checks without which it says nothing
-    ('python', check_python, ()),
-    ('family', check_family, ()),
-    ('torch', check_torch, ()),
-    ('torchvision', check_torchvision, ('torch',)),
-    ('numpy ABI', check_numpy, ()),
-    ('pkg_resources', check_pkg_resources, ()),
-    ('mmcv ops', check_mmcv_ops, ('torch',)),
-    ('imports', check_imports, ('torch',)),
-    ('resume', check_resume, ('torch',)),
-    ('inheritance', check_inheritance, ('torch',)),
-    ('timm', check_timm, ('torch',)),
-    ('compiler', check_compiler, ()),
-    ('scalenet_mm', check_scalenet, ('torch',)),
+def there(codes: Mapping[str, str]) -> dict[str, str]:
+    """Those whose package is installed."""
+    return {n: code for n, code in codes.items() if installed(FAMILIES.get(n.partition('.')[0], [n]))}
+
+
+GATE = f'use {SETUP_HERE}, or import scalenet_mm first'
+MULTIMODAL = (
+    "leaves out mmpretrain's multimodal models, which are written for transformers 4; "
+    f'or {PIP} install "transformers<5"'
+)
+NUMPY, TIMM, SCALENET = (
+    {name: f'import {name}; print({name}.__version__)'} for name in ('numpy', 'timm', 'scalenet_mm')
+)
+INSTALL = f'{PIP} install -e {shlex.quote(str(CHECKOUT))} --no-deps'
+CHECKS = (
+    # name, whether it says nothing without torch, check and its arguments
+    ('python', False, check_python),
+    ('family', False, check_family),
+    ('torch', False, run_codes, {'torch': TORCH}, f'{PIP} install torch torchvision'),
+    ('torchvision', True, run_codes, {'compiled ops': TORCHVISION}, 'install the torchvision of this torch'),
+    ('numpy ABI', False, run_codes, NUMPY | there(COMPILED), f'{PIP} install numpy==2.2.6'),
+    ('pkg_resources', False, run_codes, {'setuptools': PKG_RESOURCES}, ''),
+    ('mmcv ops', True, run_codes, {'compiled ops': MMCV}, remedy_for('undefined symbol', '')),
+    ('imports', True, run_codes, there(IMPORTS), f'{PIP} install what is missing, or {SETUP_HERE}', MULTIMODAL),
+    ('resume', True, run_codes, {'mmengine': RESUME}, GATE, 'lists what mmengine saves as safe to load'),
+    ('inheritance', True, run_codes, there(INHERIT), GATE, 'corrects the name mmengine looks it up by'),
+    ('timm', True, run_codes, TIMM, f'{PIP} install timm==1.0.31 (for timm models and the tests)', '', WARN),
+    ('compiler', False, check_compiler),
+    ('scalenet_mm', True, run_codes, SCALENET, INSTALL, '', FAIL if installed(['scalenet-mm']) else WARN),
 )
 
 
-def attempt(check: Callable[[], Row], needs: dict[str, Future[Row]]) -> Row:
-    """Runs a check, unless one of those it needs failed. They come earlier, so they have begun."""
-    for name, future in needs.items():
-        if future.result().state == FAIL:
-            return Row(SKIP, f'not tried, as {name} fails')
-    return check()
-
-
-def show(name: str, row: Row) -> None:
-    print(f'{row.state:5} {name:14} {row.value}', flush=True)
-    if row.remedy:
-        print(f'{"":20} -> {row.remedy}', flush=True)  # one line, to be copied
+def unless_torch_fails(torch: Future[Row], check: Callable[..., Row], *arguments) -> Row:
+    return Row(SKIP, 'not tried, as torch fails') if torch.result().state == FAIL else check(*arguments)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -398,12 +231,16 @@ def main(argv: Sequence[str]) -> int:
     rows: dict[str, Row] = {}
     with ThreadPoolExecutor(max_workers=4) as pool:
         futures: dict[str, Future[Row]] = {}
-        for name, check, needs in CHECKS:
-            futures[name] = pool.submit(attempt, check, {need: futures[need] for need in needs})
+        for name, needs_torch, check, *arguments in CHECKS:  # torch comes before what needs it, so it has begun
+            if needs_torch:
+                check, arguments = unless_torch_fails, (futures['torch'], check, *arguments)
+            futures[name] = pool.submit(check, *arguments)
         for name, future in futures.items():
-            rows[name] = future.result()
+            row = rows[name] = future.result()
             if not as_json:
-                show(name, rows[name])
+                print(f'{row.state:5} {name:14} {row.value}', flush=True)
+            if row.remedy and not as_json:
+                print(f'{"":20} -> {row.remedy}', flush=True)  # one line, to be copied
     failed = [name for name, row in rows.items() if row.state == FAIL]
     if as_json:
         print(json.dumps([{'check': name, **row._asdict()} for name, row in rows.items()], indent=1))

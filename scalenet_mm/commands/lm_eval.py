@@ -9,7 +9,6 @@ The harness fetches its data sets itself. The paper's printed figures stand besi
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ from .main import command_parser
 
 def main(argv: Sequence[str]) -> int:
     from ..lm import require_extras
-    from ..lm.evaluation import TASKS
+    from ..lm.evaluation import TASKS, evaluate, known_tasks, table
 
     p = command_parser(__doc__)
     p.add_argument('--model', required=True, help='folder or Hub name')
@@ -34,18 +33,12 @@ def main(argv: Sequence[str]) -> int:
     if args.limit is not None and args.limit < 1:
         p.error(f'--limit must be at least 1, got {args.limit}; leave it out for whole tasks.')
     require_extras()
-    return run(args)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Tasks, model and tokenizer are looked at before the weights are loaded."""
     import torch
 
-    from ..lm.evaluation import evaluate, known_tasks, table
     from ..lm.saving import load_increments, load_parts
 
     tasks = [task for task in args.tasks.split(',') if task]
-    known_tasks(tasks, args.include_path)
+    known_tasks(tasks, args.include_path)  # like the tokenizer, looked at before the weights are loaded
     tokenizer, load = load_parts(args.model)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model = load_increments(args.increments, args.model) if args.increments else load(args.dtype)

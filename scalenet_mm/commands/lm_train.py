@@ -61,31 +61,17 @@ def main(argv: Sequence[str]) -> int:
     from ..lm import require_extras
 
     require_extras('transformers', 'accelerate')
-    return run(args)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Everything that can be wrong is looked at before the weights are loaded."""
     from .. import TrainPolicy, scale
     from ..core.adapters import parse_adjust
     from ..lm.alpaca import encode, read_alpaca
     from ..lm.saving import INCREMENTS, load_parts, save_increments
     from ..lm.training import TRAINED, Recipe, checkpoint_of, make_trainer, require_same_run, trainable_table
 
+    # everything that can be wrong is looked at before the weights are loaded
     kind = dict(adapter='ParallelAdapter', lora='LoRA').get(args.adjust)
     adjust = dict(type=kind, rank=args.rank) if kind else None
     parse_adjust(adjust)
-    recipe = Recipe(
-        epochs=args.epochs,
-        lr=args.lr,
-        batch_size=args.batch_size,
-        micro_batch=args.micro_batch,
-        max_steps=args.max_steps,
-        bf16=args.bf16,
-        gradient_checkpointing=args.gradient_checkpointing,
-        save_steps=args.save_steps,
-        seed=args.seed,
-    )
+    recipe = Recipe(**{k: v for k, v in vars(args).items() if k in Recipe.__dataclass_fields__})
     recipe.arguments(args.out)
     checkpoint = checkpoint_of(args.out, args.resume)
     records = read_alpaca(args.data)

@@ -3,8 +3,7 @@
     scalenet onnx CONFIG CKPT OUT.onnx [--delta FILE] [--size H W] [--dynamic]
 
 Input `image`: (B, 3, H, W) float32, prepared as the file's metadata says (mean, std, channel order); B is free, H and W
-with --dynamic. Outputs `level_0`, ...: the levels a detector or segmentor reads. A tensor that layers share is stored
-once.
+with --dynamic. Outputs `level_0`, ...: the levels a detector or segmentor reads. Shared tensors are stored once.
 Whole detectors and segmentors: use mmdeploy.
 """
 
@@ -34,7 +33,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str]) -> None:
+    args = parse_args(argv)
     model = load_model(args.config, args.checkpoint, args.delta, device='cpu')
     preparation = model.cfg.get('data_preprocessor') or model.cfg.model.get('data_preprocessor') or {}
     metadata = {k: json.dumps(preparation[k]) for k in ('mean', 'std', 'bgr_to_rgb', 'to_rgb') if k in preparation}
@@ -46,7 +46,3 @@ def run(args: argparse.Namespace) -> None:
     )
     print(f'checked at    {", ".join("x".join(map(str, s)) for s in done.shapes)}')
     print(f'difference    {done.difference:.1e} at most, onnxruntime against torch')
-
-
-def main(argv: Sequence[str]) -> None:
-    run(parse_args(argv))

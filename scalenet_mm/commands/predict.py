@@ -35,7 +35,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str]) -> None:
+    args = parse_args(argv)
     images = find_images(args.images)
     model = load_model(args.config, args.checkpoint, args.delta, args.device)
     classes, told = list(model.dataset_meta['classes']), {}
@@ -52,7 +53,3 @@ def run(args: argparse.Namespace) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(told, indent=1))
     print(f'Picture: {out}   Results: {file}')
-
-
-def main(argv: Sequence[str]) -> None:
-    run(parse_args(argv))

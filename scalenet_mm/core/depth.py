@@ -167,8 +167,7 @@ def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) 
         for i, block in enumerate(layers):
             if 'forward' in vars(block) and not (_is_own(block) or _is_skipped(block)):
                 raise ValueError(
-                    f'The forward of {name}.{i} was replaced on the instance (by hooks of accelerate, for one), so it '
-                    'cannot '
+                    f'The forward of {name}.{i} was replaced on the instance (by hooks of accelerate), so it cannot '
                     'be skipped; take those off first: accelerate.hooks.remove_hook_from_module(model, recurse=True).'
                 )
     for name, layers in containers.items():
@@ -186,9 +185,7 @@ def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) 
 
 
 def _is_own(block: nn.Module) -> bool:
-    """Whether the ``forward`` on the instance is the class's own, as transformers 4 leaves it behind recorded
-    outputs.
-    """
+    """Whether the ``forward`` on the instance is the class's own, as transformers 4 leaves it there."""
     forward = vars(block)['forward']
     own = getattr(forward, '__func__', None) is type(block).forward
     return own and forward.__self__ is block
@@ -198,13 +195,9 @@ def _is_skipped(block: nn.Module) -> bool:
     return getattr(vars(block).get('forward'), 'func', None) in (_skip, _replay)
 
 
-def _first(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else next(iter(kwargs.values()))
-
-
 def _skip(block: nn.Module, shared: Skipping, *args, **kwargs) -> Any:
     """The forward of a skipped block; a partial, which deepcopy and pickle carry over to the copy of the block."""
-    x = _first(args, kwargs)
+    x = args[0] if args else next(iter(kwargs.values()))
     if shared.zero_gradients and block.training:
         tied = {id(p) for _, m in shared_modules(block) for p in m.parameters(recurse=False)}
         own = [p for p in block.parameters() if p.requires_grad and id(p) not in tied]
@@ -249,8 +242,7 @@ class RandomDepth:
 
     What a skipped instance has of its own gets a zero gradient, so that this works under DistributedDataParallel as it
     is (``find_unused_parameters`` stays False), and every number of processes takes the same steps. The depth depends
-    on the
-    seed and the step alone: all processes draw the same one, and a resumed run goes on as the uninterrupted one.
+    on seed and step alone: all processes draw the same one, and a resumed run goes on as the uninterrupted one.
 
     Args:
         model: any network with tied layers.

@@ -57,9 +57,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def largest_probability(logits: Tensor) -> Tensor:
-    """(B, ..., classes) -> (B,): the largest probability of the softmax, on average over what is classified in a
-    sample.
-    """
+    """(B, ..., classes) -> (B,): the largest probability, on average over what is classified in a sample."""
     return logits.softmax(-1).amax(-1).flatten(1).mean(1) if logits.ndim > 2 else logits.softmax(-1).amax(-1)
 
 
@@ -116,7 +114,11 @@ class EarlyExit:
                 with self._captured(run, later) as found:
                     out = self._pass(run, x[left], states, left)
                 for prefix, state in found.items():
-                    _require_samples_first(state, len(left))
+                    if len(state) != len(left):
+                        raise ValueError(
+                            f'A block put out {tuple(state.shape)} for {len(left)} samples: early exit needs the '
+                            'samples first (batch_first).'
+                        )
                     states[prefix] = state.new_zeros(len(x), *state.shape[1:])
                     states[prefix][left] = state
                 if logits is None:
@@ -205,11 +207,3 @@ def flattened(active: Active) -> Prefix:
 def _keep(found: dict[Prefix, Tensor], prefix: Prefix, block: nn.Module, args, output) -> None:
     """A forward hook."""
     found[prefix] = output[0] if isinstance(output, tuple) else output
-
-
-def _require_samples_first(state: Tensor, samples: int) -> None:
-    if len(state) != samples:
-        raise ValueError(
-            f'A block put out {tuple(state.shape)} for {samples} samples: early exit needs the samples first '
-            '(batch_first).'
-        )

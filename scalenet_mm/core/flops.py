@@ -52,8 +52,7 @@ def on_meta(model: nn.Module) -> nn.Module:
 def flop_counter() -> Iterator[FlopCounterMode]:
     """torch's counter, for models on the meta device, on which torch refuses any autocast.
 
-    Some hosts turn it off for their rotary embeddings on whatever device they are (transformers 4); no count depends on
-    it.
+    Some hosts turn it off for their rotary embeddings on any device (transformers 4); no count depends on it.
     """
     autocast = torch.autocast
 

@@ -1,8 +1,7 @@
 """Growth by independent layers: the baselines of Table I and zero-initialised blocks. torch only.
 
 A grown network is the same deep host as a scaled one, filled from the pretrained layers and *not* tied. Each method is
-two
-facts: where the new layers lie and what they hold at the start (``GROWTH``).
+two facts: where the new layers lie and what they hold at the start (``GROWTH``).
 """
 
 from __future__ import annotations
@@ -76,14 +75,6 @@ class Growth:
             times = (chosen + new_layers) / chosen
         return GROWTH[self.type].place(depth, times, layers)
 
-    def placing(self, new_layers: int | None) -> Callable[..., LayerMap]:
-        """Stands in for ``LayerMap.build``, whose ``order`` and ``sources`` are the method's own business."""
-
-        def build(depth: int, times: float, order: str, layers, sources) -> LayerMap:
-            return self.layer_map(depth, None if times == 1 else new_layers, times, layers)
-
-        return build
-
 
 Fill = Callable[['GrownLayers', int, Mapping[int, Tensor], str], Tensor | None]
 
@@ -112,9 +103,7 @@ def _zeroed(layers: GrownLayers, instance: int, by_source: Mapping[int, Tensor],
 
 
 def _on_top(depth: int, times: float, layers) -> LayerMap:
-    """New layers on top of as many equal groups, each a copy of its group's last layer (LLaMA Pro, arXiv
-    2401.02415).
-    """
+    """New layers on top of as many equal groups, each a copy of its group's last (LLaMA Pro, arXiv 2401.02415)."""
     stacked = LayerMap.build(depth, times, 'stack', layers)
     chosen = selected(depth, layers)
     new = len(stacked) - depth

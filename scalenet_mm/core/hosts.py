@@ -58,7 +58,8 @@ class HostFacts:
         Raises:
             ValueError: if this host has no such linear or does not call its ``forward``.
         """
-        usable = [t for t in LINEARS if self.paths(t) and not self._bypasses(block, t)]
+        bypassed = [t for t, mark in self.bypassed.items() if _attribute(block, mark) is not None]
+        usable = [t for t in LINEARS if self.paths(t) and t not in bypassed]
         if target not in usable:
             raise ValueError(f'{self.name} has no adjustable linear {target!r}; choose from {usable}.')
         parents = [path.rpartition('.') for path in self.paths(target)]
@@ -72,15 +73,11 @@ class HostFacts:
         """
         if self.writes is None:
             raise ValueError(
-                f'{self.name} is not known to be the identity where its last linear layers are zero (a norm may stand '
-                'behind '
+                f'{self.name} is not known to be the identity where its last linears are zero (a norm may stand behind '
                 "them), so nothing can start at the pretrained function: leave start='function' or growth='zero' out, "
                 'or say how with facts=HostFacts(..., writes=...).'
             )
         return self.writes
-
-    def _bypasses(self, block: nn.Module, target: str) -> bool:
-        return target in self.bypassed and _attribute(block, self.bypassed[target]) is not None
 
 
 def _apart(attention: str, out: str, names: str = '{}_proj') -> dict[str, Paths]:

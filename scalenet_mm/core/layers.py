@@ -22,8 +22,7 @@ def containers(model: nn.Module, names: Sequence[str] = ()) -> dict[str, tuple[l
 
     Args:
         model: a whole model or a backbone.
-        names: patterns of containers of a model without a known host (``backbone.layer?``); looked at besides the
-            others.
+        names: patterns of containers of a model without a known host (``backbone.layer?``), besides the others.
 
     Raises:
         ValueError: if there is no such container.

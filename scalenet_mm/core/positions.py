@@ -1,7 +1,6 @@
 """What a host keeps by the position of a layer rather than by its weights. torch only.
 
-Window shifts, drop-path rates, indices into a key-value cache, and the depth that a config or the network itself
-states.
+Window shifts, drop-path rates, indices into a key-value cache, and the depth that a config or the network states.
 """
 
 from __future__ import annotations
@@ -150,9 +149,7 @@ def own_configs(model: nn.Module) -> None:
 
 
 def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
-    """Changes what a network says of its depth: Hugging Face's config, timm's ``feature_info``, ``depth``,
-    ``depths``.
-    """
+    """Changes what a network says of its depth: Hugging Face's config, timm's ``feature_info``, ``depth(s)``."""
     depth, path = layer_map.depth, name.split('.')
     if len(layer_map) == depth:
         return

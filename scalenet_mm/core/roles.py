@@ -175,8 +175,7 @@ def _require_full_precision(model: nn.Module, trainable: set[str]) -> None:
     if half and len(set(dtypes.values())) > 1:
         raise ValueError(
             f'{half[0]} and {len(half) - 1} more parameters are to be trained, but are stored in {dtypes[half[0]]}, '
-            'whose '
-            "steps are too coarse for updates; leave weights='bfloat16' out of ops, or train the increments."
+            "whose steps are too coarse for updates; leave weights='bfloat16' out of ops, or train the increments."
         )
 
 
@@ -217,15 +216,28 @@ class Count:
         return Count(*(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__))
 
 
-def count(model: nn.Module) -> dict[Role, Count]:
-    """Unique parameters by role."""
+def count_by_use(model: nn.Module) -> dict[tuple[Role, int], Count]:
+    """Unique parameters by role and number of modules that hold them."""
     found = roles(model)
     uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    total = dict.fromkeys(Role, Count())
+    counts: dict[tuple[Role, int], Count] = {}
     for name, p in model.named_parameters():
-        n = p.numel()
-        total[found[name]] += Count(1, n, n if p.requires_grad else 0, n * uses[id(p)])
-    return total
+        key, n = (found[name], uses[id(p)]), p.numel()
+        counts[key] = counts.get(key, Count()) + Count(1, n, n if p.requires_grad else 0, n * uses[id(p)])
+    return {k: counts[k] for k in sorted(counts, key=lambda k: (list(Role).index(k[0]), k[1]))}
+
+
+def count(model: nn.Module) -> dict[Role, Count]:
+    """Unique parameters by role."""
+    counts = count_by_use(model)
+    return {role: total(c for (of, _), c in counts.items() if of is role) for role in Role}
+
+
+def role_rows(model: nn.Module) -> list[tuple[str, int, int, int]]:
+    """Of each role that the model has, and in total: name, tensors, parameters, trained parameters."""
+    counts = {str(role): c for role, c in count(model).items() if c.tensors}
+    counts['total'] = total(counts.values())
+    return [(name, c.tensors, c.params, c.trainable) for name, c in counts.items()]
 
 
 def total(counts: Iterable[Count]) -> Count:
@@ -234,4 +246,4 @@ def total(counts: Iterable[Count]) -> Count:
 
 def unique_bytes(model: nn.Module) -> int:
     """Bytes of a checkpoint's tensors: every entry of ``state_dict()`` once."""
-    return sum(t.numel() * t.element_size() for t in model.state_dict().values() if torch.is_tensor(t))
+    return sum(t.nbytes for t in model.state_dict().values() if torch.is_tensor(t))

@@ -17,9 +17,10 @@ from .find import _require_one_width, _stages, blocks_of
 from .hosts import HostFacts, host_facts
 from .layer_map import LayerMap, stage_maps
 from .positions import alternation, drop_path, own_configs, period, place, refuse_by_layer, set_drop_path, tell_depth
-from .tying import TiedLayers, _persistent, shared_modules, tie
+from .tying import TiedLayers, persistent, shared_modules, tie
 
 ADJUST = dict(type='ParallelAdapter', rank=ADAPTER_RANK)
+ADJUST_ON, STARTS = ('all', 'reused'), ('paper', 'function')
 
 
 def scale(
@@ -116,8 +117,7 @@ def scale(
 
 
 def rescale(model: nn.Module, spec: Mapping[str, Any], facts: HostFacts | None = None) -> nn.Module:
-    """Ties and adjusts a network that its host built at the scaled depth, in place: the other road to what ``scale``
-    makes.
+    """Ties and adjusts a network that its host built at the scaled depth, in place: as ``scale`` makes it.
 
     >>> source = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3)
     >>> spec = scale(source).scale_spec
@@ -138,9 +138,8 @@ def rescale(model: nn.Module, spec: Mapping[str, Any], facts: HostFacts | None =
     wanted = {name: len(layer_map) for name, layer_map in maps.items()}
     if given != wanted:
         raise ValueError(
-            f'The spec is of a network with these numbers of blocks: {wanted}, and this {type(model).__name__} has '
-            f'{given}. Build '
-            "it at the scaled depth first: from the scaled model's config, or with depth=... of its class."
+            f'The spec is of a network with these numbers of blocks: {wanted}, {type(model).__name__} has {given}. '
+            "Build it at the scaled depth first: from the scaled model's config, or with depth=... of its class."
         )
     how = spec['adjust'], spec['adjust_on'], spec['start']
     periods = {name: period(everything[name]) for name in maps}
@@ -154,9 +153,7 @@ def rescale(model: nn.Module, spec: Mapping[str, Any], facts: HostFacts | None =
 
 
 def _mark(model: nn.Module, spec: dict[str, Any], everything: Iterable[str]) -> None:
-    """Notes what was done, and marks the network whose norms are those of the scaled one (see ``roles``): without
-    other towers.
-    """
+    """Notes what was done, and marks the scaled network, whose norms ``roles`` counts: without other towers."""
     model.scale_spec = spec
     inside = list(spec['layer_maps'])
     outside = [name for name in everything if name not in inside]
@@ -177,9 +174,7 @@ def _require(
     facts: HostFacts | None,
 ) -> None:
     """Everything that could fail later, before anything is changed."""
-    for value, choices, what in ((adjust_on, ADJUST_ON, 'adjust_on'), (start, STARTS, 'start')):
-        if value not in choices:
-            raise ValueError(f'{what} must be one of {choices}, got {value!r}.')
+    _require_known(adjust_on, start)
     if 'forward' in vars(blocks):
         raise ValueError(
             'The forward of a list of blocks was replaced (by hooks of accelerate): scale first, then dispatch.'
@@ -197,10 +192,10 @@ def _require(
                 AdaptedLinear.wrap(getattr(holder, name))
 
 
-ADJUST_ON = ('all', 'reused')
-
-
-STARTS = ('paper', 'function')
+def _require_known(adjust_on: str, start: str) -> None:
+    for value, choices, what in ((adjust_on, ADJUST_ON, 'adjust_on'), (start, STARTS, 'start')):
+        if value not in choices:
+            raise ValueError(f'{what} must be one of {choices}, got {value!r}.')
 
 
 def adjust_layers(
@@ -219,10 +214,7 @@ def adjust_layers(
         start: ``'paper'`` starts from the plain deep net, ``'function'`` at the pretrained function (decision 8).
         period: of hosts whose layers alternate, see ``LayerMap.live``.
     """
-    if adjust_on not in ADJUST_ON:
-        raise ValueError(f'adjust_on must be one of {ADJUST_ON}, got {adjust_on!r}.')
-    if start not in STARTS:
-        raise ValueError(f'start must be one of {STARTS}, got {start!r}.')
+    _require_known(adjust_on, start)
     parsed = parse_adjust(adjust)
     if parsed is None and start == 'paper':
         return  # plain sharing asks nothing of the host
@@ -292,6 +284,6 @@ def scale_layers(
 
 def _copy(block: nn.Module) -> nn.Module:
     """A copy with norms of its own; the tensors and the config it will share are not copied on the way."""
-    shared = (t for _, m in shared_modules(block) for t in (*m._parameters.values(), *_persistent(m).values()))
+    shared = (t for _, m in shared_modules(block) for t in (*m._parameters.values(), *persistent(m).values()))
     configs = (c for m in block.modules() if (c := vars(m).get('config')) is not None)
     return copy.deepcopy(block, {id(t): t for t in (*shared, *configs) if t is not None})

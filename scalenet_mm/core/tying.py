@@ -25,9 +25,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 class MappedLayers:
-    """Mixed into the class of a layer container by ``mapped``: its blocks are instances of a pretrained network's
-    layers.
-    """
+    """Mixed into the class of a container by ``mapped``: its blocks are instances of a pretrained network's layers."""
 
     layer_map: LayerMap
 
@@ -50,9 +48,7 @@ class MappedLayers:
         """Adds the keys that torch expects beside those of a file."""
 
     def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor | None:
-        """Entry ``name`` of an instance that is no owner, from those of the pretrained layers; None where it has
-        none.
-        """
+        """Entry ``name`` of an instance that is no owner, from the pretrained layers' ones; None where it has none."""
         raise NotImplementedError
 
 
@@ -64,8 +60,7 @@ class TiedLayers(MappedLayers):
         if len(self) != len(self.layer_map):
             raise ValueError(
                 f'The layer map has {len(self.layer_map)} instances, but the container now holds {len(self)} blocks; '
-                'take a slice (a plain container) or scale the source layers anew instead of adding to a scaled '
-                'container.'
+                'take a slice (a plain container) or scale the source layers anew instead of adding to this one.'
             )
         owners: dict[int, dict[str, nn.Module]] = {}
         for i, layer in enumerate(self):
@@ -77,7 +72,7 @@ class TiedLayers(MappedLayers):
             assert mine.keys() == owners[owner].keys(), 'instances of one source must have the same structure'
             for name, module in mine.items():
                 module._parameters.update(owners[owner][name]._parameters)
-                module._buffers.update(_persistent(owners[owner][name]))
+                module._buffers.update(persistent(owners[owner][name]))
 
     def _apply(self, fn, recurse=True):  # .to(), .half(), .to_empty(): some of them make new Parameters
         super()._apply(fn, recurse)
@@ -99,6 +94,11 @@ class TiedLayers(MappedLayers):
         block = self[instance]
         own = set(block.state_dict(keep_vars=True)) - set(shared_names(block))
         return by_source[self.layer_map.sources[instance]].clone() if name in own else None
+
+
+def scaled_layers(model: nn.Module) -> list[tuple[str, MappedLayers]]:
+    """Every tied or grown container inside ``model``, by name."""
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, MappedLayers)]
 
 
 _mixed_classes: dict[tuple[type, type], type] = {}
@@ -176,7 +176,8 @@ def shared_modules(block: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn
         yield from shared_modules(child, f'{prefix}{name}.')
 
 
-def _persistent(module: nn.Module) -> dict[str, Tensor]:
+def persistent(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module itself that a file keeps."""
     held = module._buffers.items()
     return {k: v for k, v in held if v is not None and k not in module._non_persistent_buffers_set}
 
@@ -186,7 +187,7 @@ def shared_names(block: nn.Module) -> list[str]:
     return [
         prefix + name
         for prefix, module in shared_modules(block)
-        for name, tensor in (module._parameters | _persistent(module)).items()
+        for name, tensor in (module._parameters | persistent(module)).items()
         if tensor is not None
     ]
 
@@ -214,11 +215,11 @@ def require_tied(model: nn.Module) -> None:
             that shared a tensor hold one each (``fully_shard`` of single blocks, which unties silently).
     """
     tied = [(name, m) for name, m in model.named_modules() if isinstance(m, TiedLayers)]
-    flat = [type(m).__name__ for m in model.modules() if tied and _is_fsdp1(m)]
-    if flat:
+    kinds = {kind.__name__ for m in model.modules() for kind in type(m).__mro__}
+    if tied and 'FullyShardedDataParallel' in kinds:
         raise RuntimeError(
-            f'{flat[0]} (FSDP1) cannot hold tied layers: it flattens them, and its state_dict() fails on tensors that '
-            f'are stored once; {AT_THE_ROOT}.'
+            'FullyShardedDataParallel (FSDP1) cannot hold tied layers: it flattens them, and its state_dict() fails on '
+            f'tensors that are stored once; {AT_THE_ROOT}.'
         )
     for name, layers in tied:
         held = dict(layers.named_parameters(remove_duplicate=False))
@@ -233,7 +234,3 @@ def require_tied(model: nn.Module) -> None:
 def is_sharded(model: nn.Module) -> bool:
     """Whether parameters are DTensors, as ``fully_shard`` makes them."""
     return any(hasattr(p, 'device_mesh') for p in model.parameters())
-
-
-def _is_fsdp1(module: nn.Module) -> bool:
-    return any(c.__name__ == 'FullyShardedDataParallel' for c in type(module).__mro__)

@@ -10,7 +10,6 @@ from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from torch import nn
 
 from ..checkpoint.assemble import base_name, make_delta
 from ..checkpoint.delta_file import SUFFIX, apply_delta, digests, read_delta
@@ -39,7 +38,7 @@ class DeltaHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
             return
-        model, given = _model(runner), unwrap(checkpoint)
+        model, given = bare(runner.model), unwrap(checkpoint)
         hosts = tuple(f'{n}.' if n else '' for n, _ in scaled_hosts(model))  # complete, or refused
         self._supplied = {
             name
@@ -53,7 +52,7 @@ class DeltaHook(Hook):
                 *_folder(runner).glob(f'*{SUFFIX}')
             }
             return
-        state = _model(runner).state_dict()
+        state = bare(runner.model).state_dict()
         found = digests(state)
         values = [name for name in found if state[name].is_floating_point()]  # not derived indices
         base, new = 'unknown', []
@@ -74,7 +73,7 @@ class DeltaHook(Hook):
     @staticmethod
     def _of_init_cfg(runner, names: list[str]) -> tuple[str, list[str]]:
         """The base where the backbone alone is pretrained: everything beside it is new."""
-        hosts = [(n, m) for n, m in scaled_hosts(_model(runner)) if getattr(m, 'init_cfg', None)]
+        hosts = [(n, m) for n, m in scaled_hosts(bare(runner.model)) if getattr(m, 'init_cfg', None)]
         cfgs = [c for _, m in hosts for c in ([m.init_cfg] if isinstance(m.init_cfg, dict) else m.init_cfg)]
         files = [c['checkpoint'] for c in cfgs if 'checkpoint' in c]
         if not files:
@@ -115,7 +114,7 @@ class DeltaHook(Hook):
                 self._written.remove(target)
 
     def _write(self, runner, checkpoint: dict, target: Path, metrics: dict | None) -> None:
-        record, model = runner.message_hub.get_info(RECORD), _model(runner)
+        record, model = runner.message_hub.get_info(RECORD), bare(runner.model)
         state = unwrap(checkpoint)
         found = digests(state)
         changed = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -156,13 +155,9 @@ class ApplyDeltaHook(Hook):
 
     def before_test(self, runner) -> None:
         averaged = [bare(h.ema_model.module) for h in runner.hooks if isinstance(h, EMAHook)]
-        for model in (_model(runner), *averaged):  # EMAHook evaluates its own copy
+        for model in (bare(runner.model), *averaged):  # EMAHook evaluates its own copy
             delta = apply_delta(model, self.delta)
         print_log(f'Delta {self.delta} is on {delta.base}.', 'current')
-
-
-def _model(runner) -> nn.Module:
-    return bare(runner.model)
 
 
 def _folder(runner) -> Path:

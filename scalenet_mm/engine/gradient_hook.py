@@ -49,8 +49,7 @@ class GradientNormHook(Hook):
         if not self.params:
             raise ValueError(
                 f'GradientNormHook(tensors={self.tensors!r}): none of these tensors is trained, so they have no '
-                'gradient; '
-                "use tensors='all', or train them (policy.train='all')."
+                "gradient; use tensors='all', or train them (policy.train='all')."
             )
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper):

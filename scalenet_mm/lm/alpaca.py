@@ -1,6 +1,4 @@
-"""Instruction data in Alpaca's format: a JSON list of ``{instruction, input, output}``; the loss is on the response
-alone.
-"""
+"""Instruction data in Alpaca's format, ``[{instruction, input, output}, ...]``; the loss is on the response alone."""
 
 from __future__ import annotations
 

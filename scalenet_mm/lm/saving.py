@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.flops import meta_parameters
 from ..core.roles import TrainPolicy
 from ..ops import rescale
 
@@ -49,7 +50,9 @@ def from_pretrained(folder: str | Path, model_class: Any = None, dtype: Any = 'a
         )
     dtype = (config.dtype or torch.float32) if dtype == 'auto' else dtype
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    model = _built(model_class, config, dtype, spec, kwargs)
+    make = getattr(model_class, '_from_config', None) or model_class.from_config
+    with meta_parameters():  # tied and adjusted while the weights have no storage
+        model = rescale(make(config, dtype=dtype, **kwargs), spec)
     _load(model, files, dtype)
     return model.eval()
 
@@ -73,16 +76,6 @@ def load_parts(name: str | Path) -> tuple[Any, Callable[[Any], nn.Module]]:
                 f'machine may fetch (hf auth login, for gated ones such as Llama). {error}'
             ) from error
     return read, lambda dtype: from_pretrained(name, dtype=dtype)
-
-
-def _built(model_class: Any, config: Any, dtype: torch.dtype, spec: dict, kwargs: dict) -> nn.Module:
-    """The network at the scaled depth, tied and adjusted, its weights still without storage."""
-    from ..core.flops import meta_parameters
-
-    make = getattr(model_class, '_from_config', None) or model_class.from_config
-    with meta_parameters():
-        model = make(config, dtype=dtype, **kwargs)
-        return rescale(model, spec)
 
 
 def _load(model: nn.Module, files: list[Path], dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.roles import TrainPolicy, count, total
+from ..core.roles import TrainPolicy, role_rows
 from ..progress import Progress
 from ..tables import format_table
 from .alpaca import pad
@@ -210,12 +210,7 @@ def to_full_precision(model: nn.Module, trainable: set[str], autocast: bool) -> 
 
 def trainable_table(model: nn.Module) -> str:
     """Tensors and parameters by role, and how many of them are trained."""
-    counts = {role: c for role, c in count(model).items() if c.tensors}
-    rows = [(str(role), c.tensors, c.params, c.trainable) for role, c in counts.items()]
-    whole = total(counts.values())
-    return format_table(
-        ('role', 'tensors', 'parameters', 'trained'), [*rows, ('total', whole.tensors, whole.params, whole.trainable)]
-    )
+    return format_table(('role', 'tensors', 'parameters', 'trained'), role_rows(model))
 
 
 def _progress() -> Any:

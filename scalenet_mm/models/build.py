@@ -92,14 +92,10 @@ def load(
 
 
 def _initialised(net: nn.Module) -> nn.Module:
-    """Runs ``init_weights``, which also loads what an ``init_cfg`` names; the log of every tensor's origin is left
-    out.
-    """
-    if any(p.is_meta for p in net.parameters()):
-        net.eval()
-        return net
-    with quiet('WARNING'):
-        net.init_weights()
+    """Runs ``init_weights``, which also loads what an ``init_cfg`` names, without the log of each tensor's origin."""
+    if not any(p.is_meta for p in net.parameters()):
+        with quiet('WARNING'):
+            net.init_weights()
     net.eval()
     return net
 

@@ -1,6 +1,4 @@
-"""Two models on the same images, and ground truth where there is some: panels to draw, and the differences as
-numbers.
-"""
+"""Two models on the same images, and ground truth where there is some: panels to draw, differences as numbers."""
 
 from __future__ import annotations
 

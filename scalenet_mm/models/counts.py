@@ -5,20 +5,18 @@ Everything is counted from built models (on the meta device), nothing from formu
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..backbones.scaled import UNSCALED, scaled_layers
+from ..backbones.scaled import UNSCALED
 from ..compat import read_config
 from ..core.adapters import AdaptedLinear, Adjustment, Gate
 from ..core.flops import INPUT_SIZE, count_flops, meta_parameters, without_adjustments
 from ..core.hosts import LINEARS, host_facts
-from ..core.roles import Count, Role, TrainPolicy, roles, total, unique_bytes
-from ..core.tying import TiedLayers
+from ..core.roles import Count, Role, TrainPolicy, count_by_use, total, unique_bytes
+from ..core.tying import TiedLayers, persistent, scaled_layers
 from ..runner.config import trained_by
 from .build import build
 
@@ -90,7 +88,8 @@ def inspect(model: str | Path, scale: dict | None = None, input_size: tuple[int,
             )
         unscaled = build(model, UNSCALED, **_source_outputs(net)).to('meta')
     part, _ = takes_images(net)
-    size = input_size or _image_size(net)
+    side = getattr(getattr(net, 'backbone', net), 'img_size', INPUT_SIZE)
+    size = input_size or ((side, side) if isinstance(side, int) else tuple(side))
     policy = train_policy(model)
     policy.apply(net)
     try:
@@ -98,7 +97,7 @@ def inspect(model: str | Path, scale: dict | None = None, input_size: tuple[int,
     except (AssertionError, RuntimeError) as e:  # how hosts refuse an input
         height, width = size
         raise ValueError(f'{model} does not take images of {height} x {width}: {e}') from e
-    counts = by_role_and_use(net)
+    counts = count_by_use(net)
     trainable = total(counts.values()).trainable
     networks = {
         'this network': replace(cost, trainable=trainable),
@@ -127,12 +126,6 @@ def takes_images(model: nn.Module) -> tuple[str, nn.Module]:
     return 'backbone', model.backbone
 
 
-def _image_size(model: nn.Module) -> tuple[int, int]:
-    backbone = getattr(model, 'backbone', model)
-    size = getattr(backbone, 'img_size', INPUT_SIZE)
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def train_policy(model: str | Path) -> TrainPolicy:
     """What a config trains; increments where there is no config."""
     if not Path(model).is_file() and '::' not in str(model):
@@ -155,46 +148,22 @@ def unshared(model: nn.Module, cost: Cost) -> Cost:
     """The plain deep network: every layer instance with tensors of its own, without adjustments."""
     modules = [m for m in model.modules() if not isinstance(m, Adjustment)]
     params = sum(p.numel() for m in modules for p in m.parameters(recurse=False))
-    return Cost(params, None, cost.flops, cost.flops, sum(_bytes(t) for m in modules for t in _own_tensors(m)))
-
-
-def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
-    own = module._parameters | module._buffers
-    saved = own.keys() - module._non_persistent_buffers_set
-    return (own[name] for name in saved if own[name] is not None)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def by_role_and_use(model: nn.Module) -> dict[tuple[Role, int], Count]:
-    """Unique parameters by role and number of modules that hold them; see ``roles.count``."""
-    found = roles(model)
-    uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    table: dict[tuple[Role, int], Count] = {}
-    for name, p in model.named_parameters():
-        key, n = (found[name], uses[id(p)]), p.numel()
-        one = Count(1, n, n if p.requires_grad else 0, n * uses[id(p)])
-        table[key] = table.get(key, Count()) + one
-    return {k: table[k] for k in sorted(table, key=lambda k: (list(Role).index(k[0]), k[1]))}
+    saved = (t for m in modules for t in (m._parameters | persistent(m)).values() if t is not None)
+    return Cost(params, None, cost.flops, cost.flops, sum(t.nbytes for t in saved))
 
 
 def adjustments(layers: TiedLayers) -> list[dict[str, str]]:
     """The adjustments of every instance: ``{'fc1': 'ParallelAdapter(rank=16, act=GELU)', ...}``."""
-    return [_adjustments_of(block) for block in layers]
-
-
-def _adjustments_of(block: nn.Module) -> dict[str, str]:
-    facts = host_facts(block)
-    found = {}
-    for target in LINEARS:
-        for path in facts.paths(target):
+    found: list[dict[str, str]] = []
+    for block in layers:
+        facts = host_facts(block)
+        found.append({})
+        for target, path in ((t, path) for t in LINEARS for path in facts.paths(t)):
             linear = block.get_submodule(path)
             if isinstance(linear, AdaptedLinear):
                 parts = [p for p in (linear.gate, linear.adapter) if p is not None]
                 label = target if len(facts.paths(target)) == 1 else path.rpartition('.')[2]
-                found[label] = ' + '.join(
+                found[-1][label] = ' + '.join(
                     'Gate' if isinstance(p, Gate) else f'{type(p).__name__}({p.extra_repr()})' for p in parts
                 )
     return found

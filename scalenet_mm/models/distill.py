@@ -1,13 +1,10 @@
-"""Distillation from the source model, which the paper names as future work: losses beside those of a classifier's
-head.
-"""
+"""Distillation from the source model, the paper's future work: losses beside those of a classifier's head."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +15,11 @@ from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ImageClassifier
 from torch import Tensor, nn
 
-from ..backbones.scaled import UNSCALED, ScaledBackbone, scaled_layers
+from ..backbones.scaled import UNSCALED, ScaledBackbone
 from ..checkpoint.strict import CheckpointError
 from ..core.layer_map import LayerMap
+from ..core.layers import watched
+from ..core.tying import scaled_layers
 from .build import load
 
 
@@ -55,8 +54,7 @@ class Distillation:
         if self.logits == self.layers == 0:
             raise ValueError(
                 'distill.logits and distill.layers are both 0, so nothing would be distilled; give one of them a '
-                'weight, '
-                "or use type='ImageClassifier' without distill."
+                "weight, or use type='ImageClassifier' without distill."
             )
         if not isinstance(self.model, (Mapping, type(None))):
             raise ValueError(f'distill.model must be the config of a classifier (a dict), got {self.model!r}.')
@@ -77,8 +75,7 @@ class Distillation:
 
 
 class Teacher:
-    """A frozen classifier that is no module of the student's: in none of its parameters, entries, wrappers and
-    optimizers.
+    """A frozen classifier that is no module of the student: in none of its parameters, wrappers and optimizers.
 
     It is built and read at first use. Copies and pickles hold its config only, and read the file if they need it.
 
@@ -156,18 +153,19 @@ class DistilledClassifier(ImageClassifier):
         """The head's losses and those of the distillation.
 
         Args:
-            inputs: (B, 3, H, W), as the data preprocessor (mixup and cutmix included) made them; the teacher sees the
-                same.
+            inputs: (B, 3, H, W), as the data preprocessor (mixup, cutmix) made them; the teacher sees the same.
 
         Raises:
             ValueError: if layers or classes of student and teacher do not match.
         """
         teacher, wanted = self.teacher.network(next(self.parameters())), self.distill
         pairs = matching_blocks(self, teacher) if wanted.layers else ([], [])
-        with outputs(pairs[0]) as mine:
+        mine: list[Tensor] = []  # the blocks run one after the other
+        theirs: list[Tensor] = []
+        with watched(pairs[0], lambda _, out: mine.append(out)):
             feats = self.extract_feat(inputs)
         losses = self.head.loss(feats, data_samples)
-        with torch.no_grad(), outputs(pairs[1]) as theirs:
+        with torch.no_grad(), watched(pairs[1], lambda _, out: theirs.append(out)):
             target = teacher.extract_feat(inputs)
             if wanted.logits:
                 target = teacher.head(target)
@@ -199,8 +197,7 @@ def source_config(classifier: Mapping[str, Any], backbone: nn.Module) -> dict[st
 
 
 def matching_instances(layer_map: LayerMap) -> tuple[int, ...]:
-    """The instance whose output is compared with source layer s, for every s: as deep, relatively, as s is in the
-    source.
+    """The instance whose output is compared with source layer s, for every s: relatively as deep as s.
 
     With interpolated layers it is the last instance of s. In any other order it is the instance that would be if the
     same instances were interpolated, so that deeper layers match deeper ones and the last one matches the last one.
@@ -233,18 +230,6 @@ def matching_blocks(student: nn.Module, teacher: nn.Module) -> tuple[list[nn.Mod
         [layers[i] for layers in found.values() for i in matching_instances(layers.layer_map)]
         for found in (mine, theirs)
     )
-
-
-@contextmanager
-def outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collects the outputs of ``blocks``, which run one after the other, of one forward pass inside the context."""
-    found: list[Tensor] = []
-    hooks = [b.register_forward_hook(lambda m, args, out: found.append(out)) for b in blocks]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def logit_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -292,6 +277,6 @@ def _require_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
         raise ValueError(
             f'Distillation compares {what} of one shape, but the student has {tuple(student.shape)} and the teacher '
             f'{tuple(teacher.shape)}. The teacher must have the classes (and for distill.layers the tokens and '
-            'channels) '
-            'of the student: name a checkpoint of the same task in distill.checkpoint, and its config in distill.model.'
+            'channels) of the student: name a checkpoint of the same task in distill.checkpoint, and its config in '
+            'distill.model.'
         )

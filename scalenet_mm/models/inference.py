@@ -23,7 +23,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
 from ..checkpoint.loading import build_model, load_weights
-from ..compat import read_config
+from ..compat import read_config, type_name
 from ..runner.config import innermost
 from .side_by_side import Panel
 
@@ -41,13 +41,11 @@ def load_model(
 ) -> nn.Module:
     """Builds the model of a config in eval mode with the weights of a checkpoint.
 
-    mmdet's ``inference_detector``, mmseg's ``inference_model`` and mmpretrain's ``ImageClassificationInferencer`` take
-    it.
+    mmdet's ``inference_detector``, mmseg's ``inference_model``, mmpretrain's ``ImageClassificationInferencer`` take it.
 
     Args:
         config: file of mmpretrain, mmdet or mmseg (``mmdet::...`` too), or the config.
-        checkpoint: file of any dialect, ``http(s)://`` or ``hf://owner/repo/file``; with ``delta``, the base it stands
-            on.
+        checkpoint: file of any dialect, ``http(s)://`` or ``hf://owner/repo/file``; with ``delta``, its base.
         delta: file of increments, see ``checkpoint.delta_file``.
         device: by default a GPU where there is one.
 
@@ -65,7 +63,8 @@ def load_model(
     dataset = test_dataset(cfg)
     model = revert_sync_batchnorm(build_model(cfg))
     stored = load_weights(model, checkpoint, delta)
-    cfg.test_pipeline = _pipeline(dataset)  # where mmseg's inference_model looks
+    steps = [copy.deepcopy(t) for t in dataset['pipeline'] if type_name(t) != 'LoadAnnotations']
+    cfg.test_pipeline = steps  # where mmseg's inference_model looks
     model.cfg = model._config = cfg
     model.dataset_meta = model._dataset_meta = _metainfo(stored, dataset, model)
     model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -96,7 +95,7 @@ def predict(model: nn.Module, image: str | Path | np.ndarray | Sequence) -> Any:
     if not isinstance(image, np.ndarray):
         data['img_path'] = str(image)
     with DefaultScope.overwrite_default_scope(model.cfg.default_scope), torch.inference_mode():
-        steps = [t for t in model.cfg.test_pipeline if _name(t) != 'LoadImageFromFile']
+        steps = [t for t in model.cfg.test_pipeline if type_name(t) != 'LoadImageFromFile']
         return model.test_step(pseudo_collate([Compose(steps)(data)]))[0]
 
 
@@ -193,10 +192,6 @@ def read_image(path: str | Path) -> np.ndarray:
     return pixels
 
 
-def _name(transform: dict) -> str:
-    return str(transform['type']).rpartition('.')[2]
-
-
 def test_dataset(cfg: Config) -> dict:
     """The innermost data set of the test loader."""
     dataset = innermost(cfg.get('test_dataloader', {}).get('dataset', {}))
@@ -206,10 +201,6 @@ def test_dataset(cfg: Config) -> dict:
             'was trained with.'
         )
     return dataset
-
-
-def _pipeline(dataset: dict) -> list[dict]:
-    return [copy.deepcopy(t) for t in dataset['pipeline'] if _name(t) != 'LoadAnnotations']
 
 
 def _metainfo(stored: dict | None, dataset: dict, model: nn.Module) -> dict[str, Any]:

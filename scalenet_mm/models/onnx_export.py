@@ -76,7 +76,7 @@ def export_backbone(
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f'ONNX export needs: pip install {" ".join(missing)}')
-    size = tuple(size or _default_size(backbone))
+    size = tuple(size or getattr(backbone, 'img_size', (224, 224)))
     _require_exportable(backbone, size, dynamic)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,14 +114,8 @@ def export_backbone(
     return report
 
 
-def _default_size(backbone: nn.Module) -> tuple[int, int]:
-    return tuple(getattr(backbone, 'img_size', (224, 224)))
-
-
 def _sides(backbone: nn.Module) -> tuple[int, int]:
-    """The unit of an image's sides, and the least where they are free: torch.export takes a side of one for a
-    constant.
-    """
+    """The unit of an image's sides, and the least free one: torch.export takes a side of one for a constant."""
     stride = backbone.patch_embed.projection.stride[0]
     if isinstance(backbone, VisionTransformer):
         return stride, 2 * stride
@@ -191,7 +185,9 @@ def _check(file: Path, reference: nn.Module, shapes: list[tuple[int, ...]]) -> E
     worst = 0.0
     for shape in shapes:
         image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        for ours, theirs in zip(_tuple(reference(image)), session.run(None, {'image': image.numpy()}), strict=True):
+        outputs = reference(image)
+        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        for ours, theirs in zip(outputs, session.run(None, {'image': image.numpy()}), strict=True):
             if tuple(ours.shape) != theirs.shape:
                 raise RuntimeError(f'At {shape} the graph gives {theirs.shape}, torch {tuple(ours.shape)}.')
             difference = float(np.abs(ours.numpy() - theirs).max())
@@ -202,10 +198,6 @@ def _check(file: Path, reference: nn.Module, shapes: list[tuple[int, ...]]) -> E
                     'nothing was written. Please report the versions of torch, onnxscript and onnxruntime.'
                 )
     return Exported(len(stored), nbytes, unique, worst, shapes)
-
-
-def _tuple(outputs) -> tuple[Tensor, ...]:
-    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
 def _up(side, unit: int):

@@ -85,9 +85,7 @@ def mark_pair(a: Panel, b: Panel, classes: Sequence[str]) -> tuple[Panel, Panel]
 
 
 def mark_against(truth: Panel, predicted: Panel, classes: Sequence[str]) -> Panel:
-    """A detection with each object marked 'found', 'false' or 'truth: <class>', and the missed ones added as
-    'missed'.
-    """
+    """A detection with each object marked 'found', 'false' or 'truth: <class>', and the 'missed' ones added."""
     found = match(truth.boxes, truth.labels, predicted.boxes, predicted.labels)
     marks = ['false'] * len(predicted.boxes)
     for _, j in found.same:
@@ -132,8 +130,7 @@ def draw_side_by_side(
         columns: the head of each column.
         path: where the picture goes; its folder is made.
         classes: name of each class index.
-        palette: colour of each class (RGB in 0..255, or names); by default colours safe for every kind of colour
-            vision.
+        palette: colour of each class (RGB in 0..255, or names); by default told apart with any colour vision.
         title: above everything.
         compared: names of the two results of difference maps, for the legend.
 
@@ -146,7 +143,8 @@ def draw_side_by_side(
             f'A picture needs rows with a panel for each of the {len(columns)} columns; got {len(rows)} rows'
             + (f', one of them with {wrong[0]} panels.' if wrong else '.')
         )
-    colours = [_colour(c) for c in (palette if palette is not None else PALETTE)]
+    given = palette if palette is not None else PALETTE
+    colours = [c if isinstance(c, str) else tuple(float(x) / 255 for x in c) for c in given]
     heights = [CELL * r.image.shape[0] / r.image.shape[1] for r in rows]
     size = CELL * len(columns) + 0.3, sum(heights) + 0.25 * len(rows) + 0.9
     figure = Figure(figsize=size, layout='constrained')
@@ -163,10 +161,6 @@ def draw_side_by_side(
         figure.legend(handles=handles, loc='outside lower center', ncols=3, fontsize=11)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-
-
-def _colour(colour) -> str | tuple:
-    return colour if isinstance(colour, str) else tuple(float(c) / 255 for c in colour)
 
 
 def _draw(axes: Axes, image: np.ndarray, panel: Panel, classes, colours) -> None:

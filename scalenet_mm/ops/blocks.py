@@ -193,9 +193,7 @@ class FastSwinBlock(FastBlock, SwinBlock):
         return at.rows, padding.to(x.device), at.places, at.sorts, bias.expand(4, -1, -1, -1)
 
     def attention(self, x: Tensor, rows, padding, places, sorts, bias) -> Tensor:
-        """By torch's own indexing: dynamo (torch 2.11) confuses two calls of ``window.Permute`` in the backward
-        pass.
-        """
+        """By torch's own indexing: in the backward pass dynamo (torch 2.11) confuses two ``window.Permute``."""
         msa, (batch, _, channels) = self.attn.w_msa, x.shape
         windows = x.flatten(0, 1).index_select(0, rows).masked_fill(padding, 0)
         qkv = msa.qkv(windows).view(len(sorts), -1, 3, msa.num_heads, channels // msa.num_heads)

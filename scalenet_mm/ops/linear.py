@@ -59,7 +59,7 @@ def _forward(x, weight, bias, down, up, act, library, keep: bool = True) -> tupl
     """The output, and A x, (N, r), if it is to be kept."""
     dtype, z = compute_dtype(x), None
     a = x.to(dtype).reshape(-1, x.shape[-1])
-    y = product(a, in_dtype(weight, dtype), _cast(bias, dtype), library)
+    y = product(a, in_dtype(weight, dtype), None if bias is None else in_dtype(bias, dtype), library)
     if down is not None:
         z = product(a, down.to(dtype), None, library, None if keep else act)
         torch.addmm(y, act(z) if keep and act else z, up.to(dtype).t(), out=y)
@@ -108,10 +108,6 @@ class _Linear(torch.autograd.Function):
             if need_b:
                 db = g.sum(0)
         return dx, dw, db, d_down, d_up, None, None, None
-
-
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else in_dtype(tensor, dtype)
 
 
 def _through(act, z: Tensor, ds: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,8 +113,7 @@ _biases: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype) -> Tensor:
     """Position bias plus shift mask, (4, heads, N, N); (1, heads, N, N) without a shift.
 
-    A frozen table's are kept with the table, and so for all instances that share it; a trained one's carry its
-    gradient.
+    A frozen table's are kept with it, and so for all instances that share it; a trained one's carry its gradient.
 
     Args:
         table: ((2 window - 1)², heads).
@@ -189,8 +188,7 @@ def attend(qkv: Tensor, bias: Tensor, at: Layout, scale: float, method: str, dro
 def fastest(dtype: torch.dtype, device: torch.device, bias_grad: bool, dropout: float) -> str:
     """The faster method as measured, see docs/performance.md.
 
-    torch's fused kernels give no gradient to a bias, and on the CPU they know no drop-out and are slow in half
-    precision.
+    torch's fused kernels give a bias no gradient; on the CPU they know no drop-out and are slow in half precision.
     """
     if bias_grad or dropout:
         return 'matmul'

@@ -1,6 +1,4 @@
-"""``tools/train.py CONFIG --dry-run``: a run in miniature with the real Runner, and what it says about the whole
-one.
-"""
+"""``tools/train.py CONFIG --dry-run``: a run in miniature with the real Runner, and what the whole one would cost."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import Dataset
 
 from ..compat import bare
-from ..core.roles import count, total
+from ..core.roles import role_rows
 from ..tables import format_table
 from .config import build_runner
 
@@ -141,7 +139,8 @@ def miniature(cfg: Config, work_dir: str, processes: int = 1) -> Config:
     mini.default_hooks = hooks
     mini.custom_hooks = [*(mini.get('custom_hooks') or []), dict(type='DryRunHook')]
     if mini.get('visualizer'):
-        mini.visualizer.vis_backends = [dict(type='LocalVisBackend')]  # nothing leaves the machine
+        backends = [dict(type='LocalVisBackend')]  # nothing leaves the machine
+        mini.visualizer.update(vis_backends=backends, name=Path(work_dir).name)  # kept by name as long as the process
     return mini
 
 
@@ -198,24 +197,21 @@ def estimate(cfg: Config, images: int, val_images: int, iteration: float, image:
 def report(cfg: Config, runner, saved: int) -> str:
     """The text that a dry run prints; ``saved`` is the size of a checkpoint in bytes."""
     (hook,) = (h for h in runner.hooks if isinstance(h, DryRunHook))
-    counts = count(bare(runner.model))
-    rows = [(str(r), c.tensors, c.params, c.trainable) for r, c in counts.items() if c.tensors]
-    every = total(counts.values())
-    rows.append(('total', every.tensors, every.params, every.trainable))
     images = _whole_length(runner.train_dataloader)
     val_images = _whole_length(runner.val_dataloader) if runner.val_loop is not None else 0
     cost = estimate(cfg, images, val_images, hook.iteration, hook.image)
     folder = Path(cfg.work_dir).absolute()
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     disk = cost.checkpoints * saved
+    lasts = f'{cost.hours:.1f} hours' if cost.hours >= 1 else f'{60 * cost.hours:.1f} minutes'
     lines = [
         '',
-        format_table(('role', 'tensors', 'parameters', 'trainable'), rows),
+        format_table(('role', 'tensors', 'parameters', 'trainable'), role_rows(bare(runner.model))),
         '',
         f'memory      {_memory()}',
         f'iteration   {hook.iteration:.3g} s for {cost.images} images on each of {get_world_size()} process(es)',
         f'evaluation  {hook.image:.3g} s an image',
-        f'whole run   {_duration(cost.hours)}: {cost.iterations:,} iterations on {images:,} images, '
+        f'whole run   {lasts}: {cost.iterations:,} iterations on {images:,} images, '
         f'evaluations of {val_images:,} images: {cost.validations}',
         f'checkpoint  {saved / 2**20:,.1f} MB; at most {cost.checkpoints} at a time, {disk / GB:.3g} GB '
         f'of {free / GB:,.0f} GB free',
@@ -226,10 +222,6 @@ def report(cfg: Config, runner, saved: int) -> str:
         )
     lines.append('Times are rough, from one iteration after the first. Nothing was kept.')
     return '\n'.join(lines)
-
-
-def _duration(hours: float) -> str:
-    return f'{hours:.1f} hours' if hours >= 1 else f'{60 * hours:.1f} minutes'
 
 
 def _by_epoch(cfg: Config) -> bool:

@@ -56,9 +56,7 @@ def problems(cfg: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def leaves(dataset: dict, where: str) -> Iterator[tuple[str, dict]]:
-    """The data sets inside wrappers (SeededDataset, ConcatDataset, RepeatDataset, ...), each with its key in the
-    config.
-    """
+    """The data sets inside wrappers (ConcatDataset, RepeatDataset, ...), each with its key in the config."""
     for i, inner in enumerate(dataset.get('datasets') or ()):
         yield from leaves(inner, f'{where}.datasets.{i}')
     if isinstance(dataset.get('dataset'), dict):
@@ -174,9 +172,7 @@ def _local(path: str | None) -> bool:
 
 
 def _ways(cfg: Config, key: str = '') -> str:
-    """How a path can be set in this config: variables that it reads, one folder for all data sets, or the key
-    itself.
-    """
+    """How a path can be set in this config: variables that it reads, a folder of all data sets, or the key itself."""
     variables = sorted(set(re.findall(r'\$(\w*ROOT\w*)\s*:', getattr(cfg, 'text', None) or '')))
     ways = [f'export {name}=FOLDER' for name in variables]
     ways += ['--cfg-options data_root=FOLDER', *([f'--cfg-options {key}=PATH'] if key else [])]

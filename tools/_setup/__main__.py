@@ -20,7 +20,10 @@ from pathlib import Path
 from base import ROOT, TRANSITIVE, Setup, SetupError, elapsed, read_pins
 from steps import STEPS
 
-INPUTS = ('tools/setup_env.sh', 'tools/_setup/*.py', 'requirements.txt', 'setup.py', 'pyproject.toml')
+INPUTS = (
+    *('tools/setup_env.sh', 'tools/_setup/*.py', 'scalenet_mm/commands/remedies.py'),
+    *('requirements.txt', 'setup.py', 'pyproject.toml'),
+)
 
 
 def inputs() -> str:
@@ -93,23 +96,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description='Sets up the Python environment of scalenet_mm; a second run does nothing.',
         epilog='Each option can also be given as the environment variable in parentheses.',
     )
-    env_help = (
-        'where the environment is made; in one that exists (venv or conda prefix) only what is '
-        'missing is installed (SCALENET_ENV; default .venv in the checkout)'
-    )
-    index_help = (
-        'address of another index for torch and torchvision, such as one for another version of '
-        'CUDA or for the CPU alone (SCALENET_TORCH_INDEX)'
-    )
-    python_help = 'the Python 3.10 to 3.12 to make it from (SCALENET_PYTHON)'
-    wheels_help = 'cache of compiled mmcv wheels (SCALENET_WHEELS; default %(default)s)'
-    get = os.environ.get
-    env = get('SCALENET_ENV') or ROOT / '.venv'
-    wheels = get('SCALENET_WHEELS') or cache / 'scalenet_mm' / 'wheels'
-    parser.add_argument('--env', type=Path, default=env, help=env_help)
-    parser.add_argument('--python', default=get('SCALENET_PYTHON') or None, help=python_help)
-    parser.add_argument('--torch-index', default=get('SCALENET_TORCH_INDEX') or None, help=index_help)
-    parser.add_argument('--wheels', type=Path, default=wheels, help=wheels_help)
+    for option, default, what in (
+        ('env', ROOT / '.venv', 'where it is made; in one that exists (venv, conda) only what is missing is installed'),
+        ('python', None, 'the Python 3.10 to 3.12 to make it from'),
+        ('torch-index', None, 'address of an index for torch and torchvision: of another CUDA, or for the CPU alone'),
+        ('wheels', cache / 'scalenet_mm' / 'wheels', 'cache of compiled mmcv wheels'),
+    ):
+        variable = f'SCALENET_{option.upper().replace("-", "_")}'
+        parser.add_argument(f'--{option}', default=os.environ.get(variable) or default, help=f'{what} ({variable})')
     return parser.parse_args(arguments)
 
 
@@ -119,12 +113,12 @@ def prepare(options: argparse.Namespace) -> Setup:
     Raises:
         SetupError: the environment is broken, of another Python than this one, or not writable.
     """
-    env = options.env.expanduser().absolute()
+    env = Path(options.env).expanduser().absolute()
     version = sys.version_info[:2]
     requirements = (ROOT / 'requirements.txt').read_text()
     s = Setup(
         env=env,
-        wheels=options.wheels.expanduser().absolute(),
+        wheels=Path(options.wheels).expanduser().absolute(),
         torch_index=options.torch_index,
         pins=read_pins(requirements, version),
         direct=read_pins(requirements.partition(TRANSITIVE)[0], version),

@@ -1,5 +1,6 @@
 """What every step of the set-up uses: the environment, its pins, and running a command."""
 
+import importlib.util
 import json
 import os
 import re
@@ -7,12 +8,9 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-UPSTREAM = (
-    *('mmengine', 'mmengine-lite', 'mmcv', 'mmcv-full', 'mmcv-lite'),
-    *('mmdet', 'mmsegmentation', 'mmpretrain'),
-)
 HEARTBEAT = 30  # seconds between two signs of life
 TRANSITIVE = '# --- what those bring along'  # heads the second part of requirements.txt
 
@@ -23,30 +21,16 @@ PIP_KEEPS = re.compile(
 )
 PYTHON_DROPS = ('PYTHONPATH', 'PYTHONHOME', 'PYTHONUSERBASE', 'PYTHONSTARTUP', 'PYTHONPLATLIBDIR')
 
-# What a failed command printed -> what to do about it.
-REMEDIES = (
-    (r'No space left on device', 'Free some disk space and run this again'),
-    (
-        r'Name or service not known|name resolution|Network is unreachable|timed out|SSLError|'
-        r'ConnectionError|Connection refused|ProxyError',
-        'The package index could not be reached: mend the network (or set PIP_INDEX_URL to a '
-        'mirror) and run this again',
-    ),
-    (
-        r'No matching distribution|Could not find a version',
-        'The package index lacks a version that requirements.txt names: set PIP_INDEX_URL to a '
-        'complete index (or correct --torch-index) and run this again',
-    ),
-    (
-        r'Killed signal|cannot allocate memory|std::bad_alloc',
-        'The memory did not suffice: run this again with MAX_JOBS=1',
-    ),
-    (
-        r'ResolutionImpossible|conflicting dependencies',
-        'What is in this environment excludes what is missing: use an environment of its own (leave --env out)',
-    ),
-    (r'Permission denied|Read-only file system', 'Make the environment writable for you and run this again'),
-)
+
+def load_remedies() -> ModuleType:
+    """scalenet_mm/commands/remedies.py, by its path: importing the package would import torch."""
+    spec = importlib.util.spec_from_file_location('remedies', ROOT / 'scalenet_mm' / 'commands' / 'remedies.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+remedies = load_remedies()
 
 
 class SetupError(Exception):
@@ -107,7 +91,7 @@ class Setup:
     def upstream(self) -> list[str]:
         """The upstream distributions of OpenMMLab that are installed."""
         there = self.installed()
-        return [name for name in UPSTREAM if name in there]
+        return [name for name in remedies.UPSTREAM if name in there]
 
 
 def normalise(name: str) -> str:
@@ -172,8 +156,7 @@ def run(s: Setup, *command: object, env: dict[str, str] | None = None, otherwise
     if code:
         output = read_from(s.log, begin)
         print('\n'.join('      | ' + line for line in output.splitlines()[-20:]), flush=True)
-        known = [remedy for pattern, remedy in REMEDIES if re.search(pattern, output, re.I)]
-        raise SetupError(known[0] if known else otherwise)
+        raise SetupError(remedies.remedy_for(output, otherwise, s.python))
 
 
 def wait(child: subprocess.Popen, log: Path, begin: int) -> int:

@@ -3,14 +3,12 @@
 import os
 import platform
 import re
-import shlex
 import subprocess
-import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
 
-from base import Setup, SetupError, pip
+from base import Setup, SetupError, pip, remedies
 
 PROBE = """
 import json, sys, torch
@@ -21,32 +19,11 @@ print(json.dumps(dict(
     arch=sorted({'%d.%d' % torch.cuda.get_device_capability(i) for i in gpus}),
     python='cp%d%d' % sys.version_info[:2])))
 """
-SOURCE = '#include <filesystem>\n#include <Python.h>\nstatic_assert(__cplusplus >= 201703L, "");\n'
 
 
 def check_compiler() -> None:
-    """Compiles three lines.
-
-    Raises:
-        SetupError: there is no C++17 compiler, or no header of this Python.
-    """
-    compiler = shlex.split(os.environ.get('CXX', 'c++'))
-    include = sysconfig.get_path('include')
-    command = [*compiler, '-std=c++17', '-fsyntax-only', f'-I{include}', '-x', 'c++', '-']
-    try:
-        done = subprocess.run(command, input=SOURCE, capture_output=True, text=True)
-    except OSError:
-        raise SetupError(
-            f'Install a C++ compiler ({compiler[0]} was not found): apt install g++, or dnf install gcc-c++'
-        ) from None
-    if done.returncode and 'Python.h' in done.stderr:
-        version = '.'.join(platform.python_version_tuple()[:2])
-        raise SetupError(
-            f'Install the headers of Python {version} ({include}/Python.h is missing): apt install '
-            f'python{version}-dev; or name another Python with --python'
-        )
-    if done.returncode:
-        raise SetupError(f'Install a C++17 compiler: {compiler[0]} is too old or broken (gcc 9 is enough)')
+    if fault := remedies.compiler_fault():
+        raise SetupError(fault)
 
 
 def install_mmcv(s: Setup) -> str:

@@ -1,4 +1,4 @@
-"""A case of a pair: two sides, what is told of their times, and the check that they compute the same."""
+"""A case of a pair: runs that are timed against each other, or figures that are counted; and its check of parity."""
 
 from __future__ import annotations
 
@@ -12,34 +12,28 @@ from torch import Tensor
 from . import networks as models
 from .goals import GOALS
 from .parity import Net, Parity, compare, compare_half
+from .settings import Settings
 
 Times = dict[str, float]  # seconds of one call in one round, by run
 
 
 @dataclass
 class Timed:
-    """What is timed in one case.
+    """What is timed in one case."""
 
-    Attributes:
-        runs: by name, ``'<side> <setting>'``; the order of a round.
-        values: by setting: what is told of a round.
-        operations: floating-point operations of a call, by side.
-        check: compares what the sides compute.
-        floor: of the value.
-        repeats: calls that are timed at once, at least.
-    """
-
-    runs: Mapping[str, Callable[[], object]]
-    values: Mapping[str, Callable[[Times], float]]
-    operations: Mapping[str, int]
-    check: Callable[[], list[Parity]]
-    floor: float | None = None
-    repeats: int = 1
+    runs: Mapping[str, Callable[[], object]]  # in the order of a round; with operations: '<side> <setting>'
+    values: Mapping[str, Callable[[Times], float]]  # by setting: what is told of a round
+    check: Callable[[], list[Parity]] = list  # compares what the sides compute
+    operations: Mapping[str, int] = field(default_factory=dict)  # floating-point ones of a call, by side, if counted
+    floor: float | None = None  # of the value
+    repeats: int = 1  # calls that are timed at once, at least
+    bounds: Mapping[str, float] = field(default_factory=dict)  # goals by setting, where the pair has none
+    notes: Callable[[], Mapping[str, str]] = dict  # more to say, by setting; called after the timing
 
 
 @dataclass
 class Figure:
-    """A value that is counted and not timed; ``bound`` is its goal where the pair has none."""
+    """A value that is counted or measured elsewhere; ``bound`` is its goal where the pair has none."""
 
     value: float
     setting: str = ''
@@ -59,6 +53,26 @@ class Case:
     make: Callable[[], Timed | list[Figure]]
 
 
+def grid(
+    pair: str, make: Callable, labels: Mapping[str, tuple[Any, tuple[int, ...]]], dtypes: tuple[str, ...] = ('fp32',)
+) -> Callable[[Settings], list[Case]]:
+    """The cases of a pair: ``make(settings, argument, dtype, batch)`` for each label, dtype and batch.
+
+    Args:
+        labels: label -> (argument, batch sizes on the CPU).
+    """
+
+    def cases(s: Settings) -> list[Case]:
+        return [
+            Case(pair, f'{label}, batch {batch}', dtype, partial(make, s, argument, dtype, batch))
+            for label, (argument, sizes) in labels.items()
+            for dtype in s.timed(*dtypes)
+            for batch in s.batches(sizes)
+        ]
+
+    return cases
+
+
 def versus(
     pair: str,
     peers: Mapping[str, Callable],
@@ -75,14 +89,9 @@ def versus(
         theirs = times[f'peer {setting}']
         return theirs / mine if higher else mine / theirs
 
+    runs = {f'{side} {k}': run for side, named in (('peer', peers), ('ours', ours)) for k, run in named.items()}
     floor = operations['ours'] / operations['peer']
-    return Timed(
-        {**{f'peer {name}': run for name, run in peers.items()}, **{f'ours {name}': run for name, run in ours.items()}},
-        {setting: partial(value, setting) for setting in peers},
-        operations,
-        check,
-        1 / floor if higher else floor,
-    )
+    return Timed(runs, {k: partial(value, k) for k in peers}, check, operations, 1 / floor if higher else floor)
 
 
 def agree(ours: Net, peer: Net | None, batch: Tensor, dtype: str, context: Callable, bare: bool = True) -> list[Parity]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,18 +16,15 @@ from ...compat import read_config
 from ...ops import set_ops
 from ...runner.config import trained_by
 from . import networks as models
-from .cases import Case, Figure
+from .cases import Figure
 from .memory import peak_of_fresh_process, saved_bytes, state_bytes
-from .networks import MM_STAGES
 from .parity import Net, objective
 from .settings import Settings
 from .steps import images, precision, train_step
 
 MEGA = 2**20
-
-# ------------------------------------------------------------------------- P6: activations
-
-OURS = {  # settings of ours: its switches
+HEADER = 64 * 1024  # bytes that P8 grants a file beside its tensors
+OURS = {  # P6: settings of ours: its switches
     '': {},
     'recompute': dict(recompute=True),
     'recompute attention': dict(recompute='attention'),
@@ -38,10 +34,9 @@ PEER = 'peer'
 
 def training_net(s: Settings, name: str, side: str) -> Net:
     """mmdet's Swin (``'peer'``), or ours with one of ``OURS``."""
-    ours = models.our_swin(s, name, pyramid=True)
-    if side != PEER:
-        return Net(set_ops(ours, s.our_ops(**OURS[side])).train())
-    return Net(models.deep_peer(partial(models.mmdet_swin, s, name), ours, MM_STAGES, s.device))
+    if side == PEER:
+        return Net(models.beside_mmdet(s, name)[1])
+    return Net(set_ops(models.our_swin(s, name, pyramid=True), s.our_ops(**OURS[side])).train())
 
 
 def one_step(s: Settings, name: str, side: str, dtype: str, batch: int) -> Callable[[], None]:
@@ -71,7 +66,8 @@ def saved_by(s: Settings, name: str, side: str, dtype: str, batch: int) -> dict[
     return found
 
 
-def _p6(s: Settings, name: str, dtype: str, batch: int) -> list[Figure]:
+def activations(s: Settings, name: str, dtype: str, batch: int) -> list[Figure]:
+    """P6."""
     theirs = saved_by(s, name, PEER, dtype, batch)
     figures = []
     for setting in OURS:
@@ -86,51 +82,25 @@ def _p6(s: Settings, name: str, dtype: str, batch: int) -> list[Figure]:
     return figures
 
 
-def p6(s: Settings) -> list[Case]:
-    return [
-        Case('P6', f'{name}, batch {batch}', dtype, partial(_p6, s, name, dtype, batch))
-        for name, batches in (('Swin-T', ((4,), (64,))), ('Swin-S', ((2,), (64,))))
-        for batch in s.batches(*batches)
-        for dtype in s.timed('fp32')
-    ]
-
-
-# ------------------------------------------------------------------- P7: state between two steps
-
-
-def _p7(s: Settings, name: str) -> list[Figure]:
-    settings = {'': {}, 'bf16 frozen': dict(weights='bfloat16')}
-    figures, theirs = [], None
-    for setting, switches in settings.items():
-        ours = set_ops(models.our_deit(s, name), s.our_ops(**switches))
-        if theirs is None:
-            depths = [len(m) for m in ours.layer_maps().values()]
-            theirs = _state_after_a_step(s, models.mmpretrain_vit(s, name, depths).to(s.device))
-        mine = _state_after_a_step(s, ours)
-        ratio = sum(mine.values()) / sum(theirs.values())
+def state(s: Settings, name: str) -> list[Figure]:
+    """P7: what training keeps between two steps."""
+    figures, depths = [], [len(m) for m in models.our_deit(s, name).layer_maps().values()]
+    theirs = _state_after_a_step(s, models.mmpretrain_vit(s, name, depths).to(s.device))
+    for setting, switches in {'': {}, 'bf16 frozen': dict(weights='bfloat16')}.items():
+        mine = _state_after_a_step(s, set_ops(models.our_deit(s, name), s.our_ops(**switches)))
         note = f'{sum(mine.values()) / MEGA:.0f} of {sum(theirs.values()) / MEGA:.0f} MB'
+        ratio = sum(mine.values()) / sum(theirs.values())
         figures.append(Figure(ratio, setting, told=dict(ours=mine, peer=theirs), note=note))
     return figures
 
 
 def _state_after_a_step(s: Settings, model: nn.Module) -> dict[str, int]:
     """Bytes of weights, gradients and AdamW's state after a step on a tiny image (the position embedding adapts)."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params)
-    tiny = torch.randn(1, 3, 32, 32, device=s.device)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     model.train()
-    objective(Net(model)(tiny)).backward()
+    objective(Net(model)(torch.randn(1, 3, 32, 32, device=s.device))).backward()
     optimizer.step()
     return state_bytes(model, optimizer)
-
-
-def p7(s: Settings) -> list[Case]:
-    return [Case('P7', 'DeiT-B24', '', partial(_p7, s, 'DeiT-B'))]
-
-
-# ------------------------------------------------------------------------------ P8: delta file
-
-HEADER = 64 * 1024  # bytes that the goal grants a file beside its tensors
 
 
 def over_trainable(file: int, trainable: int) -> float:
@@ -138,26 +108,16 @@ def over_trainable(file: int, trainable: int) -> float:
     return (file - HEADER) / trainable
 
 
-def _p8(s: Settings, config: str) -> list[Figure]:
+def delta_size(config: str) -> list[Figure]:
+    """P8."""
     cfg = read_config(config)
     model = build_model(cfg)
     trained = trained_by(cfg).apply(model)
-    state = model.state_dict()
-    delta = make_delta(state, trained, model, str(cfg.load_from), cfg.pretty_text)
+    weights = model.state_dict()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'model{SUFFIX}'
-        delta.save(path)
+        make_delta(weights, trained, model, str(cfg.load_from), cfg.pretty_text).save(path)
         size = path.stat().st_size
-    trainable = sum(state[name].nbytes for name in trained)
-    return [
-        Figure(
-            over_trainable(size, trainable),
-            floor=1.0,
-            told=dict(file=size, trainable=trainable),
-            note=f'{size:,} bytes for {trainable:,}',
-        )
-    ]
-
-
-def p8(s: Settings) -> list[Case]:
-    return [Case('P8', Path(config.partition('::')[2]).stem, '', partial(_p8, s, config)) for config in s.at.configs]
+    trainable = sum(weights[name].nbytes for name in trained)
+    told, note = dict(file=size, trainable=trainable), f'{size:,} bytes for {trainable:,}'
+    return [Figure(over_trainable(size, trainable), floor=1.0, told=told, note=note)]

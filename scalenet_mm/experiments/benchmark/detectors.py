@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from ...compat import quiet
 from ...core.adapters import Adjustment
 from ...runner.resume import MAIN, seed_everything
-from .loaders import DEMO, FAMILIES, build_trainer, loader, make_images, read_leaf, shrink
-from .startup import make_row
-from .timing import Spread, interleaved
+from .cases import Case, Timed
+from .loaders import DEMO, FAMILIES, Trainer, build_trainer, first_batch, make_images, read_leaf, shrink, training_step
+from .parity import Parity, relative
+from .settings import Settings
 
 STEP_GOAL = 1.0  # of ours over the stock detector fully fine-tuned: the cheapest step there is for its depth
 HOOK_GOAL = 0.01  # of a step
-IMAGE = (224, 320)  # height and width
 BATCH = 2  # as the configs have it
 PARITY = 1e-4  # of the largest value of a backbone's map, fp32
-Trainer = tuple[nn.Module, OptimWrapper]
 PHASES = ('preprocess', 'backbone', 'heads', 'backward', 'update')
+COMPARED = (('ours', 'stock'), ('ours', 'stock frozen'), ('ours all', 'stock'), ('stock frozen', 'stock'))
 
 
 def stock_config(cfg: Config, depths: list[int]) -> Config:
@@ -48,58 +49,45 @@ def deep_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in named if id(t) not in added}
 
 
-def with_policy(cfg: Config, policy: dict) -> Config:
-    cfg = deepcopy(cfg)
-    cfg.optim_wrapper.paramwise_cfg.policy = policy
-    return cfg
-
-
 def build_variants(cfg: Config, device: str = 'cpu') -> dict[str, Trainer]:
     """Model and optimizer wrapper of every variant, all with the same weights:
 
     ``'stock'`` fully fine-tuned; ``'stock frozen'``, which trains what ours does but has no adapters; ``'ours'`` by the
     config's policy; ``'ours all'``, fully fine-tuned.
-
-    Raises:
-        ValueError: if the stock backbone's maps differ from ours with untouched adapters.
     """
     ours, wrapper = build_trainer(cfg, device)
     state, trained = deep_state(ours), {n for n, p in ours.named_parameters() if p.requires_grad}
     stock_cfg = stock_config(cfg, [len(m) for m in ours.backbone.layer_maps().values()])
-    built = {
-        'stock': build_trainer(stock_cfg, device),
-        'stock frozen': build_trainer(stock_cfg, device),
-        'ours': (ours, wrapper),
-        'ours all': build_trainer(with_policy(cfg, dict(train='all')), device),
-    }
-    for name in ('stock', 'stock frozen'):
-        model = built[name][0]
+    (stock, stock_wrapper), (frozen, _) = (build_trainer(stock_cfg, device) for _ in range(2))
+    for model in (stock, frozen):
         model.load_state_dict({k: state[k] for k in model.state_dict()})
-    built['ours all'][0].load_state_dict(ours.state_dict())
-    frozen = built['stock frozen'][0]
     for name, p in frozen.named_parameters():
         p.requires_grad_(name in trained)
     with quiet():
-        built['stock frozen'] = frozen, build_optim_wrapper(frozen, stock_cfg.optim_wrapper)
-    require_parity(built['stock'][0].backbone, ours.backbone, device)
-    return built
+        frozen_wrapper = build_optim_wrapper(frozen, stock_cfg.optim_wrapper)
+    whole_cfg = deepcopy(cfg)
+    whole_cfg.optim_wrapper.paramwise_cfg.policy = dict(train='all')
+    whole, whole_wrapper = build_trainer(whole_cfg, device)
+    whole.load_state_dict(ours.state_dict())
+    return {
+        'stock': (stock, stock_wrapper),
+        'stock frozen': (frozen, frozen_wrapper),
+        'ours': (ours, wrapper),
+        'ours all': (whole, whole_wrapper),
+    }
 
 
 @torch.no_grad()
-def require_parity(stock: nn.Module, ours: nn.Module, device: str) -> None:
-    """No speed without it: the same maps, drop path off, adapters as they start."""
+def same_maps(stock: nn.Module, ours: nn.Module, device: str) -> list[Parity]:
+    """The maps of both backbones, drop path off, adapters as they start."""
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(device)
     for backbone in (stock, ours):
         backbone.eval()
-    for i, (theirs, mine) in enumerate(zip(stock(images), ours(images))):
-        apart = ((theirs - mine).abs().max() / theirs.abs().max()).item()
-        if not apart <= PARITY:
-            raise ValueError(
-                f'Map {i} of the stock backbone and of ours differ by {apart:.1e} (at most {PARITY}); they are no '
-                'equal networks, so their times are not compared.'
-            )
+    theirs, mine = stock(images), ours(images)
     for backbone in (stock, ours):
         backbone.train()
+    apart = [relative(*maps) for maps in zip(mine, theirs, strict=True)]
+    return [Parity(f'map {i} of the stock backbone', d, bounds=(PARITY, PARITY)) for i, d in enumerate(apart)]
 
 
 def phase_seconds(model: nn.Module, wrapper, batch: Mapping, device: str) -> dict[str, float]:
@@ -138,86 +126,39 @@ def mean_phases(trainer: Trainer, batch: Mapping, rounds: int, device: str) -> d
     return {phase: sum(f[phase] for f in found) / rounds for phase in PHASES}
 
 
-def hook_seconds(times: int = 200) -> float:
-    """Seconds an iteration that our shipped hooks add: ReseedHook seeds every generator (exact resume)."""
-    start = time.perf_counter()
-    for i in range(times):
-        seed_everything(MAIN, 0, i, 0)
-    return (time.perf_counter() - start) / times
-
-
-def family_rows(
-    family: str, rounds: int, demo: bool = False, device: str = 'cpu', progress: Callable[[str], None] = print
-) -> list[dict]:
-    """Rows of one detector or segmentor.
-
-    Args:
-        family: ``'detection'`` or ``'segmentation'``.
-        demo: of the small demo configs in their image size, else of the shipped Swin-T ones at ``IMAGE``.
+def whole_steps(s: Settings, family: str) -> Timed:
+    """Of one detector or segmentor: the shipped Swin-T, at a smaller size the demo's; and the seeding of ReseedHook,
+    which every iteration of ours adds to its step (exact resume).
     """
-    leaf = DEMO[family] if demo else FAMILIES[family][0]
+    demo = s.size != 'full'
+    leaf, size = (DEMO[family], (64, 96)) if demo else (FAMILIES[family].leaf, (224, 320))
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder), family, 4)
-        size = (64, 96) if demo else IMAGE
         # the demo's own data are of another layout; its model trains on the same batch
-        with loader(
-            shrink(read_leaf(family, Path(folder)), *size), batch_size=BATCH, num_workers=0, persistent_workers=False
-        ) as batches:
-            batch = next(batches)
-    cfg = read_leaf(family, Path(folder), leaf)
-    if not demo:
-        shrink(cfg, *size)
-    trainers = build_variants(cfg, device)
+        batch = first_batch(shrink(read_leaf(family, Path(folder)), *size), BATCH)
+        cfg = read_leaf(family, Path(folder), leaf)
+    trainers = build_variants(cfg if demo else shrink(cfg, *size), s.device)
+    named = {(a, b): f'{Path(leaf).stem}: step, {a} over {b}' for a, b in COMPARED}
+    hooks = f'{Path(leaf).stem}: our hooks, an iteration'
 
-    def step(name: str) -> Callable[[], object]:
-        model, wrapper = trainers[name]
-        return lambda: model.train_step(deepcopy(batch), wrapper)
+    def notes() -> dict[str, str]:
+        rounds = max(2, s.rounds // 2)
+        found = {name: mean_phases(trainer, batch, rounds, s.device) for name, trainer in trainers.items()}
+        return {
+            text: 'seconds: ' + ', '.join(f'{p} {found[a][p]:.3f} ({found[b][p]:.3f})' for p in PHASES)
+            for (a, b), text in named.items()
+        }
 
-    taken = interleaved(
-        {name: step(name) for name in trainers},
-        rounds,
-        device,
-        warmup=1,
-        tick=lambda: progress(f'{leaf}: a round of {", ".join(trainers)}'),
+    return Timed(
+        {name: training_step(trainer, batch) for name, trainer in trainers.items()}
+        | {'hooks': partial(seed_everything, MAIN, 0, 0, 0)},
+        {text: lambda times, a=a, b=b: times[a] / times[b] for (a, b), text in named.items()}
+        | {hooks: lambda times: times['hooks'] / times['ours']},
+        partial(same_maps, trainers['stock'][0].backbone, trainers['ours'][0].backbone, s.device),
+        bounds={named['ours', 'stock']: STEP_GOAL, hooks: HOOK_GOAL},
+        notes=notes,
     )
-    spreads = {name: Spread.of([t[name] for t in taken]) for name in trainers}
-    phases = {name: mean_phases(trainer, batch, max(2, rounds // 2), device) for name, trainer in trainers.items()}
-    rows = []
-    for name, peer, goal in (
-        ('ours', 'stock', STEP_GOAL),
-        ('ours', 'stock frozen', None),
-        ('ours all', 'stock', None),
-        ('stock frozen', 'stock', None),
-    ):
-        mine, theirs = spreads[name], spreads[peer]
-        ratios = Spread.of([t[name] / t[peer] for t in taken])
-        rows.append(
-            make_row(
-                'detectors',
-                f'{Path(leaf).stem}: step, {name} over {peer}',
-                theirs.median,
-                mine.median,
-                goal,
-                note=f'ratio {ratios.low:.2f} to {ratios.high:.2f} in {rounds} rounds; '
-                + ', '.join(f'{p} {phases[name][p]:.3f} ({phases[peer][p]:.3f})' for p in PHASES),
-            )
-        )
-    seeding = hook_seconds()
-    rows.append(
-        make_row(
-            'detectors',
-            f'{Path(leaf).stem}: our hooks, an iteration',
-            spreads['ours'].median,
-            seeding,
-            HOOK_GOAL,
-            note='ReseedHook, beside a step of ours',
-        )
-    )
-    return rows
 
 
-def rows(
-    quick: bool = False, rounds: int = 7, progress: Callable[[str], None] = print, device: str = 'cpu'
-) -> list[dict]:
-    """Rows of both families, see ``family_rows``; ``quick`` takes the demo configs."""
-    return [row for family in DEMO for row in family_rows(family, rounds, quick, device, progress)]
+def cases(s: Settings) -> list[Case]:
+    return [Case('detectors', 'detectors', '', partial(whole_steps, s, family)) for family in DEMO]

@@ -8,20 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Goal:
-    """What one pair is to reach.
-
-    Attributes:
-        what: what is measured, ours over theirs unless it says otherwise.
-        bounds: by device, or device and dtype or setting of the peer, which go before the device alone.
-        better: ``'lower'`` or ``'higher'`` is better.
-        floor: what the bound cannot go below (above, where higher is better) at equal efficiency; measured beside it.
-    """
+    """What one pair is to reach."""
 
     id: str
-    what: str
-    bounds: Mapping[str, float]
-    better: str = 'lower'
-    floor: str = ''
+    what: str  # ours over theirs unless it says otherwise
+    bounds: Mapping[str, float]  # by device, or device and dtype or setting of the peer, which go before it
+    better: str = 'lower'  # or 'higher'
+    floor: str = ''  # what the bound cannot pass at equal efficiency; measured beside it
 
     def bound(self, device: str, dtype: str = '', setting: str = '') -> float | None:
         keys = f'{device} {setting}', f'{device} {dtype}', device

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -14,35 +13,28 @@ from ...core.adapters import ADAPTER_RANK
 from ...ops.gemm import product
 from ...ops.linear import linear
 from ...ops.window import attend, layout
-from .cases import Case, Figure
+from .cases import Case, Timed
+from .parity import Parity, relative
 from .settings import DTYPES, Settings
-from .timing import interleaved
 
 BOUND = {'fp32': 1e-5, 'bf16': 0.05}  # of the largest value
 WINDOW = 7
 STAGES = ((56, 3), (28, 6), (14, 12))  # tokens a side and heads of Swin-T's stages at 224 px
 
 
-def _compared(s: Settings, dtype: str, forms: Mapping[str, Callable[[], Tensor]]) -> list[Figure]:
-    """Times over those of the first form.
-
-    Raises:
-        ValueError: if a form computes something else than the first.
-    """
+def compared(dtype: str, forms: Mapping[str, Callable[[], Tensor]]) -> Timed:
+    """Times over those of the first form, which gives what the others have to give."""
     first, *others = forms
-    expected = forms[first]().float()
-    for name in others:
-        apart = ((forms[name]().float() - expected).abs().max() / expected.abs().max()).item()
-        if not apart <= BOUND[dtype]:
-            raise ValueError(f'{name} differs from {first} by {apart:.1e}, not timed.')
-    rounds = interleaved(forms, s.rounds, s.device, s.warmup, 4)
-    ms = {name: 1e3 * median(r[name] for r in rounds) for name in forms}
-    return [
-        Figure(median(r[name] / r[first] for r in rounds), name, told=ms, note=f'{ms[name]:.2f} ms') for name in forms
-    ]
+
+    def check() -> list[Parity]:
+        expected = forms[first]().float()
+        apart = {name: relative(forms[name]().float(), expected) for name in others}
+        return [Parity(f'{first} in {k}', d, bounds=(BOUND[dtype], BOUND[dtype])) for k, d in apart.items()]
+
+    return Timed(forms, {k: lambda times, k=k: times[k] / times[first] for k in forms}, check, repeats=4)
 
 
-def _adapters(s: Settings, dtype: str, rows: int, dims: int) -> list[Figure]:
+def _adapters(s: Settings, dtype: str, rows: int, dims: int) -> Timed:
     def tensor(*shape: int) -> Tensor:
         return torch.randn(*shape).to(s.device, DTYPES[dtype]) * shape[-1] ** -0.5
 
@@ -62,12 +54,11 @@ def _adapters(s: Settings, dtype: str, rows: int, dims: int) -> list[Figure]:
         'addmm': lambda: linear(x, weight, bias, (down, up, F.gelu)),
         'concatenated': concatenated,
     }
-    return _compared(s, dtype, {k: torch.no_grad()(form) for k, form in forms.items()})
+    return compared(dtype, {k: torch.no_grad()(form) for k, form in forms.items()})
 
 
-def _attention(s: Settings, dtype: str, side: int, heads: int) -> list[Figure]:
-    batch = 4
-    at = layout(batch, side, side, WINDOW, WINDOW // 2, torch.device(s.device))
+def _attention(s: Settings, dtype: str, side: int, heads: int) -> Timed:
+    at = layout(4, side, side, WINDOW, WINDOW // 2, torch.device(s.device))
     shape = len(at.sorts), WINDOW**2, 3, heads, 32
     qkv = torch.randn(shape, device=s.device).to(DTYPES[dtype]).requires_grad_()
     bias = torch.randn(4, heads, WINDOW**2, WINDOW**2, device=s.device).to(DTYPES[dtype])
@@ -77,7 +68,7 @@ def _attention(s: Settings, dtype: str, side: int, heads: int) -> list[Figure]:
         attend(qkv, bias, at, 32**-0.5, method).sum().backward()
         return qkv.grad
 
-    return _compared(s, dtype, {m: partial(step, m) for m in ('matmul', 'sdpa')})
+    return compared(dtype, {m: partial(step, m) for m in ('matmul', 'sdpa')})
 
 
 def cases(s: Settings) -> list[Case]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,14 +14,14 @@ import torch.nn.functional as F
 from .settings import DTYPES
 from .timing import seconds
 
-PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'timm', 'scalenet_mm')
+PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'mmseg', 'timm', 'torchvision', 'numpy', 'scalenet_mm')
 GEMM = {'cpu': (2048, 1024, 4096), 'cuda': (8192, 8192, 8192)}  # rows, d_in, d_out
 COPIED = {'cpu': 2**28, 'cuda': 2**31}  # bytes
 TRIALS = 7
 
 
 def describe(device: str) -> dict[str, object]:
-    """Processor, threads, GPU and versions."""
+    """Processor, threads, GPU and versions; no names of users, hosts or folders."""
     cpuinfo = Path('/proc/cpuinfo')
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
@@ -30,10 +31,14 @@ def describe(device: str) -> dict[str, object]:
         'threads': torch.get_num_threads(),
         'instructions': torch.backends.cpu.get_cpu_capability(),
         'system': f'{platform.system()} {platform.machine()}, Python {platform.python_version()}',
-        'versions': {p: getattr(import_module(p), '__version__', '?') for p in PACKAGES},
+        'versions': {p: getattr(import_module(p), '__version__', '?') for p in PACKAGES if find_spec(p)},
     }
     if device == 'cuda':
-        found |= {'gpu': torch.cuda.get_device_name(), 'cuda': torch.version.cuda}
+        found |= {
+            'gpu': torch.cuda.get_device_name(),
+            'cuda': torch.version.cuda,
+            'cudnn': torch.backends.cudnn.version(),
+        }
     return found
 
 

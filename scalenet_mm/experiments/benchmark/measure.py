@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,11 +18,11 @@ import torch
 
 from ...checkpoint.writing import write_atomically
 from ...progress import Progress
-from . import counted, kernels, pairs, variants
-from .cases import Case, Figure, Timed
+from . import counted, detectors, kernels, loaders, pairs, startup, variants
+from .cases import Case, Timed, grid
 from .goals import GOALS
 from .machine import best_gemm, describe, rates
-from .settings import Settings
+from .settings import ARCHS, Settings
 from .timing import Spread, interleaved
 
 
@@ -36,46 +35,26 @@ def as_text(runs: Sequence[dict]) -> str:
     return '{"runs": [\n' + ',\n'.join(parts) + '\n]}\n'
 
 
-# Start-up, data loading and whole detectors: modules whose rows bring their own goals
-OTHERS = {'startup': 'startup', 'data': 'loaders', 'detectors': 'detectors'}
-
-
-def _rows(s: Settings, module: str) -> list[Figure]:
-    options = {} if module == 'startup' else dict(device=s.device)
-    rows = import_module(f'.{OTHERS[module]}', __package__).rows(
-        s.size != 'full', s.rounds, partial(print, file=sys.stderr), **options
-    )
-    return [
-        Figure(
-            row['ratio'],
-            row['what'],
-            told=row,
-            note=f'{row["what"]}: {row["ours"]:.3g} against {row["peer"]:.3g} {row["unit"]} {row["note"]}'.strip(),
-            bound=row['goal'],
-        )
-        for row in rows
-    ]
-
-
-def _other_cases(module: str, s: Settings) -> list[Case]:
-    """One case with all rows of ``startup``, ``data`` or ``detectors``."""
-    return [Case(module, module, '', partial(_rows, s, module))]
-
-
+SWINS = {'Swin-T': ('Swin-T', (4,)), 'Swin-S': ('Swin-S', (2,))}
+BASE = {'DeiT-B24': ('DeiT-B', (4,))}
 PAIRS: dict[str, Callable[[Settings], list[Case]]] = {
-    'P1': pairs.p1,
-    'P2': pairs.p2,
-    'P3': pairs.p3,
-    'P4': pairs.p4,
-    'P5': variants.p5,
-    'P6': counted.p6,
-    'P7': counted.p7,
-    'P8': counted.p8,
-    'P9': variants.p9,
-    'P10': variants.p10,
-    'ablation': variants.ablation,
+    'P1': grid('P1', partial(pairs.training, 'P1'), SWINS),
+    'P2': grid('P2', partial(pairs.training, 'P2'), SWINS),
+    'P3': grid('P3', pairs.beside_timm_swin, {'Swin-T': ('Swin-T', (1, 8))}, ('fp32', 'bf16')),
+    'P4': grid('P4', pairs.beside_timm_vit, {'DeiT-B24': ('DeiT-B', (1, 8))}, ('fp32', 'bf16')),
+    'P5': grid('P5', variants.adapters, {name: (name, (4,)) for name in ARCHS}),
+    'P6': grid('P6', counted.activations, SWINS),
+    'P7': lambda s: [Case('P7', 'DeiT-B24', '', partial(counted.state, s, 'DeiT-B'))],
+    'P8': lambda s: [
+        Case('P8', Path(c.partition('::')[2]).stem, '', partial(counted.delta_size, c)) for c in s.at.configs
+    ],
+    'P9': grid('P9', variants.depth, {'DeiT-B forward': (False, (1,)), 'DeiT-B step': (True, (1,))}),
+    'P10': grid('P10', variants.drop_path, BASE),
+    'ablation': grid('ablation', variants.ablation, {'Swin-T': ('Swin-T', (4,))}),
     'kernels': kernels.cases,
-    **{name: partial(_other_cases, name) for name in OTHERS},
+    'startup': startup.cases,
+    'data': loaders.cases,
+    'detectors': detectors.cases,
 }
 Row = dict[str, Any]
 BAD = ('error', 'no parity')
@@ -158,7 +137,8 @@ def measure(case: Case, s: Settings, rates: dict[str, float], tick=lambda: None)
     """The rows of a case; an exception makes one row of its own."""
     try:
         made = case.make()
-        rows = _timed(case, made, s, rates, tick) if isinstance(made, Timed) else _counted(made)
+        timed = isinstance(made, Timed)
+        rows = _timed(case, made, s, rates, tick) if timed else [dict(vars(f), status='ok') for f in made]
     except Exception as error:
         traceback.print_exc()
         rows = [dict(status='error', note=f'{type(error).__name__}: {error}'.splitlines()[0])]
@@ -181,17 +161,14 @@ def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) 
     runs, failed = _that_run(made.runs)
     rounds = interleaved(runs, s.rounds, s.device, s.warmup, made.repeats, tick)
     times = {name: median(r[name] for r in rounds) for name in runs}
-    best = best_gemm(rates, case.dtype) * 1e9
-    speed = {n: _of_side(made.operations, n) / t for n, t in times.items()}
-    common = dict(
-        floor=made.floor,
-        parity=parity,
-        ms={n: 1e3 * t for n, t in times.items()},
-        gflops={n: v / 1e9 for n, v in speed.items()},
-        share={n: v / best for n, v in speed.items()},
-        note=', '.join(f'{n} {1e3 * t:.1f} ms ({speed[n] / best:.0%} of GEMM)' for n, t in times.items())
-        + f'; differences at most {max(p.used for p in found):.2f} of their bounds',
-    )
+    speed = {n: made.operations[n.split()[0]] / t / 1e9 for n, t in times.items() if made.operations}
+    share = {n: v / best_gemm(rates, case.dtype) for n, v in speed.items()}
+    told = [f'{n} {1e3 * t:.2f} ms' + (f' ({share[n]:.0%} of GEMM)' if share else '') for n, t in times.items()]
+    note, notes = ', '.join(told), made.notes()
+    if found:
+        note += f'; differences at most {max(p.used for p in found):.2f} of their bounds'
+    ms = {n: 1e3 * t for n, t in times.items()}
+    common = dict(floor=made.floor, parity=parity, ms=ms, gflops=speed, share=share)
     values = dict(made.values)
     if {'peer eager', 'ours eager'} <= set(runs):
         fastest = {side: min((n for n in times if n.startswith(side)), key=times.get) for side in ('peer', 'ours')}
@@ -207,17 +184,9 @@ def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) 
             rows.append(dict(setting=setting, status='error', note=failed[missing.args[0]]))
             continue
         spread = Spread.of(each)
-        rows.append(
-            dict(
-                setting=setting,
-                status='ok',
-                value=spread.median,
-                low=spread.low,
-                high=spread.high,
-                rounds=each,
-                **common,
-            )
-        )
+        more = dict(note='; '.join(filter(None, [note, notes.get(setting)])), bound=made.bounds.get(setting))
+        measured = dict(value=spread.median, low=spread.low, high=spread.high, rounds=each)
+        rows.append(dict(setting=setting, status='ok', **measured, **common, **more))
     if 'peer eager' in made.runs and case.pair != 'ablation' and not s.compiled:
         rows.append(dict(setting='compiled', status='not run', note='add --compiled'))
     return rows
@@ -235,17 +204,6 @@ def _that_run(runs: dict[str, Callable[[], object]]) -> tuple[dict[str, Callable
                 first = str(error).strip().partition('\n')[0]
                 failed[name] = f'{name} does not run: {type(error).__name__}: {first}'
     return {name: run for name, run in runs.items() if name not in failed}, failed
-
-
-def _of_side(operations: dict[str, int], run: str) -> int:
-    return operations[run.split()[0]]
-
-
-def _counted(figures: list[Figure]) -> list[Row]:
-    return [
-        dict(setting=f.setting, status='ok', value=f.value, floor=f.floor, told=f.told, note=f.note, bound=f.bound)
-        for f in figures
-    ]
 
 
 def _judged(case: Case, s: Settings, row: Row) -> Row:

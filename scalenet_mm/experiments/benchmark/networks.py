@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbones import ScaleNetDeiT, ScaleNetSwin
-from ...checkpoint.dialects import to_host
 from ...core.adapters import AdaptedLinear, Adjustment
 from ...core.roles import TrainPolicy
 from ...ops import set_ops
@@ -118,9 +117,10 @@ MM_STAGES = [f'stages.{i}.blocks' for i in range(4)]
 TIMM_STAGES = [f'layers.{i}.blocks' for i in range(4)]
 
 
-def by_host_names(host: str) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
-    """Gradients of a stock network under our names: they are laid out as the weights are."""
-    return functools.partial(to_host, host=host)
+def beside_mmdet(s: Settings, name: str) -> tuple[Net, nn.Module]:
+    """Our Swin as detectors use it, and mmdet's of equal depth and weights."""
+    ours = our_swin(s, name, pyramid=True)
+    return Net(ours), deep_peer(functools.partial(mmdet_swin, s, name), ours, MM_STAGES, s.device)
 
 
 class PlainAdapted(nn.Linear):

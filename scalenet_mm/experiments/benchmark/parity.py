@@ -17,18 +17,12 @@ SLACK = 1.5
 
 @dataclass
 class Net:
-    """A network and how it is compared with another one.
-
-    Attributes:
-        head: what is done to its output, so that both sides give the same.
-        rename: gradients by the other side's names.
-        call: stands in for ``model``, such as its compiled form.
-    """
+    """A network and how it is compared with another one."""
 
     model: nn.Module
-    head: Callable = lambda output: output
-    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
-    call: Callable | None = None
+    head: Callable = lambda output: output  # done to its output, so that both sides give the same
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict  # gradients by the other side's names
+    call: Callable | None = None  # stands in for ``model``, such as its compiled form
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         output = self.head((self.model if self.call is None else self.call)(images))
@@ -54,14 +48,14 @@ class Parity:
 
     Attributes:
         against: what was compared with.
-        worst: the gradient that differs most.
+        worst: the gradient that differs most; empty where gradients are not compared.
         bounds: of both differences.
     """
 
     against: str
     forward: float
-    gradient: float
-    worst: str
+    gradient: float = 0.0
+    worst: str = ''
     bounds: tuple[float, float] = (FP32, FP32)
 
     @property
@@ -76,10 +70,9 @@ class Parity:
         return max(self.forward / forward, self.gradient / gradient)
 
     def __str__(self) -> str:
-        return (
-            f'from {self.against} by {self.forward:.1e} forward (bound {self.bounds[0]:.1e}), {self.gradient:.1e} in '
-            f'the gradient of {self.worst} (bound {self.bounds[1]:.1e})'
-        )
+        forward = f'from {self.against} by {self.forward:.1e} forward (bound {self.bounds[0]:.1e})'
+        backward = f', {self.gradient:.1e} in the gradient of {self.worst} (bound {self.bounds[1]:.1e})'
+        return forward + backward * bool(self.worst)
 
 
 def compare(

@@ -39,20 +39,14 @@ CONFIGS = ('scalenet_mm::scalenet_swin_t_100e.py', 'scalenet_mm::scalenet_deit_b
 
 @dataclass(frozen=True)
 class Size:
-    """Architectures and images of a run.
-
-    Attributes:
-        batch: replaces every batch size, if given.
-        configs: whose deltas are written.
-        rss: measure the memory of fresh processes too.
-    """
+    """Architectures and images of a run."""
 
     archs: Mapping[str, Any] = field(default_factory=lambda: ARCHS)
     image: int = 224
     window: int = 7
-    batch: int | None = None
-    configs: tuple[str, ...] = CONFIGS
-    rss: bool = True
+    batch: int | None = None  # replaces every batch size
+    configs: tuple[str, ...] = CONFIGS  # whose deltas are written
+    rss: bool = True  # measure the memory of fresh processes too
 
 
 SIZES = {
@@ -64,29 +58,23 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says.
-
-    Attributes:
-        ops: switches of our networks that are not the defaults.
-        dtypes: timed ones; None leaves each pair its own.
-        compiled: measure compiled networks too.
-    """
+    """What the command line says."""
 
     device: str = 'cpu'
     size: str = 'full'
     rounds: int = 7
     warmup: int = 2
-    ops: Mapping[str, Any] = field(default_factory=dict)
-    dtypes: tuple[str, ...] | None = None
-    compiled: bool = False
+    ops: Mapping[str, Any] = field(default_factory=dict)  # switches of our networks that are not the defaults
+    dtypes: tuple[str, ...] | None = None  # timed ones; None leaves each pair its own
+    compiled: bool = False  # measure compiled networks too
 
     @property
     def at(self) -> Size:
         return SIZES[self.size]
 
-    def batches(self, cpu: tuple[int, ...], cuda: tuple[int, ...]) -> tuple[int, ...]:
+    def batches(self, cpu: tuple[int, ...]) -> tuple[int, ...]:
         """The batch sizes of a pair on this device and at this size."""
-        return (self.at.batch,) if self.at.batch else cuda if self.device == 'cuda' else cpu
+        return (self.at.batch,) if self.at.batch else (64,) if self.device == 'cuda' else cpu
 
     def timed(self, *dtypes: str) -> tuple[str, ...]:
         return dtypes if self.dtypes is None else self.dtypes

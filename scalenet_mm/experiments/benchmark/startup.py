@@ -1,4 +1,4 @@
-"""What starting costs beside the host: importing (pair 'startup'), building and loading (pair 'loading')."""
+"""What starting costs beside the host (pair 'startup'): importing, building and loading."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +19,9 @@ from torch import nn
 
 from ...backbones import ScaleNetDeiT, ScaleNetSwin
 from ...compat import quiet
-from .timing import Spread, interleaved
+from .cases import Case, Figure, Timed
+from .settings import Settings
+from .timing import Spread
 
 IMPORT_GOAL = 0.1  # seconds that the package may add to what it imports
 LOADING_GOAL = 1.2  # times the host's
@@ -33,7 +36,7 @@ LOADED = (
 ROOTS = """
 import importlib, json, sys
 roots = []
-for name in json.loads(sys.argv[1]):
+for name in json.load(sys.stdin):
     if name not in sys.modules:
         try:
             importlib.import_module(name)
@@ -45,7 +48,7 @@ print(json.dumps(roots))
 TIMED = """
 import importlib, json, sys, time
 start = time.perf_counter()
-for name in json.loads(sys.argv[1]):
+for name in json.load(sys.stdin):
     importlib.import_module(name)
 there, before = time.perf_counter(), set(sys.modules)
 import scalenet_mm
@@ -53,25 +56,11 @@ print(json.dumps([there - start, time.perf_counter() - there, [m for m in sys.mo
 """
 
 
-def spread(seconds: Sequence[float]) -> str:
-    """Least to greatest."""
-    found = Spread.of(seconds)
-    return f'{found.low:.3g} to {found.high:.3g} s'
-
-
-def make_row(
-    pair: str, what: str, peer: float, ours: float, goal: float | None, unit: str = 's', note: str = ''
-) -> dict:
-    """A line of the report: ``ratio`` is ours / peer, to be at most ``goal`` (None: for information)."""
-    return dict(pair=pair, what=what, peer=peer, ours=ours, ratio=ours / peer, goal=goal, unit=unit, note=note)
-
-
 def fresh(script: str, names: list[str] | None = None) -> list:
     """What a script prints last, as JSON, in a process of its own, which may keep compiled bytecode like a user's."""
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONDONTWRITEBYTECODE'}
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', script, json.dumps(names or [])], env=env, capture_output=True, text=True
-    )
+    command = [sys.executable, '-W', 'ignore', '-c', script]
+    done = subprocess.run(command, env=env, input=json.dumps(names or []), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f'A process that imports {names} failed:\n{done.stderr[-2000:]}')
     return json.loads(done.stdout.splitlines()[-1])
@@ -91,10 +80,10 @@ def own_seconds(names: list[str]) -> tuple[float, float, list[str]]:
     return there, own, [m for m in added if m.partition('.')[0] != 'scalenet_mm']
 
 
-def import_rows(quick: bool, rounds: int, progress: Callable[[str], None]) -> list[dict]:
-    """``import scalenet_mm`` on top of what a process has imported; the goal speaks of the first state.
+def importing(s: Settings) -> list[Figure]:
+    """``import scalenet_mm`` on top of what a process has imported, over that import.
 
-    Each trial is a process of its own; ``rounds`` of them count in every state, the first two do not.
+    Each trial is a process of its own; the first two in every state do not count.
     """
     # what is there before -> (modules, whether the goal holds: mmpretrain is missing in a process of mmdet)
     states = {
@@ -103,85 +92,71 @@ def import_rows(quick: bool, rounds: int, progress: Callable[[str], None]) -> li
         'mmengine and mmdet': (list(DETECTOR), False),
         'nothing': ([], False),
     }
-    states = dict(list(states.items())[: 1 if quick else None])
+    states = dict(list(states.items())[: None if s.size == 'full' else 1])
     found: dict[str, list[tuple[float, float, list[str]]]] = {name: [] for name in states}
-
-    def trial(name: str) -> None:
+    for name in (*states, *reversed(states)) * (1 + (s.rounds + 1) // 2):
         found[name].append(own_seconds(states[name][0]))
-        there, own, _ = found[name][-1]
-        progress(f'import over {name}: {there:.2f} s, then {own:.3f} s')
-
-    interleaved({name: lambda n=name: trial(n) for name in states}, (rounds + 1) // 2, warmup=1)
-    rows, alone = [], median(there for there, _, _ in found['all modules it imports'][2:])
+    figures, alone = [], median(there for there, _, _ in found['all modules it imports'][2:])
     for name, (before, judged) in states.items():
         there, own, added = zip(*found[name][2:])
-        peer = median(there) if before else alone
-        whole = median(own) + (peer if before else 0.0)
-        note = f'own {median(own):.3f} s ({spread(own)})' if before else spread(own)
-        if before and added[0]:
-            others = sorted({m.partition('.')[0] for m in added[0]} - set(sys.stdlib_module_names))
-            note += f', {len(added[0])} modules of others in it: {", ".join(others)}'
-        goal = (peer + IMPORT_GOAL) / peer if judged else None
-        rows.append(make_row('startup', f'import over {name}', peer, whole, goal, note=note))
-    return rows
+        peer, spread = median(there) if before else alone, Spread.of(own)
+        ours = spread.median + (peer if before else 0.0)
+        others = ', '.join(sorted({m.partition('.')[0] for m in added[0]} - set(sys.stdlib_module_names)))
+        note = f'{ours:.3g} against {peer:.3g} s, own {spread.low:.3g} to {spread.high:.3g} s'
+        note += f', {len(added[0])} modules of others in it: {others}' if before and others else ''
+        bound = 1 + IMPORT_GOAL / peer if judged else None
+        figures.append(
+            Figure(ours / peer, f'import over {name}', told=dict(peer=peer, ours=ours), note=note, bound=bound)
+        )
+    return figures
 
 
-def loading_cases() -> dict[str, tuple[Callable[[int], nn.Module], int, Callable[[], nn.Module]]]:
-    """Name -> (the host at a depth of the scaled layers, that of the pretrained network, ours)."""
-
-    def swin(last: int) -> nn.Module:
-        return SwinTransformer(dict(embed_dims=96, depths=[2, 2, 6, last], num_heads=[3, 6, 12, 24]))
-
-    def deit(depth: int) -> nn.Module:
-        return VisionTransformer(dict(embed_dims=384, num_layers=depth, num_heads=6, feedforward_channels=1536))
-
-    return {
-        'ScaleNetSwin-T x2': (swin, 2, lambda: ScaleNetSwin('tiny')),
-        'ScaleNetDeiT-S x2': (deit, 12, lambda: ScaleNetDeiT('deit-small')),
-    }
+def swin(last: int) -> nn.Module:
+    return SwinTransformer(dict(embed_dims=96, depths=[2, 2, 6, last], num_heads=[3, 6, 12, 24]))
 
 
-def loading_rows(name: str, rounds: int) -> list[dict]:
+def deit(depth: int) -> nn.Module:
+    return VisionTransformer(dict(embed_dims=384, num_layers=depth, num_heads=6, feedforward_channels=1536))
+
+
+# Name -> (the host at a depth of the scaled layers, that of the pretrained network, ours)
+NETWORKS = {
+    'ScaleNetSwin-T x2': (swin, 2, partial(ScaleNetSwin, 'tiny')),
+    'ScaleNetDeiT-S x2': (deit, 12, partial(ScaleNetDeiT, 'deit-small')),
+}
+
+
+def loading(name: str) -> Timed:
     """Building, initialising and loading a file, against the host of the same depth.
 
     Args:
-        name: a key of ``loading_cases``.
+        name: a key of ``NETWORKS``.
     """
-    host, depth, ours = loading_cases()[name]
-    found = []
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        source, deep = (str(Path(folder, n)) for n in ('source.pth', 'deep.pth'))
+    host, depth, ours = NETWORKS[name]
+    folder = tempfile.TemporaryDirectory()  # there as long as the runs
+    source, deep = (str(Path(folder.name, n)) for n in ('source.pth', 'deep.pth'))
+    with quiet():
         theirs, mine = host(2 * depth), ours()
-        torch.save(host(depth).state_dict(), source)
-        torch.save(theirs.state_dict(), deep)
-        works = {
-            'build': (lambda: host(2 * depth), ours),
-            'build and init_weights': (lambda: host(2 * depth).init_weights(), lambda: ours().init_weights()),
-            'load a file': (
-                lambda: load_checkpoint(theirs, deep, 'cpu', strict=True, logger='silent'),
-                lambda: mine.load_pretrained(source),
-            ),
-        }
-        for what, (peer, own) in works.items():
-            taken = interleaved({'peer': peer, 'ours': own}, rounds)
-            there, here = ([t[side] for t in taken] for side in ('peer', 'ours'))
-            found.append(
-                make_row(
-                    'loading',
-                    f'{name}: {what}',
-                    median(there),
-                    median(here),
-                    LOADING_GOAL,
-                    note=f'{spread(there)}, ours {spread(here)}',
-                )
-            )
-    return found
+    torch.save(host(depth).state_dict(), source)
+    torch.save(theirs.state_dict(), deep)
+    works: dict[str, tuple[Callable, Callable]] = {
+        'build': (lambda: host(2 * depth), ours),
+        'build and init_weights': (lambda: host(2 * depth).init_weights(), lambda: ours().init_weights()),
+        'load a file': (
+            lambda folder=folder: load_checkpoint(theirs, deep, 'cpu', strict=True, logger='silent'),
+            lambda: mine.load_pretrained(source),
+        ),
+    }
+    sides = {f'{side} {work}': run for work, runs in works.items() for side, run in zip(('peer', 'ours'), runs)}
+    return Timed(
+        {k: quiet()(run) for k, run in sides.items()},
+        {f'{name}: {w}': lambda times, w=w: times[f'ours {w}'] / times[f'peer {w}'] for w in works},
+        bounds={f'{name}: {work}': LOADING_GOAL for work in works},
+    )
 
 
-def rows(quick: bool = False, rounds: int = 7, progress: Callable[[str], None] = print) -> list[dict]:
-    """All rows of start-up, see ``make_row``; ``quick`` leaves out what only informs and the second model."""
-    found = import_rows(quick, rounds, progress)
-    for name in list(loading_cases())[: 1 if quick else None]:
-        progress(f'loading {name}')
-        found += loading_rows(name, rounds)
-    return found
+def cases(s: Settings) -> list[Case]:
+    """At a smaller size without what only informs and the second network."""
+    names = list(NETWORKS)[: None if s.size == 'full' else 1]
+    makes = [partial(importing, s), *(partial(loading, name) for name in names)]
+    return [Case('startup', 'startup', '', make) for make in makes]

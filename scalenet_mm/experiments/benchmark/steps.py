@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -59,19 +59,17 @@ def forward_pass(net: Net, batch: Tensor) -> Callable[[], object]:
     return run
 
 
-def operations(model: nn.Module, image: int, train: bool) -> int:
-    """Floating-point operations of one image: two for each multiply-add of the plain network, frozen as it is.
+def operations(s: Settings, models: Mapping[str, nn.Module], batch: int, train: bool) -> dict[str, int]:
+    """Floating-point operations of a batch: two for each multiply-add of the plain network, frozen as it is.
 
     Counted by torch on the meta device; what the backward pass does not compute is not counted.
     """
-    meta = set_ops(on_meta(model), 'plain')
-    pixels = torch.zeros(1, 3, image, image, device='meta')
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):
-        loss = objective(Net(meta, _last)(pixels))
-        if train:
-            loss.backward()
-    return counter.get_total_flops()
-
-
-def _last(output):
-    return output if isinstance(output, Tensor) else tuple(output)
+    found, pixels = {}, torch.zeros(1, 3, s.at.image, s.at.image, device='meta')
+    for name, model in models.items():
+        meta = Net(set_ops(on_meta(model), 'plain'))
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):
+            loss = objective(meta(pixels))
+            if train:
+                loss.backward()
+        found[name] = batch * counter.get_total_flops()
+    return found

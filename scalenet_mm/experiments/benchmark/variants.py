@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -11,62 +11,49 @@ import torch
 
 from ...ops import SWITCHES, Ops
 from . import networks as models
-from .cases import Case, Timed, Times, agree
-from .networks import MM_STAGES
+from .cases import Timed, Times, agree
 from .parity import Net, Parity, compare
 from .settings import DTYPES, Settings
 from .steps import forward_pass, images, operations, precision, train_step
 
+DEPTHS = (1, 2, 3, 4)
+DROP_PATH = 0.5  # Sec. IV-A1, Base
+ABLATED = ('linear', 'window', 'mlp', 'recompute', 'compile')  # drop_path is P10, weights P7
 
-def _p5(s: Settings, make: Callable, name: str, dtype: str, batch: int) -> Timed:
-    ours = make(s, name)
-    bare = make(s, name, adjust=None)
+
+def adapters(s: Settings, name: str, dtype: str, batch: int) -> Timed:
+    """P5."""
+    make = models.our_swin if name.startswith('Swin') else models.our_deit
+    ours, bare = make(s, name), make(s, name, adjust=None)
     bare.load_state_dict({k: v for k, v in ours.state_dict().items() if k in bare.state_dict()})
-    flops = {side: batch * operations(model, s.at.image, False) for side, model in (('without', bare), ('with', ours))}
+    flops = operations(s, {'without': bare, 'with': ours}, batch, train=False)
     share = flops['with'] / flops['without'] - 1
-    net = Net(ours.to(DTYPES[dtype]))
-    batch_of = images(s, batch, DTYPES[dtype])
+    nets = {'without': Net(bare.to(DTYPES[dtype])), 'with': Net(ours.to(DTYPES[dtype]))}
+    batch_of, cuda = images(s, batch, DTYPES[dtype]), s.device == 'cuda'
 
     def value(times: Times) -> float:
         overhead = times['with'] / times['without'] - 1
-        return 100 * (overhead - share) if s.device == 'cuda' else overhead / share
+        return 100 * (overhead - share) if cuda else overhead / share
 
     return Timed(
-        {'without': forward_pass(Net(bare.to(DTYPES[dtype])), batch_of), 'with': forward_pass(net, batch_of)},
+        {k: forward_pass(net, batch_of) for k, net in nets.items()},
         {'': value},
+        partial(agree, nets['with'], None, batch_of, dtype, nullcontext),
         flops,
-        partial(agree, net, None, batch_of, dtype, nullcontext),
-        0.0 if s.device == 'cuda' else 1.0,
+        0.0 if cuda else 1.0,
         repeats=3,
     )
 
 
-def p5(s: Settings) -> list[Case]:
-    hosts = (
-        (models.our_swin, 'Swin-T'),
-        (models.our_swin, 'Swin-S'),
-        (models.our_deit, 'DeiT-T'),
-        (models.our_deit, 'DeiT-B'),
-    )
-    return [
-        Case('P5', f'{name}, batch {batch}', dtype, partial(_p5, s, make, name, dtype, batch))
-        for make, name in hosts
-        for batch in s.batches((4,), (64,))
-        for dtype in s.timed('fp32')
-    ]
-
-
-DEPTHS = (1, 2, 3, 4)
-
-
-def _p9(s: Settings, train: bool, dtype: str, batch: int) -> Timed:
+def depth(s: Settings, train: bool, dtype: str, batch: int) -> Timed:
+    """P9."""
     nets = {f'x{k}': Net(models.our_deit(s, 'DeiT-B', times=k)) for k in DEPTHS}
-    flops = {k: batch * operations(n.model, s.at.image, train) for k, n in nets.items()}
-    context = precision(s, dtype if train else 'fp32')
-    if not train:
-        nets = {k: Net(n.model.to(DTYPES[dtype])) for k, n in nets.items()}
-    batch_of = images(s, batch, torch.float32 if train else DTYPES[dtype])
-    make = partial(train_step, context=context) if train else forward_pass
+    flops = operations(s, {k: n.model for k, n in nets.items()}, batch, train)
+    kind = torch.float32 if train else DTYPES[dtype]
+    make = partial(train_step, context=precision(s, dtype)) if train else forward_pass
+    batch_of = images(s, batch, kind)
+    for net in nets.values():
+        net.model.to(kind)
 
     def value(times: Times) -> float:
         return (times['x4'] - times['x1']) / 3 / times['x1']
@@ -74,30 +61,19 @@ def _p9(s: Settings, train: bool, dtype: str, batch: int) -> Timed:
     return Timed(
         {k: make(net, batch_of) for k, net in nets.items()},
         {'': value},
-        flops,
         partial(agree, nets['x4'], None, batch_of, dtype, nullcontext),
+        flops,
         value(flops),
     )
 
 
-def p9(s: Settings) -> list[Case]:
-    return [
-        Case('P9', f'DeiT-B {what}, batch {batch}', dtype, partial(_p9, s, train, dtype, batch))
-        for what, train in (('forward', False), ('step', True))
-        for batch in s.batches((1,), (64,))
-        for dtype in s.timed('fp32')
-    ]
-
-
-DROP_PATH = 0.5  # Sec. IV-A1, Base
-
-
-def _p10(s: Settings, dtype: str, batch: int) -> Timed:
-    ours = Net(models.our_deit(s, 'DeiT-B', drop_path_rate=DROP_PATH))
+def drop_path(s: Settings, name: str, dtype: str, batch: int) -> Timed:
+    """P10."""
+    ours = Net(models.our_deit(s, name, drop_path_rate=DROP_PATH))
     nets = {form: models.switched(ours, s.our_ops(drop_path=form)) for form in ('dense', 'sparse')}
-    depth = sum(len(m) for m in ours.model.layer_maps().values())
-    kept = 1 - statistics.mean(torch.linspace(0, DROP_PATH, depth).tolist())
-    flops = batch * operations(ours.model, s.at.image, True)
+    layers = sum(len(m) for m in ours.model.layer_maps().values())
+    kept = 1 - statistics.mean(torch.linspace(0, DROP_PATH, layers).tolist())
+    flops = operations(s, {'dense': ours.model}, batch, train=True)
     batch_of, context = images(s, batch), precision(s, dtype)
 
     def check() -> list[Parity]:
@@ -108,8 +84,8 @@ def _p10(s: Settings, dtype: str, batch: int) -> Timed:
     return Timed(
         {form: train_step(net, batch_of, context) for form, net in nets.items()},
         {'': lambda times: times['sparse'] / times['dense']},
-        {'dense': flops, 'sparse': round(flops * kept)},
         check,
+        flops | {'sparse': round(flops['dense'] * kept)},
         kept,
         repeats=4,  # several draws a round
     )
@@ -120,17 +96,6 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
-
-
-def p10(s: Settings) -> list[Case]:
-    return [
-        Case('P10', f'DeiT-B24, batch {batch}', dtype, partial(_p10, s, dtype, batch))
-        for batch in s.batches((4,), (64,))
-        for dtype in s.timed('fp32')
-    ]
-
-
-ABLATED = ('linear', 'window', 'mlp', 'recompute', 'compile')  # drop_path is P10, weights P7
 
 
 def variants(s: Settings) -> dict[str, dict]:
@@ -148,13 +113,11 @@ def variants(s: Settings) -> dict[str, dict]:
     return found
 
 
-def _ablation(s: Settings, name: str, dtype: str, batch: int) -> Timed:
-    ours = Net(models.our_swin(s, name, pyramid=True))
-    stock = models.deep_peer(partial(models.mmdet_swin, s, name), ours.model, MM_STAGES, s.device)
+def ablation(s: Settings, name: str, dtype: str, batch: int) -> Timed:
+    """P1's step with other switches."""
+    ours, stock = models.beside_mmdet(s, name)
     batch_of, context = images(s, batch), precision(s, dtype)
-    flops = {
-        side: batch * operations(model, s.at.image, True) for side, model in (('peer', stock), ('ours', ours.model))
-    }
+    flops = operations(s, {'peer': stock, 'ours': ours.model}, batch, train=True)
     nets = {k: models.switched(ours, ops) for k, ops in variants(s).items()}
     reference = models.plain(ours)
 
@@ -162,19 +125,13 @@ def _ablation(s: Settings, name: str, dtype: str, batch: int) -> Timed:
         """In fp32."""
         return [compare(f'plain with {k}', net, reference, batch_of) for k, net in nets.items()]
 
-    steps = {f'ours {k}': train_step(net, batch_of, context) for k, net in nets.items()}
     return Timed(
-        {'peer eager': train_step(Net(stock), batch_of, context), **steps},
+        {
+            'peer eager': train_step(Net(stock), batch_of, context),
+            **{f'ours {k}': train_step(net, batch_of, context) for k, net in nets.items()},
+        },
         {k: lambda times, k=k: times[f'ours {k}'] / times['peer eager'] for k in nets},
-        flops,
         check,
+        flops,
         flops['ours'] / flops['peer'],
     )
-
-
-def ablation(s: Settings) -> list[Case]:
-    return [
-        Case('ablation', f'Swin-T, batch {batch}', dtype, partial(_ablation, s, 'Swin-T', dtype, batch))
-        for batch in s.batches((4,), (64,))
-        for dtype in s.timed('fp32')
-    ]

@@ -9,7 +9,6 @@ A second call with the same parameters verifies what is there and returns.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,27 +16,6 @@ from pathlib import Path
 from ...commands.main import command_parser
 from ..data import LAYOUTS, make_demo_data
 from ..data.preview import draw_preview
-
-
-class ProgressLine:
-    """Scenes done, scenes a second and time left: rewritten in a terminal, sparse in a log."""
-
-    def __init__(self) -> None:
-        self.layout, self.start, self.shown = '', 0.0, 0.0
-        self.live = sys.stdout.isatty()
-        self.every = 0.2 if self.live else 5.0  # seconds between two lines
-
-    def __call__(self, layout: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if layout != self.layout:
-            self.layout, self.start, self.shown = layout, now, now
-        if now - self.shown < self.every and done < total:
-            return
-        self.shown = now
-        rate = done / max(now - self.start, 1e-3)
-        line = f'{layout}: {done}/{total} scenes, {rate:.0f}/s, ETA {(total - done) / rate:.0f} s'
-        end = '\n' if done == total or not self.live else ''
-        print(f'\r{line:<60}' if self.live else line, end=end, flush=True)
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -68,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         seed=args.seed,
         workers=args.workers,
         overwrite=args.overwrite,
-        progress=ProgressLine(),
+        progress=True,
     )
     for name, folder in made.items():
         print(f'{name}: ready in {folder}')

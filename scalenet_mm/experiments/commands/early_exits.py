@@ -10,10 +10,7 @@ About five minutes a seed on one core. Interrupted, the same command continues.
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from ...commands.main import command_parser
@@ -41,32 +38,20 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    from ..study import exits as elastic
-    from ..study import exits_page as elastic_report
-    from ..study.pool import RESULTS, latest, read_results, run_all
+    from ..study import exits, exits_page, runs
+    from ..study.pool import conduct
 
     root = args.work_dir / (f'{args.shorten}_times_shorter' if args.shorten > 1 else 'demo')
-    jobs = elastic.jobs(range(args.seeds), args.shorten)
+    jobs = runs.jobs_of([runs.shortened(row, args.shorten) for row in exits.ROWS.values()], range(args.seeds))
     if args.reuse:
-        print(f'{elastic.adopt(jobs, root, args.reuse)} finished runs taken from {args.reuse}.')
-    if not args.report:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs too
-        try:
-            run_all(jobs, root, args.jobs, partial(elastic.run, shorten=args.shorten))
-        except KeyboardInterrupt:
-            print('\nStopped; the same command continues.', file=sys.stderr)
-            return 130
-    wanted = {(j.row, j.seed): j.digest for j in jobs}
-    known = latest(read_results(root / RESULTS))
-    records = {k: r for k, r in known.items() if wanted.get(k) == r['digest']}
-    failed = [r for r in records.values() if r['status'] != 'done']
-    for record in failed:
-        print(f'FAILED: {record["row"]} seed {record["seed"]}: {record["error"]}', file=sys.stderr)
-    measured = elastic.measure_all(records, root)
-    if not measured:
-        print(f'{root / RESULTS} has no finished run of these rows; leave --report out.', file=sys.stderr)
-        return 2
+        print(f'{exits.adopt(jobs, root, args.reuse)} finished runs taken from {args.reuse}.')
     command = f'scalenet experiment early-exits --seeds {args.seeds}'
-    for file in elastic_report.write(measured, args.out or root, command):
-        print(f'wrote {file}')
-    return 1 if failed else 0
+    return conduct(
+        jobs,
+        root,
+        runs.train,
+        runs.TOLD,
+        lambda records: exits_page.report(records, root, args.out or root, command),
+        run=not args.report,
+        at_once=args.jobs,
+    )

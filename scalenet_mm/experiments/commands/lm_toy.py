@@ -7,7 +7,6 @@ scalenet experiment lm-toy --shorten 100                 # everything, 100 times
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,17 +25,15 @@ def main(argv: Sequence[str]) -> int:
     if args.seeds < 1 or args.shorten < 1:
         parser.error(f'--seeds and --shorten must be at least 1, got {args.seeds} and {args.shorten}.')
     require_extras('transformers', 'accelerate', 'matplotlib')
-    from ..study import lm_study as study
+    from ..study import lm_study
+    from ..study.pool import conduct
 
-    records = study.run(range(args.seeds), args.work_dir, shorten=args.shorten)
-    lines = study.summary(records)
-    out = args.out or args.work_dir
-    out.mkdir(parents=True, exist_ok=True)
     short = f' --shorten {args.shorten}' if args.shorten > 1 else ''
     command = f'scalenet experiment lm-toy --seeds {args.seeds}{short}' + (f' --out {args.out}' if args.out else '')
-    (out / 'lm_toy.json').write_text(json.dumps(dict(rows=lines, runs=records), indent=1) + '\n')
-    (out / 'lm_toy.md').write_text(study.as_markdown(lines, command))
-    study.draw(records, out / 'lm_toy.png')
-    for name in ('lm_toy.md', 'lm_toy.json', 'lm_toy.png'):
-        print(f'wrote {out / name}')
-    return 0
+    return conduct(
+        lm_study.jobs(range(args.seeds), args.shorten),
+        args.work_dir,
+        lm_study.train,
+        lm_study.TOLD,
+        lambda records: lm_study.report(records, args.out or args.work_dir, command),
+    )

@@ -1,4 +1,4 @@
-"""Write model-index.yml, every configs/**/metafile.yml and docs/model_zoo.md from the configs.
+"""Write model-index.yml, the metafiles and docs/model_zoo.md from the configs.
 
     scalenet experiment model-zoo           # writes what changed
     scalenet experiment model-zoo --check   # writes nothing; exit status 1 and what differs
@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from ...commands.main import command_parser
-from ..paper.model_index import make_index, page
+from ..paper.model_index import make_index, page, read_models
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = 'scalenet experiment model-zoo'
@@ -30,13 +30,13 @@ class _Plain(yaml.SafeDumper):
 
 def files(root: Path) -> dict[str, str]:
     """Path relative to ``root`` -> text."""
-    index = dict(make_index(root / 'configs', root / 'docs' / 'results' / 'models'))
+    models = read_models(root / 'configs', root / 'docs' / 'results' / 'models')
     head = f'# Written by `{COMMAND}`; do not edit.\n'
     texts = {
         path: head + yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
-        for path, content in index.items()
+        for path, content in make_index(models).items()
     }
-    return texts | {'docs/model_zoo.md': page(index, COMMAND)}
+    return texts | {'docs/model_zoo.md': page(models, COMMAND)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         print(f'wrote {path}')
     for path in outdated:
         (ROOT / path).unlink()
-        print(f'removed {path}, whose folder has no config any more')
+        print(f'removed {path}, whose folder is not listed any more')
     if not different and not outdated:
         print('Nothing has changed.')
     return 0

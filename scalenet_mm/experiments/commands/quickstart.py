@@ -8,7 +8,6 @@ Real handwritten digits (no download), the shipped configs, the real Runner. An 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,20 +25,13 @@ def say(step: int, text: str) -> None:
     print(f'[{step}/{STEPS}] {text}', flush=True)
 
 
-def progress(layout: str, done: int, scenes: int) -> None:
-    live = sys.stdout.isatty()
-    begin, end = ('\r', '' if done < scenes else '\n') if live else ('', '\n')
-    if done == scenes or done % (200 if live else 5000) == 0:
-        print(f'{begin}  {done} of {scenes} scenes', end=end, flush=True)
-
-
 def run(job: Job, floor: float) -> list[Result]:
     """Source, control, scaled untrained, scaled trained."""
     task, (source_epochs, epochs) = job.task, job.epochs
     say(1, f'Data: scenes of handwritten digits in {task.layout} layout -> {job.data}')
     try:
         train, val = job.scenes
-        make_demo_data(job.data, [task.layout], train=train, val=val, workers=2, progress=progress)
+        make_demo_data(job.data, [task.layout], train=train, val=val, workers=2, progress=True)
     except (OSError, ValueError, ImportError) as e:
         raise SystemExit(str(e)) from e
     say(2, f'Source: {task.what[0]}, from scratch; epochs: {source_epochs}')

@@ -12,8 +12,8 @@ call.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +22,10 @@ from ...commands.main import command_parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    from ..study.paper_scale import PAPER_STUDIES
-    from ..study.rows import STUDIES
+    from ..study import paper_scale, rows
 
     parser = command_parser(__doc__)
-    names = sorted({*STUDIES, *PAPER_STUDIES, 'all'})
+    names = sorted({*rows.STUDIES, *paper_scale.STUDIES, 'all'})
     parser.add_argument('study', nargs='+', choices=names, metavar='STUDY', help=', '.join(names))
     parser.add_argument('--scale', choices=['demo', 'paper'], default='demo')
     parser.add_argument('--seeds', type=int, default=1, help='how many, from --first-seed on (default 1)')
@@ -50,49 +49,71 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def chosen(args: argparse.Namespace) -> tuple[dict[str, list[str]], list[str], list[int]]:
+    """The studies that there are at this scale, those that are named (all: all but the pilot), and the seeds.
+
+    Raises:
+        SystemExit: if a study is of the other scale, or the pilot and another study would share a seed.
+    """
+    from ..study import paper_scale, rows
+
+    scales = dict(demo=rows.STUDIES, paper=paper_scale.STUDIES)
+    there, seeds = scales.pop(args.scale), list(range(args.first_seed, args.first_seed + args.seeds))
+    unknown = sorted(set(args.study) - {*there, 'all'})
+    if unknown:
+        raise SystemExit(
+            f'{unknown} runs at {next(iter(scales))} scale only; at {args.scale} scale there are {sorted(there)}.'
+        )
+    studies = list(dict.fromkeys(args.study))
+    if 'all' in studies:
+        studies = [name for name in there if name != 'pilot']
+    if args.scale == 'demo' and not args.report:
+        if 'pilot' not in studies and rows.PILOT_SEED in seeds:
+            raise SystemExit(f'Seed {rows.PILOT_SEED} chose the learning rates, so it does not count; use others.')
+        if 'pilot' in studies and len(studies) > 1:
+            raise SystemExit(f'The pilot has a seed of its own ({rows.PILOT_SEED}); run it by itself.')
+        if 'pilot' in studies:
+            seeds = [rows.PILOT_SEED]
+    return there, studies, seeds
+
+
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    from ..study import demo_scale, paper_scale
-    from ..study.pool import RESULTS, latest, read_results, run_all
+    there, studies, seeds = chosen(args)
+    import torch
 
-    scale = demo_scale if args.scale == 'demo' else paper_scale
-    studies = scale.chosen(args.study)
-    name = args.scale + (f'_{args.shorten}_times_shorter' if args.shorten > 1 else '')
-    root = args.work_dir / name
-    results = root / RESULTS
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    if not args.report:
-        jobs = scale.jobs(studies, seeds, args.shorten)
-        known = latest(read_results(results))
-        there = sum((j.row, j.seed) in known for j in jobs)
-        if there and not args.resume:
-            print(
-                f'{results} has {there} of these {len(jobs)} runs; --resume runs the others, --report shows them, '
-                'another --work-dir starts anew.',
-                file=sys.stderr,
-            )
-            return 2
-        at_once, devices = scale.capacity(args.jobs)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs too
-        try:
-            target = scale.target(args.shorten if args.scale == 'demo' else shlex.split(args.reproduce))
-            run_all(jobs, root, at_once, target, devices)
-        except KeyboardInterrupt:
-            print('\nStopped; the same command with --resume continues.', file=sys.stderr)
-            return 130
-    known = latest(read_results(results))
-    wanted = scale.digests(args.shorten) if known else {}
-    records = {k: r for k, r in known.items() if wanted.get(k[0]) == r['digest']}
-    if len(records) < len(known):
-        print(f'{len(known) - len(records)} runs are of other settings than these rows: left out.')
-    if not records:
-        print(f'{results} has no run of these rows yet; leave --report out.', file=sys.stderr)
+    from ..study import evidence_page, paper_scale, runs
+    from ..study.pool import RESULTS, conduct, latest, read_results
+
+    if args.scale == 'demo':
+        scale, report, option = runs, evidence_page.report, args.shorten
+        devices, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+        at_once = min(cores, 4 * devices) if devices else cores
+    else:
+        scale, report, option = paper_scale, paper_scale.report, shlex.split(args.reproduce)
+        devices, at_once = 0, 1  # each run on all GPUs
+    root = args.work_dir / (args.scale + (f'_{args.shorten}_times_shorter' if args.shorten > 1 else ''))
+    jobs = scale.jobs(studies, seeds, option)
+    known = latest(read_results(root / RESULTS))
+    done = sum(job.key in known for job in jobs)
+    if done and not args.report and not args.resume:
+        print(
+            f'{root / RESULTS} has {done} of these {len(jobs)} runs; --resume runs the others, --report shows them, '
+            'another --work-dir starts anew.',
+            file=sys.stderr,
+        )
         return 2
-    failed = [r for k, r in records.items() if r['status'] != 'done']
     seeded = f' --seeds {args.seeds}' if args.seeds > 1 else ''
     command = f'scalenet experiment study {" ".join(args.study)} --scale {args.scale}{seeded}'
-    for file in scale.report(studies, records, root, args.out or root, command):
-        print(f'wrote {file}')
-    for record in failed:
-        print(f'FAILED: {record["row"]} seed {record["seed"]}: {record["error"]}', file=sys.stderr)
-    return 1 if failed else 0
+    return conduct(
+        jobs,
+        root,
+        scale.train,
+        scale.TOLD,
+        lambda records: report(studies, records, root, args.out or root, command),
+        run=not args.report,
+        shown=scale.jobs(there, {seed for _, seed in known}, option),
+        at_once=args.jobs or at_once,
+        devices=devices,
+        again='the same command with --resume',
+    )

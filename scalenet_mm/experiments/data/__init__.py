@@ -1,8 +1,4 @@
-"""The embedded demo data set: cluttered scenes made from scikit-learn's handwritten digits.
-
-Real data without a download: ``make_demo_data('data/demo')`` writes them in ImageNet-folder, COCO
-and ADE20K layout. Needs numpy, OpenCV and scikit-learn; torch is not imported here.
-"""
+"""The demo data set: scenes of scikit-learn's handwritten digits in three layouts; torch is not imported here."""
 
 from .dataset_layouts import ADE_CLASSES, LAYOUTS, PALETTE, SUM_CLASSES
 from .demo import make_demo_data

@@ -56,17 +56,7 @@ def _stroke(rng: np.random.Generator, canvas: np.ndarray) -> None:
 def draw_background(
     rng: np.random.Generator, size: int, strokes: tuple[int, int], levels: tuple[float, float] = ANY
 ) -> np.ndarray:
-    """Draw a background.
-
-    Args:
-        rng: Source of randomness, advanced by the call.
-        size: Side of the square image in pixels.
-        strokes: Least and greatest number of distractor strokes.
-        levels: Least and greatest value of the base colour's channels.
-
-    Returns:
-        ``(size, size, 3)`` float32 in 0..255, RGB.
-    """
+    """Draw ``(size, size, 3)`` float32 in 0..255, RGB; least and greatest number of strokes and base colour."""
     base = rng.uniform(*levels, 3)
     other = np.clip(base + rng.uniform(-60, 60, 3), 0, 255)
     pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, size)[..., None]

@@ -56,21 +56,17 @@ def addition_digits(seed: int, split: str, index: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to store scenes.
+    """One way to store scenes; numbers and size are defaults.
 
     Attributes:
-        train: Default number of training scenes.
-        val: Default number of validation scenes.
-        size: Default side of the images in pixels.
-        style: What the scenes look like.
         labels: Gives the digits of a scene from (seed, split, index); None for random ones.
-        write_scene: Writes the files of one scene below a root and returns its JSON record.
+        write_scene: Writes the files of one scene below a root and returns its record.
         write_index: Writes what needs all records of a split, in the order of the scenes.
     """
 
     train: int
     val: int
-    size: int
+    size: int  # pixels a side
     style: SceneStyle
     labels: Callable[[int, str, int], list[int]] | None
     write_scene: Callable[[Path, str, int, np.ndarray, list[Instance]], dict]
@@ -93,9 +89,9 @@ def encode_rle(mask: np.ndarray) -> dict:
     return {'size': list(mask.shape), 'counts': counts.tolist()}
 
 
-def semantic_map(instances: list[Instance], size: int) -> np.ndarray:
-    """ADE20K labels ``(size, size)`` uint8: 1 background, d + 2 digit d; 0 (ignored) is not used."""
-    labels = np.ones((size, size), np.uint8)
+def semantic_map(instances: list[Instance], shape: tuple[int, int]) -> np.ndarray:
+    """ADE20K labels ``(H, W)`` uint8: 1 background, d + 2 digit d; 0 (ignored) is not used."""
+    labels = np.ones(shape, np.uint8)
     for instance in instances:
         labels[instance.mask] = instance.label + 2
     return labels
@@ -111,9 +107,11 @@ def _write_image(path: Path, image: np.ndarray) -> None:
         raise OSError(f'could not write {path}; is the disk full?')
 
 
-def _imagenet_scene(root: Path, split: str, index: int, image: np.ndarray, instances: list[Instance]) -> dict:
+def imagenet_scene(
+    root: Path, split: str, index: int, image: np.ndarray, instances: list[Instance], suffix: str = '.png'
+) -> dict:
     label = sum(instance.label for instance in instances)
-    name = f'{SUM_CLASSES[label]}/{split}_{index:06d}.png'
+    name = f'{label:02d}/{split}_{index:06d}{suffix}'
     _write_image(root / split / name, image)
     return {'name': name, 'label': label}
 
@@ -161,7 +159,7 @@ def _coco_index(root: Path, split: str, records: list[dict]) -> None:
 
 def _ade_scene(root: Path, split: str, index: int, image: np.ndarray, instances: list[Instance]) -> dict:
     name = f'ADE_{split}_{index + 1:08d}'
-    labels = semantic_map(instances, image.shape[0])
+    labels = semantic_map(instances, image.shape[:2])
     _write_image(root / 'images' / ADE_FOLDERS[split] / f'{name}.jpg', image)
     _write_image(root / 'annotations' / ADE_FOLDERS[split] / f'{name}.png', labels)
     return {}
@@ -174,7 +172,7 @@ def _ade_index(root: Path, split: str, records: list[dict]) -> None:
 
 
 LAYOUTS = {
-    'imagenet': Layout(14000, 1960, 32, ADDITION, addition_digits, _imagenet_scene, _imagenet_index),
+    'imagenet': Layout(14000, 1960, 32, ADDITION, addition_digits, imagenet_scene, _imagenet_index),
     'coco': Layout(1200, 200, 128, CLUTTER, None, _coco_scene, _coco_index),
     'ade': Layout(1200, 200, 128, CLUTTER, None, _ade_scene, _ade_index),
 }

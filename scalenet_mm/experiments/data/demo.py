@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 
+from ...progress import Progress
 from .dataset_layouts import LAYOUTS
 from .digits import SPLITS, digit_set
 from .manifest import MANIFEST, verify_manifest, write_manifest
@@ -22,8 +23,6 @@ GENERATOR_VERSION = 1  # raise it with every change that alters what is drawn or
 LOCK = '.demo_data.lock'
 LOCK_WAIT_S = 5.0  # workers of a killed run let go of the lock within a second
 PARTIAL = '.{}.partial'
-
-Progress = Callable[[str, int, int], None]
 
 
 def make_demo_data(
@@ -36,7 +35,7 @@ def make_demo_data(
     seed: int = 0,
     workers: int = 1,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> dict[str, Path]:
     """Make the demo data set in ``out``, one folder a layout; what is there already is verified.
 
@@ -45,14 +44,11 @@ def make_demo_data(
 
     Args:
         out: Folder that receives ``imagenet``, ``coco`` and ``ade``.
-        layouts: Which of these to make.
-        train: Number of training scenes of each layout; None for the layout's own default.
-        val: Number of validation scenes; None for the default.
+        train, val: Numbers of scenes of each layout; None for the layout's own default.
         size: Side of the images in pixels; None for the default.
-        seed: Seed of all scenes.
         workers: Number of processes. It does not change what is written.
         overwrite: Replace demo data made with other parameters or changed since.
-        progress: Called as ``progress(layout, scenes done, scenes in all)``.
+        progress: Whether to show how far each layout is.
 
     Returns:
         The folder of each layout.
@@ -84,8 +80,7 @@ def make_demo_data(
                 'val': spec.val if val is None else val,
                 'size': spec.size if size is None else size,
             }
-            report = partial(progress, name) if progress else lambda done, total: None
-            made[name] = _make_layout(out, parameters, workers, overwrite, report)
+            made[name] = _make_layout(out, parameters, workers, overwrite, progress)
     return made
 
 
@@ -108,9 +103,7 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _make_layout(
-    out: Path, parameters: dict, workers: int, overwrite: bool, report: Callable[[int, int], None]
-) -> Path:
+def _make_layout(out: Path, parameters: dict, workers: int, overwrite: bool, progress: bool) -> Path:
     """Write one layout unless its folder already holds it."""
     root = out / parameters['layout']
     if root.exists():
@@ -124,7 +117,7 @@ def _make_layout(
     shutil.rmtree(partial_root, ignore_errors=True)  # what a killed run left
     partial_root.mkdir()
     try:
-        _write_scenes(partial_root, parameters, workers, report)
+        _write_scenes(partial_root, parameters, workers, progress)
         write_manifest(partial_root, parameters)
         if root.exists():
             shutil.rmtree(root)
@@ -134,17 +127,19 @@ def _make_layout(
     return root
 
 
-def _write_scenes(root: Path, parameters: dict, workers: int, report: Callable[[int, int], None]) -> None:
+def _write_scenes(root: Path, parameters: dict, workers: int, progress: bool) -> None:
     spec = LAYOUTS[parameters['layout']]
     jobs = [(split, index) for split in SPLITS for index in range(parameters[split])]
     for split in SPLITS:
         digit_set(split)  # loaded before the workers are forked, and missing packages told early
     draw = partial(_write_scene, root, parameters)
     records: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    with _mapper(min(workers, len(jobs))) as mapper:
+    shown = Progress(parameters['layout'], len(jobs), unit='scene') if progress else contextlib.nullcontext()
+    with shown, _mapper(min(workers, len(jobs))) as mapper:
         for done, ((split, _), record) in enumerate(zip(jobs, mapper(draw, jobs)), start=1):
             records[split].append(record)
-            report(done, len(jobs))
+            if progress:
+                shown.update(done)
     for split in SPLITS:
         spec.write_index(root, split, records[split])
 

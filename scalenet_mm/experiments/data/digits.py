@@ -1,8 +1,4 @@
-"""The real handwritten digits behind every scene: 1,797 images of 8 x 8 pixels, two disjoint sets.
-
-Source: scikit-learn's ``load_digits`` (UCI Optical Recognition of Handwritten Digits), which ships
-inside the package, so nothing is downloaded.
-"""
+"""The digits behind every scene: scikit-learn's 1,797 handwritten ones (UCI) of 8 x 8 pixels, in two disjoint sets."""
 
 from __future__ import annotations
 
@@ -23,19 +19,12 @@ DIGIT_SIDE = 64  # pixels of GLYPH_SIDE that the 8 x 8 image itself takes
 
 @dataclass(frozen=True)
 class DigitSet:
-    """The digit images one split may use.
+    """The N digit images one split may use."""
 
-    Attributes:
-        indices: Positions in ``load_digits``, ``(N,)``.
-        labels: Class of each digit, ``(N,)``.
-        glyphs: Opacity of the enlarged strokes in 0..1, ``(N, GLYPH_SIDE, GLYPH_SIDE)`` float32.
-        by_class: For each class the rows of this set that show it.
-    """
-
-    indices: np.ndarray
-    labels: np.ndarray
-    glyphs: np.ndarray
-    by_class: tuple[np.ndarray, ...]
+    indices: np.ndarray  # (N,): positions in ``load_digits``
+    labels: np.ndarray  # (N,)
+    glyphs: np.ndarray  # (N, GLYPH_SIDE, GLYPH_SIDE) float32: opacity of the enlarged strokes in 0..1
+    by_class: tuple[np.ndarray, ...]  # for each class the rows of this set that show it
 
 
 def load_raw() -> tuple[np.ndarray, np.ndarray]:
@@ -84,10 +73,7 @@ def _enlarge(images: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=len(SPLITS))
 def digit_set(split: str) -> DigitSet:
-    """Load the digits of one split.
-
-    Args:
-        split: ``'train'`` (1,400 digits) or ``'val'`` (the other 397).
+    """The digits of ``'train'`` (1,400) or ``'val'`` (the other 397).
 
     Raises:
         ValueError: If ``split`` is another name.

@@ -1,8 +1,4 @@
-"""Cluttered scenes of handwritten digits, drawn with numpy and OpenCV alone.
-
-A scene depends on ``(seed, split, index, size, style)`` and on nothing else: not on the process,
-the number of workers or the order in which scenes are asked for.
-"""
+"""Cluttered scenes of digits; each depends on ``(seed, split, index, size, style)`` and on nothing else."""
 
 from __future__ import annotations
 
@@ -29,29 +25,17 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class SceneStyle:
-    """What a scene may look like.
-
-    Attributes:
-        digits: Least and greatest number of digits.
-        scale: Least and greatest height of a digit as a fraction of the image side.
-        angle: Greatest rotation to either side in degrees. 6 and 9 need less than 90.
-        max_covered: Greatest fraction of a digit's pixels that later digits may hide.
-        max_box_iou: Greatest IoU of the boxes of two digits.
-        strokes: Least and greatest number of distractor strokes behind the digits.
-        noise: Greatest standard deviation of pixel noise, of 255.
-        light_digits: Light digits on a dark background; otherwise either may be the lighter one.
-        grid: Cells a side of a loose grid whose cells hold one digit at most; 0 for anywhere.
-    """
+    """What a scene may look like: pairs are least and greatest, single numbers greatest values."""
 
     digits: tuple[int, int] = (3, 6)
-    scale: tuple[float, float] = (0.22, 0.42)
-    angle: float = 30.0
-    max_covered: float = 0.2
-    max_box_iou: float = 0.2
-    strokes: tuple[int, int] = (2, 8)
-    noise: float = 14.0
-    light_digits: bool = False
-    grid: int = 0
+    scale: tuple[float, float] = (0.22, 0.42)  # height of a digit, of the image side
+    angle: float = 30.0  # degrees to either side; 6 and 9 need less than 90
+    max_covered: float = 0.2  # of a digit's pixels, by later digits
+    max_box_iou: float = 0.2  # of two digits
+    strokes: tuple[int, int] = (2, 8)  # behind the digits
+    noise: float = 14.0  # standard deviation, of 255
+    light_digits: bool = False  # on a dark background; otherwise either may be the lighter one
+    grid: int = 0  # cells a side of a loose grid whose cells hold one digit at most; 0 for anywhere
 
 
 class Instance(NamedTuple):
@@ -198,11 +182,8 @@ def render_scene(
     """Draw one scene.
 
     Args:
-        seed: Seed of the data set.
         split: ``'train'`` or ``'val'``: which of the two disjoint sets of digits to use.
-        index: Number of the scene inside its split.
         size: Side of the square image in pixels, at least 24.
-        style: What the scene may look like.
         labels: Classes of the digits in the order they are placed; None for random ones.
 
     Returns:

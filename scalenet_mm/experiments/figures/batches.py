@@ -25,11 +25,9 @@ class Batches:
     Augmentation, if the split's pipeline has any, is seeded for every image, whatever the number of workers.
 
     Args:
-        cfg: config with the loader ``<split>_dataloader``.
-        split: ``'train'``, ``'val'`` or ``'test'``.
+        split: whose loader ``<split>_dataloader`` is taken.
         images: how many; fewer where the data set has fewer.
         size: images a batch; the last one may be smaller.
-        seed: of the draw.
 
     Raises:
         ValueError: if the config has no such loader.

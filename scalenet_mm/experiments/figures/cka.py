@@ -1,9 +1,4 @@
-"""Linear CKA between the layers of two networks (Fig. 5), from minibatches.
-
-The unbiased HSIC estimator of Song et al. (2012), averaged over minibatches as Nguyen et al. (2021) do: its expectation
-does not depend on the minibatches' size, which that of the plain (biased) estimator does. No more than the Gram
-matrices of one minibatch are kept.
-"""
+"""Linear CKA between the layers of two networks (Fig. 5), from minibatches."""
 
 from __future__ import annotations
 
@@ -38,7 +33,10 @@ def centred(k: Tensor) -> Tensor:
 
 
 class MinibatchCKA:
-    """Adds up the HSIC of every pair of layers over minibatches of equal size."""
+    """Adds up the HSIC of every pair of layers over minibatches of equal size, as Nguyen et al. (2021) do.
+
+    The unbiased estimator (Song et al., 2012): its expectation does not depend on the minibatches' size.
+    """
 
     def __init__(self):
         self.cross = self.own_a = self.own_b = 0.0

@@ -112,18 +112,10 @@ def curve(runs: Iterable[dict]) -> list[dict]:
     by_rate: dict[float, list[dict]] = {}
     for run in runs:
         by_rate.setdefault(run['drop_path'], []).append(run)
-    return [
-        dict(
-            drop_path=rate,
-            runs=len(found),
-            **{
-                key: dict(
-                    mean=sum(r[key] for r in found) / len(found),
-                    least=min(r[key] for r in found),
-                    greatest=max(r[key] for r in found),
-                )
-                for key in ('top1', 'loss')
-            },
-        )
-        for rate, found in sorted(by_rate.items())
-    ]
+    points = []
+    for rate, found in sorted(by_rate.items()):
+        points.append(dict(drop_path=rate, runs=len(found)))
+        for key in ('top1', 'loss'):
+            values = [run[key] for run in found]
+            points[-1][key] = dict(mean=sum(values) / len(values), least=min(values), greatest=max(values))
+    return points

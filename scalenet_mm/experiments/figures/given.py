@@ -25,15 +25,13 @@ HEAD_STD = 0.02  # of a head that mmpretrain starts at zero (ViT)
 class Given:
     """A model as the command line names it.
 
-    Attributes:
-        checkpoint: a full checkpoint of any dialect (of the unscaled network too), ``BASE+DELTA``, the folder of a run
-            (its latest checkpoint), or ``'none'`` for random weights.
-        label: in legends.
+    Its checkpoint is a full one of any dialect (of the unscaled network too), ``BASE+DELTA``, the folder of a run (its
+    latest checkpoint), or ``'none'`` for random weights.
     """
 
     config: str
     checkpoint: str
-    label: str
+    label: str  # in legends
 
     @property
     def cfg(self) -> Config:

@@ -1,11 +1,4 @@
-"""The l2 norm of the gradient of every layer of the source network (Fig. 3).
-
-What is in the norm: the weights that instances of a source layer share, i.e. every tensor of the layer but those of its
-norms and adjustments: qkv, proj, fc1, fc2 with their biases, and position tables. A tied tensor has one gradient, the
-sum over its instances. The same tensors are taken of the unscaled network, so the models are compared on the same
-parameters. ``tensors='all'`` adds norms and adjustments, of all instances of the source layer. Where instances are
-independent copies (the growth baselines), the norm is over the tensors of all of them.
-"""
+"""The l2 norm of the gradient of every layer of the source network (Fig. 3); docs/analysis.md says of which tensors."""
 
 from __future__ import annotations
 

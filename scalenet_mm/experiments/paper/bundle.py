@@ -8,21 +8,20 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ... import __version__
 from ...checkpoint.delta_file import SUFFIX, read_delta
 from ...tables import markdown_table
-from .instructions import as_dict, command
+from ..benchmark.machine import describe
+from .instructions import as_dict
 from .plan import ROOT, Plan
 from .public import other_counts
 
@@ -35,7 +34,6 @@ METRIC_NAMES = {
     'coco/bbox_mAP_75': ('box AP75', 100),
     'mIoU': ('mIoU', 1),
 }
-PACKAGES = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'timm', 'torchvision', 'numpy')
 
 
 def write_bundle(plan: Plan, folder: Path, checkpoint: Path | None) -> Path:
@@ -59,7 +57,7 @@ def write_bundle(plan: Plan, folder: Path, checkpoint: Path | None) -> Path:
         result['delta']['sha256'] = sha256(made / delta.name)
     texts = {
         'config.py': plan_config(plan),
-        'environment.json': json.dumps(environment(), indent=1),
+        'environment.json': json.dumps(describe('cuda' if torch.cuda.is_available() else 'cpu'), indent=1),
         'result.json': json.dumps(result, indent=1),
         'log.txt': (folder / LOG).read_text(errors='replace'),
         'README.md': readme(plan, result),
@@ -170,38 +168,6 @@ def machine(plan: Plan) -> str:
     return f'{plan.gpus} x CPU ({os.cpu_count()} cores)'
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine; no names of users, hosts or folders."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return dict(
-        scalenet_mm=__version__,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        **{name: _version(name) for name in PACKAGES},
-        cuda=torch.version.cuda if gpus else None,
-        cudnn=torch.backends.cudnn.version() if gpus else None,
-        gpus=gpus,
-        cpu=_cpu(),
-        cores=os.cpu_count(),
-        threads=torch.get_num_threads(),
-        system=f'{platform.system()} {platform.machine()}',
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return getattr(import_module(package), '__version__', None)
-    except ImportError:
-        return None
-
-
-def _cpu() -> str:
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.is_file() else []
-    found = (x.partition(':')[2].strip() for x in lines if x.startswith('model name'))
-    return next(found, platform.processor())
-
-
 def readme(plan: Plan, result: Mapping[str, Any]) -> str:
     """The bundle's own page."""
     paper, found = result['paper'], result['metrics']
@@ -235,7 +201,7 @@ def readme(plan: Plan, result: Mapping[str, Any]) -> str:
         '`result.json`: this page as data.',
     ]
     if delta := result.get('delta'):
-        last = command(['python', 'tools/test.py', 'config.py', 'CHECKPOINT', '--delta', delta['file']])
+        last = shlex.join(['python', 'tools/test.py', 'config.py', 'CHECKPOINT', '--delta', delta['file']])
         lines += [
             f'`{delta["file"]}`: what training changed; `{last}` gives these figures, with the file above as '
             'CHECKPOINT.'
@@ -244,12 +210,8 @@ def readme(plan: Plan, result: Mapping[str, Any]) -> str:
 
 
 def sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _old(file)
-
-
-def _old(file) -> str:
     found = hashlib.sha256()
-    while block := file.read(1 << 20):
-        found.update(block)
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            found.update(block)
     return found.hexdigest()

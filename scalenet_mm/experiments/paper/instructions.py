@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .model_index import Counter
+from .model_index import Counter, image_size
 from .plan import ROOT, Plan
 
 NOT_MEASURED = 'not measured here'
-
-
-def command(parts: Sequence[str]) -> str:
-    return shlex.join(parts)
 
 
 def records(plan: Plan) -> Iterator[str]:
@@ -45,33 +42,23 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         gpus=plan.gpus,
         batch=plan.batch,
         batch_of_the_recipe=base,
-        data=plan.data
-        and dict(
-            name=plan.data.name,
-            home=plan.data.home,
-            folder=plan.data_root,
-            variable=plan.data.variable,
-            disk=plan.data.disk,
-            fetch=list(plan.data.fetch),
-            layout=dict(plan.data.layout),
-            images=dict(plan.data.images),
-        ),
+        data=plan.data and asdict(plan.data) | {'folder': plan.data_root},
         checkpoint=checkpoint and dict(key=checkpoint.key, address=checkpoint.address, sha256_begins=checkpoint.digits),
         commands=dict(
             fetch=f'curl -L --create-dirs -o {local} {checkpoint.address}'
             if checkpoint and checkpoint.remote
             else None,
-            check=command(_again(plan, local, '--check')),
-            train=command(plan.train(work, local)) if plan.trains else None,
-            test=command(plan.test(tested, work, f'{work}/metrics.json')),
-            all=command(_again(plan, None, '--run')),
+            check=shlex.join(_again(plan, local, '--check')),
+            train=shlex.join(plan.train(work, local)) if plan.trains else None,
+            test=shlex.join(plan.test(tested, work, f'{work}/metrics.json')),
+            all=shlex.join(_again(plan, None, '--run')),
         ),
         expected=plan.expected,
         parameters_in_the_paper=plan.row.params * 1e6 if plan.row and plan.row.params else None,
         parameters=costs.params,
         trained=costs.trainable,
         flops=costs.flops,
-        flops_of=list(costs.input_size),
+        flops_of=list(image_size(plan.cfg)),
         hours_in_the_paper=plan.hours,
         hours_here=NOT_MEASURED,
         memory=list(records(plan)) or NOT_MEASURED,

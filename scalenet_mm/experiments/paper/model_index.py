@@ -1,13 +1,10 @@
-"""Every shipped config as OpenMMLab's model index lists it, counted from the built network.
-
-``Results`` are measured here and nowhere else; what the paper prints stands under ``Paper Results``.
-"""
+"""Every config as OpenMMLab's model index lists it, counted; figures of the paper never stand under ``Results``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,10 @@ from typing import Any
 from mmengine.config import Config
 
 from ...compat import quiet
-from ...core.flops import INPUT_SIZE, count_flops, meta_parameters, without_adjustments
+from ...core.flops import INPUT_SIZE, meta_parameters
 from ...core.roles import count, total
 from ...models.build import build
-from ...models.counts import takes_images
+from ...models.counts import Cost, measure
 from ...runner.config import load_config, trained_by
 from ...tables import markdown_table
 from .public import public_data
@@ -31,18 +28,8 @@ PAPER = dict(
 )
 TASKS = {'mmpretrain': 'Image Classification', 'mmdet': 'Object Detection', 'mmseg': 'Semantic Segmentation'}
 DEMO_DATA = 'handwritten digits (docs/demo_data.md)'
+UNLISTED = ('ablations', 'demo')  # folders of docs/model_zoo.md alone: nobody looks them up in an index
 HOST_PADS_TO = 32  # mmdet's pad_size_divisor of the Swin configs
-
-
-@dataclass(frozen=True)
-class Costs:
-    """``flops``: multiply-adds of one image of ``input_size``, adjustments left out as in the paper."""
-
-    params: int
-    trainable: int
-    flops: int
-    flops_with_adjustments: int
-    input_size: tuple[int, int]
 
 
 def config_files(folder: Path) -> list[Path]:
@@ -68,9 +55,9 @@ class Counter:
     """Counts the network of a config; one that several configs describe is built once."""
 
     def __init__(self):
-        self._known: dict[str, Costs] = {}
+        self._known: dict[str, Cost] = {}
 
-    def __call__(self, cfg: Config) -> Costs:
+    def __call__(self, cfg: Config) -> Cost:
         policy, size, backbone = trained_by(cfg), image_size(cfg), cfg.model.backbone
         free = {'drop_path_rate', 'init_cfg', 'with_cp'}  # nothing is counted of these
         kept = {k: v for k, v in backbone.items() if k not in free}
@@ -79,11 +66,7 @@ class Counter:
             with meta_parameters(), quiet():
                 net = build(cfg._cfg_dict)
             policy.apply(net)
-            counts, (_, part) = total(count(net).values()), takes_images(net)
-            flops = count_flops(part, size, backbone.get('in_channels', 3))
-            with without_adjustments(part):
-                plain = count_flops(part, size, backbone.get('in_channels', 3))
-            self._known[key] = Costs(counts.params, counts.trainable, plain, flops, size)
+            self._known[key] = replace(measure(net, size), trainable=total(count(net).values()).trainable)
         return self._known[key]
 
 
@@ -109,7 +92,7 @@ def read_results(folder: Path) -> dict[str, list[dict]]:
     return found
 
 
-def entry(cfg: Config, config: str, costs: Costs, results: Iterable[Mapping]) -> dict[str, Any]:
+def entry(cfg: Config, config: str, costs: Cost, results: Iterable[Mapping]) -> dict[str, Any]:
     """A model of the index.
 
     Args:
@@ -141,7 +124,7 @@ def entry(cfg: Config, config: str, costs: Costs, results: Iterable[Mapping]) ->
             'Trainable Parameters': costs.trainable,
             'FLOPs': costs.flops,
             'FLOPs with Adjustments': costs.flops_with_adjustments,
-            'Input Size': list(costs.input_size),
+            'Input Size': list(image_size(cfg)),
         },
         **({'Rows': [row.key for row in rows]} if rows else {}),
         'Status': 'run' if measured else NOT_RUN,
@@ -169,8 +152,8 @@ def collection_of(config: str) -> str:
     return f'ScaleNet {folder}' if folder else 'ScaleNet'
 
 
-def make_index(configs: Path, results: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path relative to the repository -> content, of each metafile and of ``model-index.yml``.
+def read_models(configs: Path, results: Path) -> dict[str, list[dict[str, Any]]]:
+    """The entries of all configs, by their folder below ``configs``.
 
     Raises:
         ValueError: if two configs share a name, or a result belongs to none.
@@ -180,34 +163,41 @@ def make_index(configs: Path, results: Path) -> Iterator[tuple[str, dict[str, An
     if double := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f'A name of the index is a file name; several configs share {double}.')
     counter, measured = Counter(), read_results(results)
-    folders: dict[Path, list[dict]] = {}
+    models: dict[str, list[dict]] = {}
     for path in files:
-        config = path.relative_to(configs).as_posix()
-        cfg = load_config(str(path))
-        models = folders.setdefault(path.parent.relative_to(configs), [])
-        models.append(entry(cfg, config, counter(cfg), measured.pop(config, ())))
+        config, cfg = path.relative_to(configs), load_config(str(path))
+        found = entry(cfg, config.as_posix(), counter(cfg), measured.pop(config.as_posix(), ()))
+        models.setdefault(config.parent.as_posix(), []).append(found)
     if measured:
         raise ValueError(f'{results} has results of {sorted(measured)}, which are no configs here.')
-    metafiles = []
-    for folder, models in folders.items():
-        metafiles.append((Path('configs') / folder / 'metafile.yml').as_posix())
-        collection = {'Name': models[0]['In Collection'], 'Paper': PAPER}
-        yield metafiles[-1], {'Collections': [collection], 'Models': models}
-    yield 'model-index.yml', {'Import': metafiles}
+    return models
+
+
+def make_index(models: Mapping[str, list[dict]]) -> dict[str, dict[str, Any]]:
+    """Path relative to the repository -> content, of each metafile and of ``model-index.yml``."""
+    index = {
+        (Path('configs') / folder / 'metafile.yml').as_posix(): {
+            'Collections': [{'Name': found[0]['In Collection'], 'Paper': PAPER}],
+            'Models': found,
+        }
+        for folder, found in models.items()
+        if folder not in UNLISTED
+    }
+    return index | {'model-index.yml': {'Import': list(index)}}
 
 
 # --- as a page -----------------------------------------------------------------------------------
 
 HEAD = ('config', 'rows', 'parameters', 'trained', 'GFLOPs', 'paper', 'here')
-TITLES = {'': 'Models'}
 
 
-def page(index: Mapping[str, dict], command: str) -> str:
+def page(models: Mapping[str, list[dict]], command: str) -> str:
     """docs/model_zoo.md: one table a family."""
     lines = [
         '# Model zoo',
         '',
-        f'Written by `{command}` from the configs themselves; `--check` compares. The same as data: `model-index.yml`.',
+        f'Written by `{command}` from the configs themselves; `--check` compares. '
+        'As data, but for ablations and demo: `model-index.yml`.',
         '',
         'Parameters and what the policy trains are counted from the built network. GFLOPs: multiply-adds of one test '
         "image (its size is the metafile's `Input Size`; of detectors and segmentors in the backbone alone), "
@@ -216,14 +206,10 @@ def page(index: Mapping[str, dict], command: str) -> str:
         '*paper*: as printed there, hours on 8 GPUs. *here*: measured with this code, or "not run".',
     ]
     commands = {}
-    for path, content in index.items():
-        if 'Models' not in content:
-            continue
-        folder = Path(path).parent.name if path.count('/') > 1 else ''
-        for data in dict.fromkeys(_data(m) for m in content['Models']):
-            models = [m for m in content['Models'] if _data(m) == data]
-            title = TITLES.get(folder, folder.capitalize())
-            table = markdown_table(HEAD, [_cells(model, commands) for model in models], 'llrrrll')
+    for folder, found in models.items():
+        title = 'Models' if folder == '.' else folder.capitalize()
+        for data in dict.fromkeys(_data(m) for m in found):
+            table = markdown_table(HEAD, [_cells(m, commands) for m in found if _data(m) == data], 'llrrrll')
             lines += ['', f'## {title}: {data}', '', table]
     if commands:
         lines += ['', '## Commands', '']

@@ -19,47 +19,31 @@ from .printed import BASE, EXTRA, LOST, SCALENET, Printed, elsewhere
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One line of a table; ``params``, ``flops``, ``result`` and ``remark`` as printed, see ``Printed``."""
 
-    Attributes:
-        table: its Roman numeral, or 'Fig. 6'.
-        model: name as in the paper.
-        variant: what the line is, in our words (layers 1-based, as printed).
-        parent: ScaleNet's config of this model and task, relative to ``configs/``.
-        config: the row's own config; ScaleNet rows have no other than ``parent``.
-        scale: replaces the parent's; None keeps it.
-        train: what is trained, see ``TrainPolicy``.
-        drop_path_rate: None where the host's default stays.
-        epochs: of training; 0 where the pretrained network is tested as it is, None where it is a number of iterations.
-        pretrained: False where training starts from random weights.
-        note: what the paper leaves open here, and what was chosen.
-        params, flops, result, remark: as printed, see ``Printed``.
-        input_size: (H, W) in pixels of the image that FLOPs are counted for; of a detector or segmentor the backbone's.
-    """
-
-    table: str
-    model: str
-    variant: str
-    parent: str
-    config: str
-    scale: Mapping[str, Any] | None = None
-    train: str = 'increments'
-    drop_path_rate: float | None = None
-    epochs: int | None = 100
-    pretrained: bool = True
-    note: str = ''
+    table: str  # its Roman numeral, or 'Fig. 6'
+    model: str  # as in the paper
+    variant: str  # what the line is, in our words (layers 1-based, as printed)
+    parent: str  # ScaleNet's config of this model and task, relative to ``configs/``
+    config: str  # the row's own; ScaleNet rows have no other than ``parent``
+    scale: Mapping[str, Any] | None = None  # replaces the parent's; None keeps it
+    train: str = 'increments'  # see ``TrainPolicy``
+    drop_path_rate: float | None = None  # None where the host's default stays
+    epochs: int | None = 100  # 0: the pretrained network is tested as it is; None: a number of iterations
+    pretrained: bool = True  # False where training starts from random weights
+    note: str = ''  # what the paper leaves open here, and what was chosen
     params: float | None = None
     flops: float | None = None
     result: Mapping[str, float] = field(default_factory=dict)
     remark: str = ''
-    input_size: tuple[int, int] = INPUT_SIZE
+    input_size: tuple[int, int] = INPUT_SIZE  # (H, W) that FLOPs are counted at; of a detector the backbone's
 
     @property
     def key(self) -> str:
         """Unique: ``'table1/deit_t/stack'``, ``'fig6/deit_b/drop_path_0.5'``."""
-        number = dict(zip(NUMERALS, range(1, 11))).get(self.table)
-        place = f'table{number}' if number else slug(self.table.replace(' ', '').replace('.', ''))
-        return f'{place}/{MODELS[self.model]}/{slug(self.variant)}'
+        numbered = self.table in NUMERALS
+        place = f'table{NUMERALS.index(self.table) + 1}' if numbered else slug(re.sub('[ .]', '', self.table))
+        return f'{place}/{slug(self.model)}/{slug(self.variant)}'
 
     @property
     def is_scalenet(self) -> bool:
@@ -72,14 +56,6 @@ class Row:
 
 
 NUMERALS = ('I', 'II', 'III', 'IV', 'V', 'VI', 'VII', 'VIII', 'IX', 'X')
-MODELS = {
-    'DeiT-T': 'deit_t',
-    'DeiT-S': 'deit_s',
-    'DeiT-B': 'deit_b',
-    'Swin-T': 'swin_t',
-    'Swin-S': 'swin_s',
-    'Swin-B': 'swin_b',
-}
 PARENT = 'scalenet_{}_100e.py'
 # Sec. IV-A1 and IV-C4, where a model differs from the others.
 TRAIN = {'DeiT-T': 'all', 'DeiT-S': 'all'}
@@ -119,8 +95,8 @@ def slug(text: str) -> str:
 
 def _scalenet(table: str, model: str, variant: str, about: Printed, **settings: Any) -> Row:
     usual = dict(
-        parent=PARENT.format(MODELS[model]),
-        config=PARENT.format(MODELS[model]),
+        parent=PARENT.format(slug(model)),
+        config=PARENT.format(slug(model)),
         train=TRAIN.get(model, 'increments'),
         drop_path_rate=DROP_PATH.get(model, 0.2),
     )
@@ -131,27 +107,23 @@ def _row(table: str, model: str, variant: str, about: Printed, leaf: str = '', *
     """A row with a config of its own: ``leaf`` is the folder, or the folder and the name after the model's."""
     folder, _, name = (leaf or 'ablations').partition('/')
     name = (name or slug(variant)).replace('.', '')  # mmengine takes no dots in a name
-    config = f'{folder}/{MODELS[model]}_{name}_{settings.get("epochs", 100)}e.py'
+    config = f'{folder}/{slug(model)}_{name}_{settings.get("epochs", 100)}e.py'
     return _scalenet(table, model, variant, about, **{'config': config, **settings})
 
 
 def _base(table: str, model: str, about: Printed | None = None) -> Row:
-    config = f'baselines/{MODELS[model]}_base.py'
+    config = f'baselines/{slug(model)}_base.py'
     about = about or elsewhere(BASE[model])
     return _scalenet(table, model, 'base', about, config=config, scale=UNSCALED, epochs=0)
 
 
-def _lora(rank: int, **scale: Any) -> dict:
-    return dict(scale, adjust=dict(type='LoRA', rank=rank))
-
-
-def _adapter(rank: int = 16, **scale: Any) -> dict:
-    """ScaleNet's adapters (Sec. IV-A1) unless another rank is said."""
-    return dict(scale, adjust=dict(type='ParallelAdapter', rank=rank))
+def _adjust(kind: str = 'ParallelAdapter', rank: int = 16, **scale: Any) -> dict:
+    """By default as ScaleNet (Sec. IV-A1)."""
+    return dict(scale, adjust=dict(type=kind, rank=rank))
 
 
 def _table_1() -> Iterator[Row]:
-    for model in MODELS:
+    for model in SIZES:
         params, flops, remark, top1 = printed.BASELINES.get(model, (None, None, '', None))
         new, where = NEW_LAYERS[model], {} if model.startswith('DeiT') else dict(stages=(2,))
         layers = f'{new} independent layer{"s" if new > 1 else ""}'
@@ -175,7 +147,7 @@ def _table_1() -> Iterator[Row]:
             f'Tied LoRA r={TIED_LORA_RANK}',
             EXTRA,
             'baselines',
-            scale=_lora(TIED_LORA_RANK),
+            scale=_adjust('LoRA', TIED_LORA_RANK),
             train='adjustments',
             note=REPLICATED,
         )
@@ -188,9 +160,9 @@ def _table_2() -> Iterator[Row]:
         yield _base('II', model)
         bare = dict(scale=dict(adjust=None), train='all', note=f'No adjustments. {TRAINED_WHOLE}')
         yield _row('II', model, 'WSPT', wspt, **bare)
-        yield _row('II', model, f'LoRA r={r}', lora, scale=_lora(r, times=1))
-        yield _row('II', model, f'Adapter r={s}', adapter, scale=_adapter(s, times=1))
-        yield _row('II', model, f'WSPT + LoRA r={r}', EXTRA, scale=_lora(r))
+        yield _row('II', model, f'LoRA r={r}', lora, scale=_adjust('LoRA', r, times=1))
+        yield _row('II', model, f'Adapter r={s}', adapter, scale=_adjust('ParallelAdapter', s, times=1))
+        yield _row('II', model, f'WSPT + LoRA r={r}', EXTRA, scale=_adjust('LoRA', r))
         yield _scalenet('II', model, 'WSPT + Adapter r=16', elsewhere(SCALENET[model]))
 
 
@@ -198,14 +170,14 @@ def _table_3() -> Iterator[Row]:
     yield _base('III', 'DeiT-B')
     for first, about in printed.TABLE_3_LAYERS.items():
         layers = tuple(range(first, first + 3))
-        scale = _adapter(layers=tuple(i - 1 for i in layers))
+        scale = _adjust(layers=tuple(i - 1 for i in layers))
         yield _row('III', 'DeiT-B', f'layers {layers}', about, scale=scale)
     yield _scalenet('III', 'DeiT-B', 'all layers', elsewhere(SCALENET['DeiT-B']))
     yield _base('III', 'Swin-B')
     for stage, about in printed.TABLE_3_STAGES.items():
-        yield _row('III', 'Swin-B', f'stage {stage}', about, scale=_adapter(stages=(stage - 1,)))
+        yield _row('III', 'Swin-B', f'stage {stage}', about, scale=_adjust(stages=(stage - 1,)))
     yield _scalenet('III', 'Swin-B', 'stage 4', elsewhere(SCALENET['Swin-B']))
-    every = _adapter(stages='all')
+    every = _adjust(stages='all')
     yield _row('III', 'Swin-B', 'all stages', printed.TABLE_3_ALL_STAGES, scale=every)
 
 
@@ -214,7 +186,7 @@ def _table_4() -> Iterator[Row]:
         yield _base('IV', model)
         yield _scalenet('IV', model, 'x2', elsewhere(SCALENET[model]))
         for times, about in more.items():
-            yield _row('IV', model, f'x{times}', about, scale=_adapter(times=times))
+            yield _row('IV', model, f'x{times}', about, scale=_adjust(times=times))
 
 
 def _table_5() -> Iterator[Row]:
@@ -223,7 +195,7 @@ def _table_5() -> Iterator[Row]:
         yield _base('V', model, elsewhere(BASE[model], params=None))
         scalenet = elsewhere(SCALENET[model], params=None)
         yield _scalenet('V', model, usual, scalenet)
-        yield _row('V', model, order, about, f'ablations/order_{order}', scale=_adapter(order=order))
+        yield _row('V', model, order, about, f'ablations/order_{order}', scale=_adjust(order=order))
 
 
 def _table_6() -> Iterator[Row]:
@@ -234,8 +206,7 @@ def _table_6() -> Iterator[Row]:
             yield _scalenet('VI', 'DeiT-B', variant, about)
         else:
             leaf = f'ablations/{slug(f"WSPT {variant}")}'
-            scale = dict(adjust=dict(type=kind, rank=rank))
-            yield _row('VI', 'DeiT-B', variant, about, leaf, scale=scale)
+            yield _row('VI', 'DeiT-B', variant, about, leaf, scale=_adjust(kind, rank))
 
 
 def _table_7() -> Iterator[Row]:
@@ -278,9 +249,9 @@ def _dense() -> Iterator[Row]:
         ('IX', 'upernet', '40k', None, (512, 512), printed.TABLE_9),
     ):
         for model, (base, scaled) in models.items():
-            parent = f'{name}_scalenet_{MODELS[model]}_{suffix}.py'
+            parent = f'{name}_scalenet_{slug(model)}_{suffix}.py'
             common = dict(parent=parent, drop_path_rate=None, input_size=size)
-            config = f'baselines/{name}_{MODELS[model]}_base.py'
+            config = f'baselines/{name}_{slug(model)}_base.py'
             unscaled = dict(config=config, scale=UNSCALED, epochs=0)
             yield _scalenet(table, model, 'base', base, **common, **unscaled)
             yield _scalenet(table, model, 'ScaleNet', scaled, **common, config=parent, epochs=epochs)

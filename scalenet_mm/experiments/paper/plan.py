@@ -22,17 +22,11 @@ GPUS = 8  # Sec. IV-A1; COCO and ADE20K: the frameworks' default
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run starts from.
+    """What a run starts from."""
 
-    Attributes:
-        key: where the config names it.
-        address: as named there, or what the user named instead.
-        digits: with which the file's SHA-256 begins, if its name carries them.
-    """
-
-    key: str
-    address: str
-    digits: str | None
+    key: str  # where the config names it
+    address: str  # as named there, or what the user named instead
+    digits: str | None  # with which the file's SHA-256 begins, if its name carries them
 
     @property
     def remote(self) -> bool:
@@ -45,31 +39,19 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run.
+    """One run."""
 
-    Attributes:
-        name: the row's key, or the config's name.
-        row: of the paper; None for a config of one's own.
-        config: absolute path.
-        options: ``key=value`` as ``tools/train.py --cfg-options`` takes them.
-        extra: other arguments of ``tools/train.py``.
-        cpu: whether to go on without any GPU.
-        other_data: whether to go on with another number of images than the data set's.
-        cfg: what the options make of the config.
-        data: the public data set that it reads, if any.
-    """
-
-    name: str
-    row: Row | None
-    config: Path
-    options: tuple[str, ...]
-    extra: tuple[str, ...]
+    name: str  # the row's key, or the config's name
+    row: Row | None  # of the paper; None for a config of one's own
+    config: Path  # absolute
+    options: tuple[str, ...]  # ``key=value`` as ``tools/train.py --cfg-options`` takes them
+    extra: tuple[str, ...]  # other arguments of ``tools/train.py``
     gpus: int
-    cpu: bool
-    other_data: bool
+    cpu: bool  # go on without any GPU
+    other_data: bool  # go on with another number of images than the data set's
     seed: int
-    cfg: Config
-    data: PublicData | None
+    cfg: Config  # with the options
+    data: PublicData | None  # that it reads, if any
     checkpoint: Checkpoint | None
 
     @property
@@ -162,7 +144,7 @@ def make_plan(
         name=entry.key if entry else Path(str(row).rpartition('::')[2]).stem,
         row=entry,
         config=Path(cfg.filename).resolve(),
-        options=tuple(o for o in options),
+        options=tuple(options),
         extra=tuple(extra),
         gpus=gpus or (GPUS if entry else 1),
         cpu=cpu,

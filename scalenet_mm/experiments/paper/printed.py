@@ -1,6 +1,4 @@
-"""The paper's printed figures, and the rules that some of them follow. They stand here and nowhere else, but for the
-metrics of Table X, which ``lm.evaluation`` sets beside its own.
-"""
+"""The paper's printed figures, and the rules that some of them follow; Table X's metrics stand in ``lm.evaluation``."""
 
 from __future__ import annotations
 
@@ -11,20 +9,12 @@ from ...lm.evaluation import PRINTED
 
 
 class Printed(NamedTuple):
-    """What the paper prints of one network; what it does not (legibly) print is None or left out.
+    """What the paper prints of one network; what it does not (legibly) print is None or left out."""
 
-    Attributes:
-        params: in millions.
-        flops: in G multiply-adds, adjustments left out; only Table I prints them.
-        result: metrics by name, such as ``{'top-1': 76.46}`` (%), ``{'box AP': 46.7}``, ``{'hours': 15.8}`` (on 8
-            GPUs).
-        remark: why ``params`` or ``flops`` are not the built model's, or why something is missing; joined by '; '.
-    """
-
-    params: float | None = None
-    flops: float | None = None
-    result: Mapping[str, float] = {}
-    remark: str = ''
+    params: float | None = None  # in millions
+    flops: float | None = None  # in G multiply-adds, adjustments left out; only Table I prints them
+    result: Mapping[str, float] = {}  # {'top-1': 76.46} (%), {'box AP': 46.7}, {'hours': 15.8} (on 8 GPUs)
+    remark: str = ''  # why params or flops are not the built model's, or something is missing; joined by '; '
 
 
 def top1(value: float, params: float | None = None, remark: str = '') -> Printed:

@@ -15,27 +15,16 @@ IMAGES = ('.jpg', '.jpeg', '.png')
 
 @dataclass(frozen=True)
 class PublicData:
-    """One data set.
-
-    Attributes:
-        name: as the papers call it.
-        variable: of the environment, from which the configs read its folder.
-        folder: where the configs look without it.
-        home: its page, with the terms of use.
-        disk: what it takes, as its publisher states the archives.
-        fetch: commands, run in its folder.
-        layout: path -> what lies there.
-        images: path -> number of images, as published.
-    """
+    """One data set."""
 
     name: str
-    variable: str
-    folder: str
-    home: str
-    disk: str
-    fetch: tuple[str, ...]
-    layout: Mapping[str, str]
-    images: Mapping[str, int]
+    variable: str  # of the environment, from which the configs read its folder
+    folder: str  # where the configs look without it
+    home: str  # its page, with the terms of use
+    disk: str  # what it takes, as its publisher states the archives
+    fetch: tuple[str, ...]  # commands, run in its folder
+    layout: Mapping[str, str]  # path -> what lies there
+    images: Mapping[str, int]  # path -> number of images, as published
 
 
 PUBLIC = (

@@ -1,10 +1,4 @@
-"""The paper's tables as data, and as this code counts them.
-
-One ``Row`` is one printed line of Tables I to IX, or one point of Fig. 6; it names the config that trains (or tests)
-it, and ``scalenet experiment make-configs`` writes that config from it. A table is added by adding rows
-(``paper_rows.py``). No count is ever adjusted to a printed one (``printed.py``): where they differ,
-``remark`` says why.
-"""
+"""The paper's tables as this code counts them; none is adjusted to a printed one, ``remark`` says why they differ."""
 
 from __future__ import annotations
 
@@ -53,10 +47,10 @@ def compute(rows: Iterable[Row] = ROWS) -> Iterator[dict[str, Any]]:
             with meta_parameters(), quiet():
                 net = build(**row.build)
             known[network] = measure(net, row.input_size)
-        yield _beside(row, known[network])
+        yield beside(row, known[network])
 
 
-def _beside(row: Row, cost: Cost) -> dict[str, Any]:
+def beside(row: Row, cost: Cost) -> dict[str, Any]:
     params, flops = cost.params / 1e6, cost.flops / 1e9
     return dict(
         key=row.key,
@@ -71,7 +65,7 @@ def _beside(row: Row, cost: Cost) -> dict[str, Any]:
         flops_paper=row.flops,
         flops_diff=None if row.flops is None else round(flops - row.flops, 9),
         flops_with_adjustments=cost.flops_with_adjustments / 1e9,
-        input_size=list(row.input_size),
+        input_size=row.input_size and list(row.input_size),
         result=dict(row.result),
         remark=row.remark,
     )

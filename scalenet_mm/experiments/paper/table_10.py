@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 from ...core.flops import flop_counter, meta_parameters, without_adjustments
+from ...models.counts import Cost
 from ...ops import scale
+from .paper_rows import Row
 from .printed import TABLE_10, Printed
+from .recount import beside
 
 RANKS = (16, 32)  # the printed 1265 M lies between the two
 # Llama-3.2-1B; its rotary scaling has no parameters and is left out.
@@ -49,27 +52,11 @@ def table_10() -> Iterator[dict[str, Any]]:
 
 
 def _row(variant: str, model: nn.Module, printed: Printed) -> dict[str, Any]:
-    params = sum(p.numel() for p in model.parameters())
-    whole = flops_a_token(model)
+    params, whole = sum(p.numel() for p in model.parameters()), flops_a_token(model)
     with without_adjustments(model):
         plain = flops_a_token(model)
-    return dict(
-        key=f'table10/llama_3.2_1b/{variant.lower().replace(" ", "_").replace("=", "")}',
-        table='X',
-        model='Llama-3.2-1B',
-        variant=variant,
-        config=None,
-        params=params,
-        params_paper=printed.params,
-        params_diff=round(params / 1e6 - printed.params, 6),
-        flops=plain / 1e9,
-        flops_paper=None,
-        flops_diff=None,
-        flops_with_adjustments=whole / 1e9,
-        input_size=None,
-        result=dict(printed.result),
-        remark=printed.remark,
-    )
+    row = Row('X', 'Llama-3.2-1B', variant, '', None, **printed._asdict(), input_size=None)
+    return beside(row, Cost(params, None, plain, whole, 0))
 
 
 @torch.no_grad()

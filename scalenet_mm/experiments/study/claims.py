@@ -4,11 +4,10 @@ count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from .stats import CONFIDENCE, Interval, holm, interval
+from .stats import CONFIDENCE, Interval, Records, holm, interval, paired
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = 'reproduced', 'not reproduced', 'undecided'
 
@@ -28,88 +27,61 @@ class Claim:
     ours: bool = False
 
 
-def _against(text: str, others: str, better: str = 'deit/scalenet', **kw) -> tuple[Claim, ...]:
-    host = better.partition('/')[0]
-    return tuple(Claim(text, better, f'{host}/{other}', **kw) for other in others.split())
+def _claims(table: str) -> tuple[Claim, ...]:
+    """Reads lines ``row > other rows of its host | text``; a question of ours begins with ``?``, a DeiT has no host."""
+    found: list[Claim] = []
+    for line in table.strip().splitlines():
+        rows, _, text = line.partition(' | ')
+        better, _, others = rows.partition(' > ')
+        host, _, name = better.rpartition('/')
+        host = host or 'deit'
+        found += [
+            Claim(text.removeprefix('? '), f'{host}/{name}', f'{host}/{other}', text.startswith('?'))
+            for other in others.split()
+        ]
+    return tuple(found)
 
 
-CLAIMS = (
-    *_against(
-        'Table I: better than as many independent layers as reach its size (DeiT)', 'random stack interpolate swa'
-    ),
-    *_against('Table I: better than one independent layer (Swin)', 'stack', 'swin/scalenet'),
-    *_against(
-        'beyond the paper: better than zero-initialised blocks and than tied layers with LoRA alone',
-        'zero peft',
-        ours=True,
-    ),
-    *_against('Table I: better than its source', 'source'),
-    *_against('Table I: better than its source (Swin)', 'source', 'swin/scalenet'),
-    *_against(
-        'control: better than its source trained on, for equal steps and for equal time', 'on on_time', ours=True
-    ),
-    *_against('control: better than its source trained on, for equal steps (Swin)', 'on', 'swin/scalenet', ours=True),
-    *_against('Table II: sharing without adjustment is better than the source', 'source', 'deit/tied'),
-    *_against('Table II: adapters add to sharing', 'tied'),
-    *_against('Table II: adapters add to sharing (Swin)', 'tied', 'swin/scalenet'),
-    *_against('Table II: sharing adds to adapters', 'adapter'),
-    *_against(
-        'Table II: sharing adds to adapters, increments alone trained', 'adapter_increments', 'deit/scalenet_increments'
-    ),
-    *_against('Tables II, VI: adapters are better than LoRA on tied layers', 'tied_lora'),
-    *_against('Table II: adapters are better than LoRA at the old depth', 'lora', 'deit/adapter'),
-    *_against('Table III: all layers are better than some', 'layer1 layer2 layer3'),
-    *_against('Table IV: twice is better than three times', 'times3'),
-    *_against('Table IV, continued: twice is better than four times', 'times4', ours=True),
-    *_against('Table V: DeiT is better interpolated than stacked', 'stacked'),
-    *_against('Table V: Swin is better stacked than interpolated', 'interpolated', 'swin/scalenet'),
-    *_against(
-        'Table VII: better than the deep net from scratch, for equal and for three times the steps', 'scratch scratch3'
-    ),
-    *_against('Table VII: better than the deep net from scratch, for equal steps (Swin)', 'scratch', 'swin/scalenet'),
-    *_against(
-        'increments alone are better than training everything', 'scalenet', 'deit/scalenet_increments', ours=True
-    ),
-    *_against(
-        "start: the function-preserving start is better than the paper's", 'scalenet', 'deit/function', ours=True
-    ),
-    *_against('distillation of logits helps', 'scalenet', 'deit/distill_logits', ours=True),
-    *_against('distillation of layers helps', 'scalenet', 'deit/distill_layers', ours=True),
-)
-
+CLAIMS = _claims("""
+scalenet > random stack interpolate swa | Table I: better than as many independent layers as reach its size (DeiT)
+swin/scalenet > stack | Table I: better than one independent layer (Swin)
+scalenet > zero peft | ? beyond the paper: better than zero-initialised blocks and than tied layers with LoRA alone
+scalenet > source | Table I: better than its source
+swin/scalenet > source | Table I: better than its source (Swin)
+scalenet > on on_time | ? control: better than its source trained on, for equal steps and for equal time
+swin/scalenet > on | ? control: better than its source trained on, for equal steps (Swin)
+tied > source | Table II: sharing without adjustment is better than the source
+scalenet > tied | Table II: adapters add to sharing
+swin/scalenet > tied | Table II: adapters add to sharing (Swin)
+scalenet > adapter | Table II: sharing adds to adapters
+scalenet_increments > adapter_increments | Table II: sharing adds to adapters, increments alone trained
+scalenet > tied_lora | Tables II, VI: adapters are better than LoRA on tied layers
+adapter > lora | Table II: adapters are better than LoRA at the old depth
+scalenet > layer1 layer2 layer3 | Table III: all layers are better than some
+scalenet > times3 | Table IV: twice is better than three times
+scalenet > times4 | ? Table IV, continued: twice is better than four times
+scalenet > stacked | Table V: DeiT is better interpolated than stacked
+swin/scalenet > interpolated | Table V: Swin is better stacked than interpolated
+scalenet > scratch scratch3 | Table VII: better than the deep net from scratch, for equal and for three times the steps
+swin/scalenet > scratch | Table VII: better than the deep net from scratch, for equal steps (Swin)
+scalenet_increments > scalenet | ? increments alone are better than training everything
+function > scalenet | ? start: the function-preserving start is better than the paper's
+distill_logits > scalenet | ? distillation of logits helps
+distill_layers > scalenet | ? distillation of layers helps
+""")
 
 # Added after the results of the claims above were seen: the second row, and four times the steps.
-FOLLOW_UP = (
-    *_against(
-        'increments alone are better than the baselines and controls',
-        'on on_time random stack interpolate swa zero peft tied',
-        'deit/scalenet_increments',
-        ours=True,
-    ),
-    *_against(
-        'increments alone are better than the baselines (Swin)', 'on stack', 'swin/scalenet_increments', ours=True
-    ),
-    *_against(
-        'depth pays at once: an untied copy is better than the source trained on',
-        'on on_time',
-        'deit/untied',
-        ours=True,
-    ),
-    *_against('ScaleNet is better than its source trained on', 'on_long', 'deit/scalenet_long', ours=True),
-    *_against('ScaleNet is better than one independent layer', 'stack_long', 'deit/scalenet_long', ours=True),
-    *_against(
-        'increments alone are better than the source trained on', 'on_long', 'deit/scalenet_increments_long', ours=True
-    ),
-    *_against(
-        'increments alone are better than one independent layer',
-        'stack_long',
-        'deit/scalenet_increments_long',
-        ours=True,
-    ),
-    *_against(
-        'depth pays: an untied copy is better than the source trained on', 'on_long', 'deit/untied_long', ours=True
-    ),
-)
+FOLLOW_UP = _claims("""
+scalenet_increments > on on_time random stack | ? increments alone are better than the baselines and controls
+scalenet_increments > interpolate swa zero peft tied | ? increments alone are better than the baselines and controls
+swin/scalenet_increments > on stack | ? increments alone are better than the baselines (Swin)
+untied > on on_time | ? depth pays at once: an untied copy is better than the source trained on
+scalenet_long > on_long | ? ScaleNet is better than its source trained on
+scalenet_long > stack_long | ? ScaleNet is better than one independent layer
+scalenet_increments_long > on_long | ? increments alone are better than the source trained on
+scalenet_increments_long > stack_long | ? increments alone are better than one independent layer
+untied_long > on_long | ? depth pays: an untied copy is better than the source trained on
+""")
 
 
 @dataclass(frozen=True)
@@ -131,13 +103,7 @@ class Verdict:
         return REPRODUCED if self.top1.mean > 0 else NOT_REPRODUCED
 
 
-def paired(records: Mapping[tuple[str, int], Mapping[str, Any]], a: str, b: str, key: str) -> list[float]:
-    """Differences ``a - b`` of a metric over the seeds that both rows have done, by seed."""
-    rows = [{s: r[key] for (row, s), r in records.items() if row == k and r['status'] == 'done'} for k in (a, b)]
-    return [rows[0][seed] - rows[1][seed] for seed in sorted(rows[0].keys() & rows[1].keys())]
-
-
-def verdicts(records: Mapping[tuple[str, int], Mapping[str, Any]], claims: Iterable[Claim] = CLAIMS) -> list[Verdict]:
+def verdicts(records: Records, claims: Iterable[Claim] = CLAIMS) -> list[Verdict]:
     """Judges the claims whose rows have at least two common seeds."""
     tested = []
     for claim in claims:

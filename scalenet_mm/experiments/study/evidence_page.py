@@ -1,17 +1,22 @@
-"""Tables and plots of the study's records."""
+"""Tables, plots and verdicts of the records of the rank task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+from matplotlib.figure import Figure
 
 from ...tables import markdown_table
-from .claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Verdict, paired
-from .rows import ROWS
-from .stats import Interval, interval
+from ..paper.recount import ROWS as PAPER
+from . import gradient_curves
+from .claims import CLAIMS, FOLLOW_UP, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Verdict, verdicts
+from .rows import PILOT_SEED, ROWS, STUDIES
+from .stats import Records, interval, minus, paired, values
 
-Records = Mapping[tuple[str, int], Mapping[str, Any]]
+# Holm's correction is within a family.
+FAMILIES = {'Fixed before the runs': CLAIMS, 'Added after the results were seen': FOLLOW_UP}
+PRINTED = {row.key: f'{row.result["top-1"]:.2f}' for row in PAPER if 'top-1' in row.result}
 HEAD = (
     'row',
     'seeds',
@@ -33,12 +38,6 @@ LEGEND = (
 )
 
 
-def of_row(records: Records, key: str, metric: str) -> list[float]:
-    """A metric of a row's finished runs, by seed."""
-    chosen = sorted((s, r) for (row, s), r in records.items() if row == key)
-    return [r[metric] for _, r in chosen if r['status'] == 'done']
-
-
 def groups(rows: Sequence[str]) -> list[list[str]]:
     """The rows of each host, in their order."""
     hosts = dict.fromkeys(key.partition('/')[0] for key in rows)
@@ -51,50 +50,42 @@ def reference(rows: Sequence[str]) -> str:
     return next((f'{host}/{row}' for row in ('on', 'on_long') if f'{host}/{row}' in rows), rows[0])
 
 
-def table(records: Records, rows: Sequence[str], printed: Mapping[str, str]) -> list[list[str]]:
-    """Cells of the rows of one host, as text.
-
-    Args:
-        printed: the paper's figure by key of its row.
-    """
+def table(records: Records, rows: Sequence[str]) -> list[list[str]]:
+    """Cells of the rows of one host, as text."""
     base = reference(rows)
     lines = []
     for key in rows:
-        row, done = ROWS[key], of_row(records, key, 'top1')
+        row, done = ROWS[key], values(records, key, 'top1')
         failed = sum(r['status'] != 'done' for (k, _), r in records.items() if k == key)
-        seeds = f'{len(done)}' + (f' ({failed} failed)' if failed else '')
+        begin = [row.title, f'{len(done)}' + (f' ({failed} failed)' if failed else '')]
+        end = PRINTED.get(row.paper, '–')
         if not done:
-            lines.append([row.title, seeds, *['not run'] + ['–'] * 7, printed.get(row.paper, '–')])
+            lines.append([*begin, 'not run', *['–'] * 7, end])
             continue
-        one = next(r for (k, _), r in records.items() if k == key and r['status'] == 'done')
-        differences = paired(records, key, base, 'top1')
-        minutes = sorted(of_row(records, key, 'cpu_minutes'))
+        one = records[key, next(iter(done))]
+        differences = minus(done, values(records, base, 'top1'))
+        minutes = sorted(values(records, key, 'cpu_minutes').values())
         lines.append(
             [
-                row.title,
-                seeds,
-                str(interval(done)),
-                '*' if key == base else signed(interval(differences)) if differences else '–',
-                f'{interval(of_row(records, key, "loss")).mean:.3f}',
-                f'{interval(of_row(records, key, "seen_top1")).mean:.2f}',
+                *begin,
+                str(interval(done.values())),
+                '*' if key == base else interval(differences).signed if differences else '–',
+                f'{interval(values(records, key, "loss").values()).mean:.3f}',
+                f'{interval(values(records, key, "seen_top1").values()).mean:.2f}',
                 f'{one["params"]:,}',
                 f'{one["trainable"]:,}',
                 f'{one["mflops"]:.2f}',
                 f'{minutes[len(minutes) // 2]:.1f}',
-                printed.get(row.paper, '–'),
+                end,
             ]
         )
     return lines
 
 
-def signed(i: Interval) -> str:
-    return f'{i.mean:+.2f} ± {i.half:.2f}' if i.n > 1 else f'{i.mean:+.2f}'
-
-
-def page(name: str, records: Records, rows: Sequence[str], printed: Mapping[str, str], command: str) -> str:
+def page(name: str, records: Records, rows: Sequence[str], command: str) -> str:
     """One study as a Markdown page, one table a host, with its plot."""
     parts = [f'# {name}, demo scale', f'Made by `{command}`.', f'![{name}]({name}.png)']
-    parts += [markdown_table(HEAD, table(records, group, printed)) for group in groups(rows)]
+    parts += [markdown_table(HEAD, table(records, group)) for group in groups(rows)]
     return '\n\n'.join([*parts, LEGEND]) + '\n'
 
 
@@ -107,10 +98,9 @@ def verdict_lines(found: Sequence[Verdict]) -> list[list[str]]:
     return [
         [
             v.claim.text,
-            ROWS[v.claim.better].title,
-            ROWS[v.claim.worse].title,
+            *(ROWS[key].title for key in (v.claim.better, v.claim.worse)),
             str(v.top1.n),
-            signed(v.top1),
+            v.top1.signed,
             f'{v.loss.mean:+.3f} ± {v.loss.half:.3f}',
             f'{v.p:.4f}',
             f'**{OURS[v.word] if v.claim.ours else v.word}**',
@@ -121,30 +111,24 @@ def verdict_lines(found: Sequence[Verdict]) -> list[list[str]]:
 
 def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:
     """Paired differences from each host's reference row with 95 % intervals, seeds beside them; means as text."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    panels = [[k for k in group if of_row(records, k, 'top1')] for group in groups(rows)]
+    panels = [[k for k in group if values(records, k, 'top1')] for group in groups(rows)]
     panels = [p for p in panels if p]
     heights = [len(p) for p in panels]
     size = (10, 1.9 + 0.9 * len(panels) + 0.36 * sum(heights))
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=size, height_ratios=heights, squeeze=False, layout='constrained'
-    )
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)
     for axis, panel in zip(axes[:, 0], panels):
         base = reference(panel)
         for y, key in enumerate(reversed(panel)):
-            values = paired(records, key, base, 'top1')
-            mean = interval(of_row(records, key, 'top1')).mean
+            differences = paired(records, key, base, 'top1')
+            mean = interval(values(records, key, 'top1').values()).mean
             axis.annotate(f'{mean:.2f}', (1.01, y), xycoords=('axes fraction', 'data'), va='center', fontsize=12)
-            if not values:
+            if not differences:
                 continue
-            found = interval(values)
+            found = interval(differences)
             colour = '#d1495b' if 'scalenet' in key else '#30638e'
             half = found.half if found.n > 1 else None
-            axis.plot(values, [y] * len(values), '.', color='#9aa5b1', markersize=7, zorder=1)
+            axis.plot(differences, [y] * len(differences), '.', color='#9aa5b1', markersize=7, zorder=1)
             axis.errorbar(found.mean, y, xerr=half, fmt='o', color=colour, capsize=4, zorder=2)
         axis.axvline(0, color='#444444', linewidth=1, zorder=0)
         axis.set_yticks(range(len(panel)), [ROWS[k].title for k in reversed(panel)], fontsize=12)
@@ -155,6 +139,29 @@ def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:
         axis.set_title(f'{host}; right: mean top-1, %', fontsize=12, loc='right')
         axis.set_xlabel(f'top-1 points against: {ROWS[base].title}', fontsize=12)
     figure.suptitle(f'{title} (bars: 95 % intervals, grey: seeds)', fontsize=13)
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
+
+
+def report(studies: Sequence[str], records: Records, root: Path, out: Path, command: str) -> Iterator[Path]:
+    """Writes a page and a plot of each study that has a finished run, and the verdicts on all claims; yields the
+    pages.
+    """
+    pilot = {k: r for k, r in records.items() if k[1] == PILOT_SEED}
+    counted = {k: r for k, r in records.items() if k[1] != PILOT_SEED}
+    out.mkdir(parents=True, exist_ok=True)
+    for name in studies:
+        rows, mine = STUDIES[name], pilot if name == 'pilot' else counted
+        if name == 'gradients':
+            yield from gradient_curves.report(records, root, out, command)
+        elif any(values(mine, key, 'top1') for key in rows):
+            plot(mine, rows, out / f'{name}.png', f'{name}: rank task, demo scale')
+            (out / f'{name}.md').write_text(page(name, mine, rows, command))
+            yield out / f'{name}.md'
+    judged = {head: verdicts(counted, claims) for head, claims in FAMILIES.items()}
+    tables = [
+        f'## {head}\n\n{markdown_table(VERDICT_HEAD, verdict_lines(found))}' for head, found in judged.items() if found
+    ]
+    if tables:
+        begin = f'# Claims, demo scale\n\nMade by `{command}`.'
+        (out / 'claims.md').write_text('\n\n'.join([begin, *tables]) + '\n')
+        yield out / 'claims.md'

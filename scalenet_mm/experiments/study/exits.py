@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +15,28 @@ from ...checkpoint.writing import write_atomically
 from ...core.depth import depth_range, set_depth
 from ...core.early_exit import EarlyExit, largest_probability
 from ...progress import Progress
-from ..figures.given import load
 from .pool import RESULTS, Job, alone, latest, read_results
 from .rank import RankBatches
-from .rows import ROWS, TWICE, Row
-from .runs import HELD_OUT, config, jobs_of
-from .runs import run as run_row
+from .rows import DEIT_SOURCE, TWICE, Row
+from .rows import ROWS as STUDIED
+from .runs import HELD_OUT, trained
+from .stats import Records
 
 HOOKS = [dict(type='AnyDialectHook'), dict(type='ReseedHook'), dict(type='RandomDepthHook', full=0.5)]
-RANDOM = (
-    Row('scalenet_random', 'ScaleNet x2, random depth', scale=TWICE, options=dict(custom_hooks=HOOKS)),
-    Row(
-        'stacked_random',
-        'ScaleNet x2, stack order, random depth',
-        scale=dict(TWICE, order='stack'),
-        options=dict(custom_hooks=HOOKS),
-    ),
+RANDOM = tuple(
+    Row(f'{name}_random', title, scale=scale, options=dict(custom_hooks=HOOKS), source=DEIT_SOURCE)
+    for name, title, scale in (
+        ('scalenet', 'ScaleNet x2, random depth', TWICE),
+        ('stacked', 'ScaleNet x2, stack order, random depth', dict(TWICE, order='stack')),
+    )
 )
-ADDED = {row.key: row for row in RANDOM}
-
 CONTROL = 'deit/on'  # the source, trained on for as many steps
 SCALED = ('deit/scalenet', 'deit/scalenet_random', 'deit/stacked', 'deit/stacked_random')
+ROWS = {**STUDIED, **{row.key: row for row in RANDOM}}
+ROWS = {key: ROWS[key] for key in (CONTROL, *SCALED)}
 MEASURED = 'elastic.json'
 THRESHOLDS = [round(float(t), 2) for t in np.linspace(0, 1.01, 102)]
 CASCADES = ('two', 'all')  # the smallest and the full depth; all depths in turn
-
-
-@contextmanager
-def added() -> Iterator[None]:
-    """Inside, the study's functions know the rows of this module."""
-    ROWS.update(ADDED)
-    try:
-        yield
-    finally:
-        for key in ADDED:
-            del ROWS[key]
-
-
-def jobs(seeds: Iterable[int], shorten: int = 1) -> list[Job]:
-    """All runs of this study, see ``run.jobs_of``."""
-    with added():
-        return jobs_of((CONTROL, *SCALED), seeds, shorten)
-
-
-def run(*args, **kwargs) -> None:
-    """See ``run.run``."""
-    with added():
-        run_row(*args, **kwargs)
 
 
 def adopt(jobs: Iterable[Job], root: Path, other: Path) -> int:
@@ -81,12 +55,6 @@ def adopt(jobs: Iterable[Job], root: Path, other: Path) -> int:
                 out.write(json.dumps({**record, 'checkpoint': str(checkpoint)}) + '\n')
                 taken += 1
     return taken
-
-
-def trained(row: Row, record: Mapping[str, Any], root: Path) -> nn.Module:
-    """The model of a finished run, in eval mode."""
-    cfg = config(row, record['seed'], root)
-    return load(cfg, str(root / record['checkpoint'])).eval()
 
 
 @torch.no_grad()
@@ -136,9 +104,9 @@ def curve(sure: np.ndarray, right: np.ndarray, costs: list[int], depths: list[in
     return points
 
 
-def measure_all(records: Mapping[tuple[str, int], Mapping[str, Any]], root: Path) -> dict[str, dict]:
+def measure_all(records: Records, root: Path) -> dict[str, dict]:
     """The measurements of all finished runs, {row: {seed: measurement}}; each is kept beside its run's record."""
-    todo = sorted(k for k, r in records.items() if r['status'] == 'done' and k[0] in (*SCALED, CONTROL))
+    todo = sorted(k for k, r in records.items() if r['status'] == 'done' and k[0] in ROWS)
     found: dict[str, dict] = {}
     with Progress('measuring', len(todo), unit='run') as progress:
         for i, (key, seed) in enumerate(todo):
@@ -146,7 +114,7 @@ def measure_all(records: Mapping[tuple[str, int], Mapping[str, Any]], root: Path
             file = root / f'{key}/seed{seed}' / MEASURED
             kept = json.loads(file.read_text()) if file.is_file() else {}
             if kept.get('digest') != record['digest']:
-                result = measure(trained({**ROWS, **ADDED}[key], record, root), seed)
+                result = measure(trained(ROWS[key], seed, root, record['checkpoint']).eval(), seed)
                 kept = dict(digest=record['digest'], **json.loads(json.dumps(result)))
                 write_atomically(file, json.dumps(kept).encode())
             found.setdefault(key, {})[seed] = kept

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ...tables import markdown_table
-from .evidence_page import signed
-from .exits import CASCADES, CONTROL, SCALED, at_equal_flops
-from .rows import ROWS
-from .stats import Interval, interval
+from .exits import CASCADES, CONTROL, ROWS, SCALED, at_equal_flops, measure_all
+from .stats import Records, interval, minus, paired, values
 
-Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> what `elastic.measure` returns
+Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> what `exits.measure` returns
 TITLES = {
     'deit/scalenet': 'interpolated, ordinary training',
     'deit/scalenet_random': 'interpolated, random depth',
     'deit/stacked': 'stacked, ordinary training',
     'deit/stacked_random': 'stacked, random depth',
 }
-COLOURS = {'deit/scalenet': '#30638e', 'deit/scalenet_random': '#d1495b'}
-COLOURS |= {'deit/stacked': '#30638e', 'deit/stacked_random': '#d1495b'}
 WORDS = dict(two='smallest, then full depth', all='all depths in turn')
 LEGEND = (
     'top-1: share of the cells of 10,000 scenes of held-out digits whose rank is right; mean ± half-width of the 95 % '
@@ -32,8 +29,11 @@ LEGEND = (
 )
 
 
-def write(measured: Measured, out: Path, command: str) -> Iterator[Path]:
-    """Writes elastic.json, .md and .png; yields them."""
+def report(records: Records, root: Path, out: Path, command: str) -> Iterator[Path]:
+    """Measures all finished runs; writes elastic.json, .md and .png; yields them."""
+    measured = measure_all(records, root)
+    if not measured:
+        return
     out.mkdir(parents=True, exist_ok=True)
     figures = {k: {s: _thin(m) for s, m in seeds.items()} for k, seeds in measured.items()}
     (out / 'elastic.json').write_text(json.dumps(dict(command=command, rows=figures)) + '\n')
@@ -42,40 +42,54 @@ def write(measured: Measured, out: Path, command: str) -> Iterator[Path]:
     yield from (out / f'elastic.{kind}' for kind in ('json', 'md', 'png'))
 
 
+def flat(measured: Measured) -> Records:
+    """The measurements as records, with the metrics ``depth``, and ``(cascade, depth, name)`` of `at_equal_flops`."""
+    return {
+        (row, seed): dict(status='done')
+        | {depth: v['top1'] for depth, v in m['depths'].items()}
+        | {
+            (cascade, depth, name): value
+            for cascade in m['exits']
+            for depth, at in at_equal_flops(m, cascade).items()
+            for name, value in at.items()
+        }
+        for row, seeds in measured.items()
+        for seed, m in seeds.items()
+    }
+
+
 def page(measured: Measured, command: str) -> str:
-    rows = [key for key in SCALED if key in measured]
-    seeds = sorted({s for per_seed in measured.values() for s in per_seed})
+    records = flat(measured)
+    seeds = sorted({seed for _, seed in records})
     parts = [
         '# Elastic depth, demo scale',
         f'Made by `{command}`; seeds {seeds}.',
         '![Accuracy against depth and against FLOPs](elastic.png)',
-        '## Accuracy at fixed depths\n\n' + by_depth(measured, rows),
-        '## Early exits at equal mean FLOPs\n\n' + exits(measured, rows),
+        '## Accuracy at fixed depths\n\n' + by_depth(measured, records),
+        '## Early exits at equal mean FLOPs\n\n' + exits(measured, records),
         LEGEND,
     ]
     return '\n\n'.join(parts) + '\n'
 
 
-def by_depth(measured: Measured, rows: list[str]) -> str:
-    depths = list(next(iter(measured[rows[0]].values()))['depths'].items())
-    head = ['top-1 %', *(f'depth {d} ({v["mflops"]:.2f} MFLOPs)' for d, v in depths)]
-    lines = [
-        [TITLES[key], *(str(over(measured, key, lambda m, d=d: m['depths'][d]['top1'])) for d, _ in depths)]
-        for key in rows
-    ]
+def by_depth(measured: Measured, records: Records) -> str:
+    rows = [key for key in SCALED if key in measured]
+    depths = next(iter(measured[rows[0]].values()))['depths']
+    head = ['top-1 %', *(f'depth {d} ({v["mflops"]:.2f} MFLOPs)' for d, v in depths.items())]
+    lines = [[TITLES[key], *(str(interval(values(records, key, d).values())) for d in depths)] for key in rows]
     for key in rows:
         plain = key.removesuffix('_random')
         if key != plain and plain in measured:
-            gains = [signed(paired(measured, key, plain, lambda m, d=d: m['depths'][d]['top1'])) for d, _ in depths]
+            gains = [interval(paired(records, key, plain, d)).signed for d in depths]
             lines.append([f'{TITLES[key]} minus ordinary', *gains])
     if CONTROL in measured:
-        value = over(measured, CONTROL, control)
-        mflops = over(measured, CONTROL, lambda m: next(iter(m['depths'].values()))['mflops'])
-        lines.append([f'{ROWS[CONTROL].title} ({mflops.mean:.2f} MFLOPs)', str(value), *['–'] * (len(depths) - 1)])
+        ((depth, v),) = next(iter(measured[CONTROL].values()))['depths'].items()
+        top1 = interval(values(records, CONTROL, depth).values())
+        lines.append([f'{ROWS[CONTROL].title} ({v["mflops"]:.2f} MFLOPs)', str(top1), *['–'] * (len(depths) - 1)])
     return markdown_table(head, lines)
 
 
-def exits(measured: Measured, rows: list[str]) -> str:
+def exits(measured: Measured, records: Records) -> str:
     head = [
         'network',
         'passes',
@@ -86,61 +100,36 @@ def exits(measured: Measured, rows: list[str]) -> str:
         'minus the source trained on',
     ]
     lines = []
-    for key in rows:
-        for cascade in CASCADES:
-            for depth in at_equal_flops(next(iter(measured[key].values())), cascade):
-
-                def value(m, name, cascade=cascade, depth=depth):
-                    return at_equal_flops(m, cascade)[depth][name]
-
-                found = [
-                    over(measured, key, lambda m, n=name: value(m, 'exit') - value(m, n))
-                    for name in ('fixed', 'mixture')
+    for key in (key for key in SCALED if key in measured):
+        low, *depths = next(iter(measured[key].values()))['depths']
+        for cascade, depth in ((c, d) for c in CASCADES for d in depths):
+            gained, fixed, mixture = (
+                values(records, key, (cascade, depth, name)) for name in ('exit', 'fixed', 'mixture')
+            )
+            against = [minus(gained, other) for other in (fixed, mixture, values(records, CONTROL, low))]
+            lines.append(
+                [
+                    TITLES[key],
+                    WORDS[cascade],
+                    f'depth {depth}',
+                    str(interval(gained.values())),
+                    *(interval(differences).signed if differences else '–' for differences in against),
                 ]
-                both = sorted(set(measured[key]) & set(measured.get(CONTROL, ())))
-                ahead = [value(measured[key][s], 'exit') - control(measured[CONTROL][s]) for s in both]
-                lines.append(
-                    [
-                        TITLES[key],
-                        WORDS[cascade],
-                        f'depth {depth}',
-                        str(over(measured, key, lambda m: value(m, 'exit'))),
-                        *map(signed, found),
-                        signed(interval(ahead)) if ahead else '–',
-                    ]
-                )
+            )
     return markdown_table(head, lines)
-
-
-def over(measured: Measured, key: str, value: Callable[[Mapping], float]) -> Interval:
-    return interval([value(m) for _, m in sorted(measured[key].items())])
-
-
-def paired(measured: Measured, a: str, b: str, value: Callable[[Mapping], float]) -> Interval:
-    both = sorted(set(measured[a]) & set(measured[b]))
-    return interval([value(measured[a][s]) - value(measured[b][s]) for s in both])
-
-
-def control(measurement: Mapping) -> float:
-    """Top-1 of a network with one depth."""
-    return next(iter(measurement['depths'].values()))['top1']
 
 
 def draw(measured: Measured, file: Path) -> None:
     """Three panels: top-1 against depth; against mean MFLOPs, interpolated and stacked."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(16, 5), layout='constrained', sharey=True)
+    figure = Figure(figsize=(16, 5), layout='constrained')
+    axes = figure.subplots(1, 3, sharey=True)
     for key in (k for k in SCALED if k in measured):
         runs = list(measured[key].values())
         stacked = 'stacked' in key
         depths = [int(d) for d in runs[0]['depths']]
         top1 = np.array([[v['top1'] for v in m['depths'].values()] for m in runs])
         cost = [v['mflops'] for v in runs[0]['depths'].values()]
-        style = dict(color=COLOURS[key], linewidth=1.5)
+        style = dict(color='#d1495b' if 'random' in key else '#30638e', linewidth=1.5)
         error = [interval(column).half for column in top1.T] if len(runs) > 1 else None
         axes[0].errorbar(
             np.add(depths, 0.04 * SCALED.index(key) - 0.06),
@@ -158,8 +147,8 @@ def draw(measured: Measured, file: Path) -> None:
             x, y = (np.mean([[p[k] for p in m['exits'][cascade]] for m in runs], 0) for k in ('mflops', 'top1'))
             axis.plot(x, y, line, label=f'{kind}: exits, {WORDS[cascade]}', **style)
     if CONTROL in measured:
-        one = next(iter(measured[CONTROL].values()))['depths']
-        (depth, v), value = next(iter(one.items())), over(measured, CONTROL, control).mean
+        ((depth, v),) = next(iter(measured[CONTROL].values()))['depths'].items()
+        value = interval(values(flat(measured), CONTROL, depth).values()).mean
         for axis, x in zip(axes, (int(depth), v['mflops'], v['mflops'])):
             axis.plot(x, value, '*', color='#222222', markersize=14, label=ROWS[CONTROL].title)
     for axis, title in zip(axes, ('fixed depths', 'interpolated order', 'stacked order')):
@@ -173,7 +162,6 @@ def draw(measured: Measured, file: Path) -> None:
     runs = max(len(m) for m in measured.values())
     figure.suptitle(f'Elastic depth, rank task, mean of {runs} seeds (bars: 95 % intervals)', fontsize=13)
     figure.savefig(file, dpi=100)
-    plt.close(figure)
 
 
 def _thin(measurement: Mapping) -> dict:

@@ -9,15 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ...tables import markdown_table
-from ..figures.given import load
 from ..figures.gradients import gradient_norms
-from .evidence_page import Records
 from .rank import RankBatches
 from .rows import ROWS
-from .runs import config
-from .stats import CONFIDENCE, holm, interval
+from .runs import trained
+from .stats import CONFIDENCE, Records, holm, interval
 
 IMAGES, BATCHES = 256, 2  # Sec. IV-B1: a batch of 256, accumulated
 STREAM = 9  # of scenes, beside those of ``run``
@@ -42,8 +41,8 @@ def measure(records: Records, root: Path, host: str = 'deit') -> Norms:
     for seed in sorted(done):
         data = RankBatches('train', BATCHES, IMAGES // BATCHES, (seed, STREAM))
         for name, (network, weights, *_) in NETWORKS.items():
-            cfg = config(ROWS[f'{host}/{network}'], seed, root)
-            model = load(cfg, str(root / records[f'{host}/{weights}', seed]['checkpoint']))
+            checkpoint = records[f'{host}/{weights}', seed]['checkpoint']
+            model = trained(ROWS[f'{host}/{network}'], seed, root, checkpoint)
             norms, _, _ = gradient_norms(model, (data[i] for i in range(BATCHES)))
             found[name][seed] = list(norms.values())
     return found
@@ -96,12 +95,8 @@ def means(by_seed: Mapping[int, list[float]]) -> np.ndarray:
 
 def draw(found: Norms, file: Path) -> None:
     """One line a network, with the seeds' interval."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 5))
+    figure = Figure(figsize=(8, 5))
+    axis = figure.subplots()
     for name, (_, _, colour, style) in NETWORKS.items():
         layers = [interval(layer) for layer in zip(*found[name].values())]
         x = np.arange(1, len(layers) + 1)
@@ -117,4 +112,3 @@ def draw(found: Norms, file: Path) -> None:
     axis.legend(fontsize=12)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
-    plt.close(figure)

@@ -6,10 +6,8 @@ Four families; all but 'follow' need one pass over the input, 'follow' needs as 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 LETTERS = tuple('abcdefghijkl')
@@ -109,46 +107,3 @@ def toy_config(**changed: Any) -> Any:
         eos_token_id=2,
     )
     return LlamaConfig(**{**usual, **changed})
-
-
-TASK = """task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: answer
-target_delimiter: " "
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-"""
-
-
-def write_task(
-    folder: str | Path, name: str, records: Sequence[Mapping[str, str]], choices: int = 4, seed: int = 0
-) -> Path:
-    """Writes a multiple-choice task for lm-evaluation-harness: ``name.yaml`` and its data, ``name.jsonl``.
-
-    The wrong choices are other records' outputs; ``question`` is the prompt that the model was trained on.
-
-    Returns:
-        The data file: lines of ``{question, choices, answer}``, ``answer`` the index of the right choice.
-    """
-    from ...lm.alpaca import prompt
-
-    folder, rng = Path(folder).resolve(), random.Random(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    outputs = sorted({r['output'] for r in records})
-    lines = []
-    for record in records:
-        wrong = rng.sample([o for o in outputs if o != record['output']], choices - 1)
-        offered = rng.sample([record['output'], *wrong], choices)
-        lines.append(dict(question=prompt(record, PROMPTS), choices=offered, answer=offered.index(record['output'])))
-    data = folder / f'{name}.jsonl'
-    data.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    (folder / f'{name}.yaml').write_text(TASK.format(name=name, file=json.dumps(str(data))))
-    return data

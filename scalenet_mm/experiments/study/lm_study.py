@@ -4,17 +4,17 @@ picture.
 
 from __future__ import annotations
 
-import copy
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from time import time
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from ...core.roles import TrainPolicy
 from ...lm.alpaca import IGNORED, encode, pad
@@ -22,21 +22,21 @@ from ...lm.training import Recipe, make_trainer
 from ...ops import scale
 from ...tables import markdown_table
 from .lm_data import FAMILIES, MAX_LENGTH, PROMPTS, make_records, make_tokenizer, toy_config
-from .pool import alone, latest, read_results
+from .pool import Job
+from .stats import Records
 
 RANK = 8
 ADAPTER = dict(type='ParallelAdapter', rank=RANK)
 BATCH = 64
 # One rate for the source, one for rows that train everything, one for increments; the last two chosen out of 1e-3 and
-# 3e-3,
-# and 3e-3 and 1e-2, by the held-out perplexity of 'source, trained on' and 'ScaleNet' with seed 99, which is not
+# 3e-3, and 3e-3 and 1e-2, by the held-out perplexity of 'source, trained on' and 'ScaleNet' with seed 99, which is not
 # reported.
 LR = dict(pretrain=3e-3, all=1e-3, increments=1e-2)
 STEPS = dict(pretrain=1200, train=200)
 RECORDS = dict(train=24_000, held_out=900)
 DATA_SEED = 1000  # plus the seed: training records; the held-out ones are the same for all seeds
 
-# name -> how the source is scaled (None: not at all) and what is trained (None: nothing)
+# name -> how the source is scaled (None: not at all) and what is trained then (None: nothing)
 ROWS: dict[str, tuple[dict[str, Any] | None, str | None]] = {
     'source': (None, None),
     'source, trained on': (None, 'all'),
@@ -47,7 +47,8 @@ ROWS: dict[str, tuple[dict[str, Any] | None, str | None]] = {
     'ScaleNet, function start': (dict(times=2, adjust=ADAPTER, start='function'), 'increments'),
     'ScaleNet, all trained': (dict(times=2, adjust=ADAPTER), 'all'),
 }
-CONTROL = 'source, trained on'
+SOURCE, CONTROL = 'source', 'source, trained on'
+TOLD = 'perplexity {perplexity:.3f}, exact match {exact:.1f} %'
 
 
 @torch.no_grad()
@@ -77,63 +78,13 @@ def score(model: nn.Module, records: Sequence[Mapping[str, str]], tokenizer: Any
     )
 
 
-def run_seed(
-    seed: int,
-    done: Mapping[tuple[str, int], Any],
-    folder: Path,
-    rows: Sequence[str] = tuple(ROWS),
-    shorten: int = 1,
-    tell: Callable[[dict[str, Any]], None] = print,
-) -> None:
-    """Trains the source of a seed, unless its file is there, and each row that is not ``done``."""
-    from transformers import LlamaForCausalLM
-
-    todo = [row for row in rows if (row, seed) not in done]
-    if not todo:
-        return
-    tokenizer = make_tokenizer()
-    held_out = make_records(RECORDS['held_out'], DATA_SEED - 1)
-    train = make_records(RECORDS['train'], DATA_SEED + seed, without=held_out)
-    examples = encode(train, tokenizer, MAX_LENGTH, PROMPTS)
-
-    def fit(model: nn.Module, policy: str, steps: int, lr: float, order: int) -> None:
-        recipe = Recipe(
-            lr=lr, batch_size=BATCH, micro_batch=BATCH, max_steps=max(1, steps // shorten), save_steps=None, seed=order
-        )
-        made = make_trainer(model, examples, folder / 'trainer', recipe, TrainPolicy(policy), tokenizer)
-        made.train()
-
-    torch.manual_seed(seed)
-    source = LlamaForCausalLM(toy_config())
-    saved = folder / f'source{seed}.pt'
-    if saved.exists():
-        source.load_state_dict(torch.load(saved, weights_only=True))
-    else:
-        fit(source, 'all', STEPS['pretrain'], LR['pretrain'], seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(source.state_dict(), saved)
-    for row in todo:
-        begin = time.time()
-        settings, policy = ROWS[row]
-        model = copy.deepcopy(source)
-        torch.manual_seed(seed)
-        if settings:
-            scale(model, **settings)
-        if policy:
-            fit(model, policy, STEPS['train'], LR[policy], 100 + seed)
-        params = [p for p in model.parameters() if p.requires_grad] if policy else []
-        tell(
-            dict(
-                row=row,
-                seed=seed,
-                status='done',
-                digest=digest(shorten),
-                params=sum(p.numel() for p in model.parameters()),
-                trained=sum(p.numel() for p in params),
-                seconds=round(time.time() - begin, 1),
-                **score(model, held_out, tokenizer),
-            )
-        )
+def jobs(seeds: Iterable[int], shorten: int = 1) -> list[Job]:
+    """All rows, seed by seed; each starts from the seed's source."""
+    found = []
+    for seed in seeds:
+        source = Job(SOURCE, seed, digest(shorten), shorten)
+        found += [source, *(Job(row, seed, source.digest, shorten, needs=source) for row in ROWS if row != SOURCE)]
+    return found
 
 
 def digest(shorten: int) -> str:
@@ -141,37 +92,57 @@ def digest(shorten: int) -> str:
     return json.dumps([ROWS, LR, STEPS, RECORDS, BATCH, DATA_SEED, shorten], sort_keys=True)
 
 
-def run(
-    seeds: Sequence[int], folder: Path, rows: Sequence[str] = tuple(ROWS), shorten: int = 1
-) -> list[dict[str, Any]]:
-    """All rows and seeds, one after another; what ``folder/results.jsonl`` has is not run again."""
-    with alone(folder) as file:
-        return _run(seeds, folder, file, rows, shorten)
+def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
+    """Trains and scores one row; the source from random weights, the others from the source."""
+    seed, (settings, policy) = job.seed, ROWS[job.row]
+    tokenizer = make_tokenizer()
+    held_out = make_records(RECORDS['held_out'], DATA_SEED - 1)
+
+    def fit(policy: str, steps: int, lr: float, order: int) -> None:
+        records = make_records(RECORDS['train'], DATA_SEED + seed, without=held_out)
+        examples = encode(records, tokenizer, MAX_LENGTH, PROMPTS)
+        steps = max(1, steps // job.settings)
+        recipe = Recipe(lr=lr, batch_size=BATCH, micro_batch=BATCH, max_steps=steps, save_steps=None, seed=order)
+        make_trainer(model, examples, folder / 'trainer', recipe, TrainPolicy(policy), tokenizer).train()
+
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(toy_config())
+    begin = time()
+    if source:
+        model.load_state_dict(torch.load(source, weights_only=True))
+    else:
+        fit('all', STEPS['pretrain'], LR['pretrain'], seed)
+    torch.manual_seed(seed)
+    if settings:
+        scale(model, **settings)
+    if policy:
+        fit(policy, STEPS['train'], LR[policy], 100 + seed)
+    torch.save(model.state_dict(), folder / 'model.pt')
+    return dict(
+        params=sum(p.numel() for p in model.parameters()),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad) if policy else 0,
+        seconds=round(time() - begin, 1),
+        **score(model, held_out, tokenizer),
+        checkpoint=f'{job.folder}/model.pt',
+    )
 
 
-def _run(seeds: Sequence[int], folder: Path, file: Path, rows: Sequence[str], shorten: int) -> list[dict[str, Any]]:
-    known = {k: r for k, r in latest(read_results(file)).items() if r['digest'] == digest(shorten)}
-    wanted = [(row, seed) for seed in seeds for row in rows]
-    begin, new = time.time(), 0
-    print(f'{len(wanted)} runs, {sum(k in known for k in wanted)} of them done before.', flush=True)
-
-    def tell(record: dict[str, Any]) -> None:
-        nonlocal new
-        with file.open('a') as out:
-            out.write(json.dumps(record) + '\n')
-        known[record['row'], record['seed']] = record
-        new += 1
-        left = sum(k not in known for k in wanted)
-        eta = timedelta(seconds=round((time.time() - begin) / new * left))
-        print(
-            f'{record["row"]}, seed {record["seed"]}: perplexity {record["perplexity"]:.3f}, exact match '
-            f'{record["exact"]:.1f} %; {left} runs left, {eta} to go',
-            flush=True,
-        )
-
-    for seed in seeds:
-        run_seed(seed, dict(known), folder, rows, shorten, tell)
-    return [known[k] for k in wanted]
+def report(records: Records, out: Path, command: str) -> Iterator[Path]:
+    """Writes lm_toy.json, .md and .png of the seeds whose rows are all done; yields them."""
+    seeds = [
+        s
+        for s in sorted({s for _, s in records})
+        if all(records.get((row, s), {}).get('status') == 'done' for row in ROWS)
+    ]
+    runs = [records[row, seed] for seed in seeds for row in ROWS]
+    if not runs:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    lines = summary(runs)
+    (out / 'lm_toy.json').write_text(json.dumps(dict(rows=lines, runs=runs), indent=1) + '\n')
+    (out / 'lm_toy.md').write_text(as_markdown(lines, command))
+    draw(runs, out / 'lm_toy.png')
+    yield from (out / f'lm_toy.{kind}' for kind in ('md', 'json', 'png'))
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -230,18 +201,14 @@ def as_markdown(lines: Sequence[Mapping[str, Any]], command: str) -> str:
 
 def draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Perplexity against the control, and exact match, of every row: a dot for each seed, a bar at the mean."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
     rows = list(dict.fromkeys(r['row'] for r in records))
     control = {r['seed']: r['perplexity'] for r in records if r['row'] == CONTROL}
     panels = (
         (f"held-out perplexity minus that of '{CONTROL}'", lambda r: r['perplexity'] - control[r['seed']]),
         ('exact match, %', lambda r: r['exact']),
     )
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout='constrained')
+    figure = Figure(figsize=(10, 3.6), layout='constrained')
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, (label, value) in zip(axes, panels):
         for y, row in enumerate(rows):
             values = [value(r) for r in records if r['row'] == row]
@@ -253,4 +220,3 @@ def draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes[0].set_yticks(range(len(rows)), rows)
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

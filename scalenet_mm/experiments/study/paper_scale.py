@@ -7,44 +7,34 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ...checkpoint.writing import write_atomically
 from ...compat import configs_dir, read_config
 from ...tables import markdown_table
 from ..paper.recount import ROWS, Row
-from .evidence_page import Records, signed
-from .pool import RECORD, Job
-from .stats import interval
+from .pool import Job
+from .stats import Records, interval
 
-PAPER_STUDIES = tuple(dict.fromkeys(row.key.partition('/')[0] for row in ROWS if row.config))
+STUDIES: dict[str, list[Row]] = {}  # its rows by table
+for _row in ROWS:
+    if _row.config:
+        STUDIES.setdefault(_row.key.partition('/')[0], []).append(_row)
 COMMAND = [sys.executable, '-m', 'scalenet_mm', 'experiment', 'reproduce']
+TOLD = '{metrics}, {minutes:.1f} min'
 
 
-def rows_of(study: str) -> list[Row]:
-    return [row for row in ROWS if row.config and row.key.startswith(f'{study}/')]
+def jobs(studies: Iterable[str], seeds: Iterable[int], options: Sequence[str] = ()) -> list[Job]:
+    """One run a config and seed; rows of several tables that share a config share its run.
 
-
-def chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """The studies named."""
-    unknown = sorted(set(names) - {*PAPER_STUDIES, 'all'})
-    if unknown:
-        raise SystemExit(f'{unknown} runs at demo scale only; at paper scale there are {PAPER_STUDIES}.')
-    return PAPER_STUDIES if 'all' in names else tuple(dict.fromkeys(names))
-
-
-def jobs(studies: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list[Job]:
-    """One run a config and seed; rows of several tables that share a config share its run."""
-    configs = dict.fromkeys(row.config for study in studies for row in rows_of(study))
-    return [Job(c, seed, digest(c), 1) for seed in seeds for c in configs]
-
-
-def digests(shorten: int = 1) -> dict[str, str]:
-    """What a record must carry to be of today's configs."""
-    return {row.config: digest(row.config) for row in ROWS if row.config}
+    Args:
+        options: of scalenet experiment reproduce, such as ``--cpu``.
+    """
+    configs = dict.fromkeys(row.config for study in studies for row in STUDIES[study])
+    return [Job(c, seed, digest(c), options) for seed in seeds for c in configs]
 
 
 @cache
@@ -53,51 +43,19 @@ def digest(config: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def capacity(at_once: int | None) -> tuple[int, int]:
-    """Runs at a time, each on all GPUs, unless told otherwise."""
-    return at_once or 1, 0
-
-
-def target(options: Sequence[str]):
-    """What runs one job, see ``pool.run_all``.
-
-    Args:
-        options: of scalenet experiment reproduce, such as ``--cpu``.
-    """
-    return partial(reproduce, options=tuple(options))
-
-
-def reproduce(
-    config: str,
-    seed: int,
-    digest: str,
-    root: Path,
-    folder: str,
-    source: None,
-    device: None,
-    options: Sequence[str] = (),
-) -> None:
-    """Reproduces the first row of a config; its log and bundle lie in ``root/folder``."""
-    key = next(row.key for row in ROWS if row.config == config)
-    out = root / folder
-    out.mkdir(parents=True, exist_ok=True)
-    record = dict(row=config, seed=seed, digest=digest)
-    command = [*COMMAND, key, '--run', '--seed', str(seed), '--out', str(out)]
+def train(job: Job, folder: Path, source: None) -> dict[str, Any]:
+    """Reproduces the first row of a config; its bundle lies in ``folder``."""
+    key = next(row.key for row in ROWS if row.config == job.row)
     there = torch.cuda.device_count()
-    gpus = ['--gpus', str(there)] if there and '--gpus' not in options else []
-    with (out / 'console.log').open('w') as log:
-        code = subprocess.run([*command, *gpus, *options], stdout=log, stderr=subprocess.STDOUT).returncode
-    found = sorted(out.glob('*/bundle/result.json'))
-    if code == 0 and found:
-        result = json.loads(found[0].read_text())
-        main = next(iter(result['metrics'].values()))
-        hours = result.get('training_hours', 0.0)
-        record |= dict(status='done', top1=main, loss=float('nan'), minutes=60 * hours)
-        record |= dict(metrics=result['metrics'])
-    else:
-        lines = (out / 'console.log').read_text().strip().splitlines() or ['no output']
-        record |= dict(status='failed', error=f'scalenet experiment reproduce {key}: {lines[-1]}'[:500])
-    write_atomically(out / RECORD, json.dumps(record).encode())
+    gpus = ['--gpus', str(there)] if there and '--gpus' not in job.settings else []
+    command = [*COMMAND, key, '--run', '--seed', str(job.seed), '--out', str(folder)]
+    code = subprocess.run([*command, *gpus, *job.settings]).returncode
+    found = sorted(folder.glob('*/bundle/result.json'))
+    if code or not found:
+        lines = (folder / 'console.log').read_text().strip().splitlines() or ['no output']
+        raise RuntimeError(f'scalenet experiment reproduce {key}: {lines[-1]}')
+    result = json.loads(found[0].read_text())
+    return dict(metrics=result['metrics'], minutes=60 * result.get('training_hours', 0.0))
 
 
 def report(studies: Sequence[str], records: Records, root: Path, out: Path, command: str) -> Iterator[Path]:
@@ -105,23 +63,18 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
     out.mkdir(parents=True, exist_ok=True)
     for name in studies:
         lines = []
-        for row in rows_of(name):
-            done = [
-                r['metrics'] | {'hours': r['minutes'] / 60}
-                for (c, _), r in records.items()
-                if c == row.config and r['status'] == 'done'
-            ]
+        for row in STUDIES[name]:
+            done = [r['metrics'] for (c, _), r in records.items() if c == row.config and r['status'] == 'done']
             for metric, printed in (row.result or {'top-1': None}).items():
                 ours = [m[metric] for m in done if metric in m]
-                found = interval(ours) if ours else None
                 lines.append(
                     [
                         row.key,
                         row.config,
                         metric,
                         '–' if printed is None else f'{printed:g}',
-                        str(found) if found else 'not run',
-                        signed(interval([v - printed for v in ours])) if ours and printed else '–',
+                        str(interval(ours)) if ours else 'not run',
+                        interval(v - printed for v in ours).signed if ours and printed else '–',
                     ]
                 )
         head = ('row', 'config', 'metric', 'paper', 'here', 'difference')

@@ -1,21 +1,31 @@
-"""Runs many rows and seeds, several at once; what is done is skipped, what crashed is recorded."""
+"""The one runner of the studies: jobs in processes of their own, a record each, pages of what is done."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import multiprocessing
+import os
+import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from ...checkpoint.writing import write_atomically
+from .stats import Records
 
 RESULTS, RECORD = 'results.jsonl', 'record.json'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run.
 
@@ -23,6 +33,7 @@ class Job:
         row: key of the row.
         seed: of initialisation and data.
         digest: changes with any of its settings; a record of another digest is of another run.
+        settings: what ``train`` needs to know beside the seed.
         cost: expected, relative to other jobs'.
         needs: the job whose checkpoint it starts from.
     """
@@ -30,12 +41,20 @@ class Job:
     row: str
     seed: int
     digest: str
-    cost: float
+    settings: Any = None
+    cost: float = 1.0
     needs: Job | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.row, self.seed
 
     @property
     def folder(self) -> str:
         return f'{self.row}/seed{self.seed}'
+
+
+Train = Callable[[Job, Path, str | None], dict[str, Any]]  # of a job, its folder and the checkpoint that it starts from
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -47,6 +66,17 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def latest(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The last record of each row and seed."""
+    return {(r['row'], r['seed']): dict(r) for r in records}
+
+
+def records_of(jobs: Iterable[Job], root: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """The records of jobs with the jobs' settings."""
+    known = latest(read_results(root / RESULTS))
+    return {j.key: known[j.key] for j in jobs if j.key in known and known[j.key]['digest'] == j.digest}
 
 
 @contextmanager
@@ -71,16 +101,56 @@ def alone(root: Path) -> Iterator[Path]:
         yield file
 
 
-def latest(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """The last record of each row and seed."""
-    return {(r['row'], r['seed']): dict(r) for r in records}
+def conduct(
+    jobs: list[Job],
+    root: Path,
+    train: Train,
+    told: str,
+    report: Callable[[Records], Iterable[Path]],
+    *,
+    run: bool = True,
+    shown: Iterable[Job] = (),
+    at_once: int = 1,
+    devices: int = 0,
+    again: str = 'the same command',
+) -> int:
+    """Runs jobs, writes the pages of what is done; returns the status that the command ends with.
+
+    Args:
+        report: writes pages of records and gives their files.
+        run: whether jobs are run.
+        shown: jobs beside these that the pages are of.
+        again: what continues after an interruption.
+    """
+    if run:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends its runs too
+        try:
+            run_all(jobs, root, train, told, at_once, devices)
+        except KeyboardInterrupt:
+            print(f'\nStopped; {again} continues.', file=sys.stderr)
+            return 130
+    records = records_of([*jobs, *shown], root)
+    left_out = len(latest(read_results(root / RESULTS))) - len(records)
+    if left_out:
+        print(f'{left_out} runs are of other rows, seeds or settings: left out.')
+    written = list(report(records)) if records else []
+    for file in written:
+        print(f'wrote {file}')
+    failed = [r for r in records.values() if r['status'] != 'done']
+    for record in failed:
+        print(f'FAILED: {record["row"]} seed {record["seed"]}: {record["error"]}', file=sys.stderr)
+    if not written and not failed:
+        print(f'{root / RESULTS} has no run of these rows yet; leave --report out.', file=sys.stderr)
+        return 2
+    return 1 if failed else 0
 
 
 def run_all(
     jobs: list[Job],
     root: Path,
-    at_once: int,
-    target: Callable[..., None],
+    train: Train,
+    told: str = '{minutes:.1f} min',
+    at_once: int = 1,
     devices: int = 0,
     tell: Callable[[str], None] = print,
 ) -> dict[tuple[str, int], dict[str, Any]]:
@@ -89,82 +159,78 @@ def run_all(
     A process that fails or dies costs its own run (and what starts from it), never the others.
 
     Args:
+        train: runs one job; what it returns is the record. ``'checkpoint'``, relative to ``root``, is for the jobs that
+            need it.
+        told: what is printed of a record.
         at_once: processes at a time.
-        target: ``(row, seed, digest, root, folder, source, device)``: runs one job and leaves its record in
-            ``root/folder/record.json``; ``source`` is the checkpoint it starts from, or None.
         devices: GPUs to spread them over; 0 for the CPU.
 
     Returns:
         The records of the jobs by (row, seed).
     """
-    with alone(root) as file:
-        return _run(jobs, root, file, at_once, target, devices, tell)
-
-
-def _run(
-    jobs: list[Job],
-    root: Path,
-    file: Path,
-    at_once: int,
-    target: Callable[..., None],
-    devices: int,
-    tell: Callable[[str], None],
-) -> dict[tuple[str, int], dict[str, Any]]:
-    known = latest(read_results(file))
-    digests = {(j.row, j.seed): j.digest for j in jobs}
-    done = {k: r for k, r in known.items() if r['status'] == 'done' and r['digest'] == digests.get(k)}
-    todo = [j for j in jobs if (j.row, j.seed) not in done]
-    tell(f'{len(jobs)} runs, {len(jobs) - len(todo)} of them done before.')
     # importing mmengine asks for CUDA, after which a forked process cannot use it
     context = multiprocessing.get_context('spawn' if devices else 'forkserver')
     if not devices:
-        context.set_forkserver_preload(['scalenet_mm.experiments.study.runs'])
+        context.set_forkserver_preload([train.__module__])
     running: dict[Any, tuple[Job, int | None]] = {}
-    spent = work = 0.0
-    begin = time.time()
+    with alone(root) as file:
+        done = {k: r for k, r in records_of(jobs, root).items() if r['status'] == 'done'}
+        todo = [j for j in jobs if j.key not in done]
+        tell(f'{len(jobs)} runs, {len(done)} of them done before.')
+        work, begin = 0.0, time.time()
+        try:
+            while todo or running:
+                for job in list(todo):
+                    origin = done.get(job.needs.key) if job.needs else {'status': 'done'}
+                    if origin and origin['status'] != 'done':
+                        todo.remove(job)
+                        tell(f'{job.folder} left out: {job.needs.folder} failed')
+                    elif origin and len(running) < at_once:
+                        todo.remove(job)
+                        taken = [device for _, device in running.values()]
+                        device = min(range(devices), key=taken.count) if devices else None
+                        source = str(root / origin['checkpoint']) if 'checkpoint' in origin else None
+                        process = context.Process(target=_child, args=(train, job, root, source, device))
+                        process.start()
+                        running[process] = job, device
+                time.sleep(0.2)
+                for process in [p for p in running if not p.is_alive()]:
+                    job, _ = running.pop(process)
+                    record = done[job.key] = _record(job, root, process.exitcode)
+                    with file.open('a') as out:
+                        out.write(json.dumps(record) + '\n')
+                    work += job.cost
+                    left = sum(j.cost for j in (*todo, *(j for j, _ in running.values())))
+                    eta = timedelta(seconds=round((time.time() - begin) * left / work))
+                    result = told.format_map(record) if record['status'] == 'done' else f'FAILED: {record["error"]}'
+                    tell(f'{job.row} seed {job.seed}: {result}; {len(todo) + len(running)} runs left, {eta} to go')
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.join()
+    return {j.key: done[j.key] for j in jobs if j.key in done}
+
+
+def _child(train: Train, job: Job, root: Path, source: str | None, device: int | None) -> None:
+    """One job in a process of its own; log and record lie in the job's folder, a failure is a record too."""
+    folder = root / job.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    log = os.open(folder / 'console.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if device is not None:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
+    record = dict(row=job.row, seed=job.seed, digest=job.digest)
     try:
-        while todo or running:
-            for job in _ready(todo, done, running, at_once):
-                process, slot = _start(context, target, job, done, root, devices, running)
-                running[process] = (job, slot)
-            time.sleep(0.2)
-            for process in [p for p in running if not p.is_alive()]:
-                job, _ = running.pop(process)
-                record = _record(job, root, process.exitcode)
-                with file.open('a') as out:
-                    out.write(json.dumps(record) + '\n')
-                done[job.row, job.seed] = record
-                work += job.cost
-                spent = time.time() - begin
-                left = sum(j.cost for j in (*todo, *(j for j, _ in running.values())))
-                tell(f'{_told(record)}; {len(todo) + len(running)} left, {_clock(spent * left / work)} to go')
-            todo = list(_not_orphaned(todo, done, tell))
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.join()
-    return {k: done[k] for k in digests if k in done}
-
-
-def _ready(todo: list[Job], done: Mapping, running: Mapping, at_once: int) -> Iterator[Job]:
-    for job in list(todo):
-        if len(running) >= at_once:
-            return
-        if job.needs is None or done.get((job.needs.row, job.needs.seed), {}).get('status') == 'done':
-            todo.remove(job)
-            yield job
-
-
-def _start(context, target: Callable, job: Job, done: Mapping, root: Path, devices: int, running: Mapping):
-    taken = [slot for _, slot in running.values()]
-    slot = min(range(devices), key=taken.count) if devices else None
-    source = done[job.needs.row, job.needs.seed]['checkpoint'] if job.needs else None
-    source = str(root / source) if source else None
-    args = (job.row, job.seed, job.digest, root, job.folder, source, slot)
-    process = context.Process(target=target, args=args)
-    process.start()
-    return process, slot
+        record |= dict(status='done', **train(job, folder, source))
+    except Exception as e:
+        traceback.print_exc()
+        record |= dict(status='failed', error=f'{type(e).__name__}: {e}'[:500])
+    write_atomically(folder / RECORD, json.dumps(record).encode())
+    sys.stdout.flush()
 
 
 def _record(job: Job, root: Path, code: int) -> dict[str, Any]:
@@ -174,23 +240,3 @@ def _record(job: Job, root: Path, code: int) -> dict[str, Any]:
         error = f'the process ended with code {code} and left no record; see {job.folder}/console.log'
         record = dict(row=job.row, seed=job.seed, digest=job.digest, status='failed', error=error)
     return record
-
-
-def _not_orphaned(todo: list[Job], done: Mapping, tell: Callable[[str], None]) -> Iterator[Job]:
-    for job in todo:
-        origin = done.get((job.needs.row, job.needs.seed)) if job.needs else None
-        if origin and origin['status'] != 'done':
-            tell(f'{job.folder} left out: {job.needs.folder} failed')
-        else:
-            yield job
-
-
-def _told(record: Mapping[str, Any]) -> str:
-    name = f'{record["row"]} seed {record["seed"]}'
-    if record['status'] != 'done':
-        return f'{name} FAILED: {record["error"]}'
-    return f'{name}: top-1 {record["top1"]:.2f}, loss {record["loss"]:.3f}, {record["minutes"]:.1f} min'
-
-
-def _clock(seconds: float) -> str:
-    return f'{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}'

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-SOURCE_STEPS = dict(deit=3000, swin=3000)
-STEPS = 500
+SOURCE_STEPS, STEPS = 3000, 500
 RANK = 4  # adapters of 6.1 % of the parameters of three layers of width 64, twice: the share is DeiT-S's to DeiT-T's
 
 # Best of three on the pilot's seed, by what is trained: `scalenet experiment study pilot`.
 LEARNING_RATES = {'scratch': 8e-3, 'all': 2e-3, 'increments': 16e-3}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One way to get a model.
 
@@ -25,7 +25,7 @@ class Row:
         scale: the backbone's ``scale``; None for the source's own.
         train: what is trained, see ``TrainPolicy``.
         steps: training steps.
-        pretrained: whether it starts from the seed's source model.
+        source: the row whose model of the same seed it starts from; None for random weights.
         options: other settings, as ``--cfg-options`` takes them.
         lr: learning rate; by default that of ``LEARNING_RATES``.
         paper: key of the paper's row beside it, see ``paper.recount``.
@@ -37,7 +37,7 @@ class Row:
     scale: Mapping[str, Any] | None = None
     train: str = 'all'
     steps: int = STEPS
-    pretrained: bool = True
+    source: Row | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     lr: float | None = None
     paper: str = ''
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def rate(self) -> float:
-        kind = self.train if self.pretrained else 'scratch'
+        kind = self.train if self.source else 'scratch'
         return self.lr or LEARNING_RATES['increments' if kind == 'adjustments' else kind]
 
 
@@ -64,121 +64,99 @@ LORA_RANK = 2  # 2 x (64+192 + 64+64 + 2 x (64+256)) = 2048 parameters an instan
 TWICE = dict(times=2, adjust=adapter())
 GROWN = 1  # the fewest own layers whose parameters reach ScaleNet's (growth.layers_to_reach)
 DEEP = dict(growth='interpolate', times=2)
+OLD_DEPTH = dict(times=1, adjust=adapter(2 * RANK))
 
 
 def _distilled(**weights: float) -> dict:
     return {'model.type': 'DistilledClassifier', 'model.distill': dict(weights)}
 
 
+_source = partial(Row, 'source', steps=SOURCE_STEPS)
+DEIT_SOURCE = _source('source (3 layers)', paper='table1/deit_t/base')
+SWIN_SOURCE = _source('source (1 + 3 layers)', 'swin', paper='table1/swin_t/base')
+_deit = partial(Row, host='deit', source=DEIT_SOURCE)
+_swin = partial(Row, host='swin', source=SWIN_SOURCE)
+
+
+def _grown(how: str) -> dict:
+    return dict(growth=how, new_layers=GROWN)
+
+
 DEIT = (
-    Row('source', 'source (3 layers)', steps=SOURCE_STEPS['deit'], pretrained=False, paper='table1/deit_t/base'),
-    Row('on', 'source trained on, equal steps'),
-    Row('on_time', 'source trained on, equal time', steps=2 * STEPS),
-    Row('random', '+1 own layer, Random', scale=dict(growth='random', new_layers=GROWN), paper='table1/deit_t/random'),
-    Row('stack', '+1 own layer, Stack', scale=dict(growth='stack', new_layers=GROWN), paper='table1/deit_t/stack'),
-    Row(
-        'interpolate',
-        '+1 own layer, Interpolate',
-        scale=dict(growth='interpolate', new_layers=GROWN),
-        paper='table1/deit_t/interpolate',
+    DEIT_SOURCE,
+    _deit('on', 'source trained on, equal steps'),
+    _deit('on_time', 'source trained on, equal time', steps=2 * STEPS),
+    *(
+        _deit(how.lower(), f'+1 own layer, {how}', scale=_grown(how.lower()), paper=f'table1/deit_t/{how.lower()}')
+        for how in ('Random', 'Stack', 'Interpolate', 'SWA')
     ),
-    Row('swa', '+1 own layer, SWA', scale=dict(growth='swa', new_layers=GROWN), paper='table1/deit_t/swa'),
-    Row('zero', '+1 own layer, zero-initialised', scale=dict(growth='zero', new_layers=GROWN)),
-    Row('peft', 'tied x2, LoRA alone trained', scale=dict(times=2, adjust=lora(LORA_RANK)), train='adjustments'),
-    Row('scalenet', 'ScaleNet x2, all trained', scale=TWICE, paper='table1/deit_t/scalenet'),
-    Row(
+    _deit('zero', '+1 own layer, zero-initialised', scale=_grown('zero')),
+    _deit('peft', 'tied x2, LoRA alone trained', scale=dict(times=2, adjust=lora(LORA_RANK)), train='adjustments'),
+    _deit('scalenet', 'ScaleNet x2, all trained', scale=TWICE, paper='table1/deit_t/scalenet'),
+    _deit(
         'scalenet_increments',
         'ScaleNet x2, increments trained',
         scale=TWICE,
         train='increments',
         paper='table1/deit_b/scalenet',
     ),
-    Row('tied', 'tied x2, no adjustment (WSPT)', scale=dict(times=2, adjust=None), paper='table2/deit_t/wspt'),
-    Row('tied_lora', 'tied x2 + LoRA, all trained', scale=dict(times=2, adjust=lora(LORA_RANK))),
-    Row('lora', 'LoRA, old depth', scale=dict(times=1, adjust=lora(2 * LORA_RANK)), paper='table2/deit_t/lora_r16'),
-    Row(
-        'adapter',
-        'adapters, old depth',
-        scale=dict(times=1, adjust=adapter(2 * RANK)),
-        paper='table2/deit_t/adapter_r32',
-    ),
-    Row(
-        'adapter_increments',
-        'adapters, old depth, increments trained',
-        scale=dict(times=1, adjust=adapter(2 * RANK)),
-        train='increments',
-    ),
-    Row('stacked', 'ScaleNet x2, stack order', scale=dict(TWICE, order='stack'), paper='table5/deit_b/stack'),
-    Row('times3', 'ScaleNet x3', scale=dict(times=3, adjust=adapter()), paper='table4/deit_b/x3'),
-    Row('times4', 'ScaleNet x4', scale=dict(times=4, adjust=adapter())),
-    Row('function', 'ScaleNet x2, function-preserving start', scale=dict(TWICE, start='function')),
-    Row('distill_logits', 'ScaleNet x2, distilled: logits', scale=TWICE, options=_distilled(logits=1.0, layers=0.0)),
-    Row('distill_layers', 'ScaleNet x2, distilled: layers', scale=TWICE, options=_distilled(logits=0.0, layers=1.0)),
-    Row('untied', 'untied copy x2 (1.8 x the parameters)', scale=DEEP),
-    Row(
-        'scratch',
-        '6 layers from scratch, equal steps',
-        scale=DEEP,
-        pretrained=False,
-        paper='table7/deit_s/scratch_100_epochs',
-    ),
-    Row(
-        'scratch3',
-        '6 layers from scratch, 3 x the steps',
-        scale=DEEP,
-        pretrained=False,
-        steps=3 * STEPS,
-        paper='table7/deit_s/scratch_300_epochs',
+    _deit('tied', 'tied x2, no adjustment (WSPT)', scale=dict(times=2, adjust=None), paper='table2/deit_t/wspt'),
+    _deit('tied_lora', 'tied x2 + LoRA, all trained', scale=dict(times=2, adjust=lora(LORA_RANK))),
+    _deit('lora', 'LoRA, old depth', scale=dict(times=1, adjust=lora(2 * LORA_RANK)), paper='table2/deit_t/lora_r16'),
+    _deit('adapter', 'adapters, old depth', scale=OLD_DEPTH, paper='table2/deit_t/adapter_r32'),
+    _deit('adapter_increments', 'adapters, old depth, increments trained', scale=OLD_DEPTH, train='increments'),
+    _deit('stacked', 'ScaleNet x2, stack order', scale=dict(TWICE, order='stack'), paper='table5/deit_b/stack'),
+    _deit('times3', 'ScaleNet x3', scale=dict(TWICE, times=3), paper='table4/deit_b/x3'),
+    _deit('times4', 'ScaleNet x4', scale=dict(TWICE, times=4)),
+    _deit('function', 'ScaleNet x2, function-preserving start', scale=dict(TWICE, start='function')),
+    _deit('distill_logits', 'ScaleNet x2, distilled: logits', scale=TWICE, options=_distilled(logits=1.0, layers=0.0)),
+    _deit('distill_layers', 'ScaleNet x2, distilled: layers', scale=TWICE, options=_distilled(logits=0.0, layers=1.0)),
+    _deit('untied', 'untied copy x2 (1.8 x the parameters)', scale=DEEP),
+    *(
+        Row(
+            name,
+            f'6 layers from scratch, {words} steps',
+            scale=DEEP,
+            steps=times * STEPS,
+            paper=f'table7/deit_s/scratch_{times}00_epochs',
+        )
+        for name, words, times in (('scratch', 'equal', 1), ('scratch3', '3 x the', 3))
     ),
     *(
-        Row(f'layer{i + 1}', f'ScaleNet, layer {i + 1} reused', scale=dict(TWICE, layers=(i,), adjust_on='reused'))
+        _deit(f'layer{i + 1}', f'ScaleNet, layer {i + 1} reused', scale=dict(TWICE, layers=(i,), adjust_on='reused'))
         for i in range(3)
     ),
-    Row('adapter_r2', 'adapter r=2', scale=dict(times=2, adjust=adapter(2)), paper='table6/deit_b/adapter_r8'),
-    Row('adapter_r8', 'adapter r=8', scale=dict(times=2, adjust=adapter(8)), paper='table6/deit_b/adapter_r32'),
-    Row('lora_r4', 'LoRA r=4', scale=dict(times=2, adjust=lora(4)), paper='table6/deit_b/lora_r16'),
+    _deit('adapter_r2', 'adapter r=2', scale=dict(times=2, adjust=adapter(2)), paper='table6/deit_b/adapter_r8'),
+    _deit('adapter_r8', 'adapter r=8', scale=dict(times=2, adjust=adapter(8)), paper='table6/deit_b/adapter_r32'),
+    _deit('lora_r4', 'LoRA r=4', scale=dict(times=2, adjust=lora(4)), paper='table6/deit_b/lora_r16'),
     *(
-        Row(f'drop_path_{p}', f'drop path {p}', scale=TWICE, options={'model.backbone.drop_path_rate': p})
+        _deit(f'drop_path_{p}', f'drop path {p}', scale=TWICE, options={'model.backbone.drop_path_rate': p})
         for p in (0.05, 0.1, 0.2)
     ),
 )
 
 LAST = dict(stages=(1,))
+LAST_TWICE = dict(LAST, **TWICE)
 SWIN = (
-    Row(
-        'source',
-        'source (1 + 3 layers)',
-        'swin',
-        steps=SOURCE_STEPS['swin'],
-        pretrained=False,
-        paper='table1/swin_t/base',
-    ),
-    Row('on', 'source trained on, equal steps', 'swin'),
-    Row(
-        'stack',
-        '+1 own layer, Stack',
-        'swin',
-        dict(LAST, growth='stack', new_layers=GROWN),
-        paper='table1/swin_t/stack',
-    ),
-    Row('scalenet', 'ScaleNet x2, all trained', 'swin', dict(LAST, **TWICE), paper='table1/swin_t/scalenet'),
-    Row(
+    SWIN_SOURCE,
+    _swin('on', 'source trained on, equal steps'),
+    _swin('stack', '+1 own layer, Stack', scale=dict(LAST, **_grown('stack')), paper='table1/swin_t/stack'),
+    _swin('scalenet', 'ScaleNet x2, all trained', scale=LAST_TWICE, paper='table1/swin_t/scalenet'),
+    _swin(
         'scalenet_increments',
         'ScaleNet x2, increments trained',
-        'swin',
-        dict(LAST, **TWICE),
-        'increments',
+        scale=LAST_TWICE,
+        train='increments',
         paper='table1/swin_b/scalenet',
     ),
-    Row('tied', 'tied x2, no adjustment (WSPT)', 'swin', dict(LAST, times=2, adjust=None), paper='table2/swin_t/wspt'),
-    Row(
+    _swin('tied', 'tied x2, no adjustment (WSPT)', scale=dict(LAST_TWICE, adjust=None), paper='table2/swin_t/wspt'),
+    _swin(
         'interpolated',
         'ScaleNet x2, interpolate order',
-        'swin',
-        dict(LAST, **TWICE, order='interpolate'),
+        scale=dict(LAST_TWICE, order='interpolate'),
         paper='table5/swin_b/interpolate',
     ),
-    Row('scratch', '1 + 6 layers from scratch, equal steps', 'swin', dict(LAST, **DEEP), pretrained=False),
+    Row('scratch', '1 + 6 layers from scratch, equal steps', 'swin', dict(LAST, **DEEP)),
 )
 
 # Added after the results of the rows above: were their steps too few to use the depth?
@@ -194,10 +172,7 @@ PILOT = tuple(
     replace(row, name=f'{row.name}_lr_{lr:g}', title=f'{row.title}, lr {lr:g}', lr=lr, paper='')
     for row in DEIT
     for lr in {
-        'source': (2e-3, 4e-3, 8e-3),
-        'on': (2e-3, 4e-3, 8e-3),
-        'stack': (2e-3, 4e-3, 8e-3),
-        'scalenet': (2e-3, 4e-3, 8e-3),
+        **dict.fromkeys(('source', 'on', 'stack', 'scalenet'), (2e-3, 4e-3, 8e-3)),
         'scalenet_increments': (4e-3, 8e-3, 16e-3),
     }.get(row.name, ())
 )
@@ -205,56 +180,31 @@ PILOT = tuple(
 ROWS = {row.key: row for row in (*DEIT, *SWIN, *LONGER, *PILOT)}
 
 
-def _keys(host: str, *names: str) -> tuple[str, ...]:
-    return tuple(f'{host}/{name}' for name in names)
+def _keys(**names: str) -> tuple[str, ...]:
+    return tuple(f'{host}/{name}' for host, some in names.items() for name in some.split())
 
 
-# Study -> rows, in the order of its table; `report.reference` is what the others are compared with.
+# Study -> rows, in the order of its table; `evidence_page.reference` is what the others are compared with.
 STUDIES = {
-    'table1': (
-        *_keys(
-            'deit',
-            'source',
-            'on',
-            'on_time',
-            'random',
-            'stack',
-            'interpolate',
-            'swa',
-            'zero',
-            'peft',
-            'scalenet',
-            'scalenet_increments',
-        ),
-        *_keys('swin', 'source', 'on', 'stack', 'scalenet', 'scalenet_increments'),
+    'table1': _keys(
+        deit='source on on_time random stack interpolate swa zero peft scalenet scalenet_increments',
+        swin='source on stack scalenet scalenet_increments',
     ),
-    'table2': (
-        *_keys(
-            'deit',
-            'source',
-            'on',
-            'tied',
-            'lora',
-            'adapter',
-            'adapter_increments',
-            'tied_lora',
-            'scalenet',
-            'scalenet_increments',
-        ),
-        *_keys('swin', 'source', 'on', 'tied', 'scalenet'),
+    'table2': _keys(
+        deit='source on tied lora adapter adapter_increments tied_lora scalenet scalenet_increments',
+        swin='source on tied scalenet',
     ),
-    'table3': _keys('deit', 'source', 'on', 'layer1', 'layer2', 'layer3', 'scalenet'),
-    'table4': _keys('deit', 'source', 'on', 'adapter', 'scalenet', 'times3', 'times4'),
-    'table5': (*_keys('deit', 'scalenet', 'stacked'), *_keys('swin', 'scalenet', 'interpolated')),
-    'table6': _keys('deit', 'source', 'on', 'adapter_r2', 'scalenet', 'adapter_r8', 'tied_lora', 'lora_r4'),
-    'table7': (
-        *_keys('deit', 'source', 'on', 'scratch', 'scratch3', 'untied', 'scalenet', 'scalenet_increments'),
-        *_keys('swin', 'source', 'scratch', 'scalenet'),
+    'table3': _keys(deit='source on layer1 layer2 layer3 scalenet'),
+    'table4': _keys(deit='source on adapter scalenet times3 times4'),
+    'table5': _keys(deit='scalenet stacked', swin='scalenet interpolated'),
+    'table6': _keys(deit='source on adapter_r2 scalenet adapter_r8 tied_lora lora_r4'),
+    'table7': _keys(
+        deit='source on scratch scratch3 untied scalenet scalenet_increments', swin='source scratch scalenet'
     ),
-    'fig6': _keys('deit', 'scalenet', 'drop_path_0.05', 'drop_path_0.1', 'drop_path_0.2'),
-    'start': _keys('deit', 'on', 'scalenet', 'function'),
+    'fig6': _keys(deit='scalenet drop_path_0.05 drop_path_0.1 drop_path_0.2'),
+    'start': _keys(deit='on scalenet function'),
     'longer': ('deit/source', *(row.key for row in LONGER)),
-    'gradients': _keys('deit', 'source', 'tied', 'scalenet'),
+    'gradients': _keys(deit='source tied scalenet'),
     'pilot': tuple(row.key for row in PILOT),
-    'distill': _keys('deit', 'on', 'scalenet', 'distill_logits', 'distill_layers'),
+    'distill': _keys(deit='on scalenet distill_logits distill_layers'),
 }

@@ -1,24 +1,21 @@
-"""One row with one seed, from its config to one JSON record, by the real Runner."""
+"""One row of the rank task with one seed, from its config to a record, by the real Runner."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import sys
 import time
-import traceback
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import nn
 
-from ...checkpoint.writing import write_atomically
 from ...compat import configs_dir
 from ...core.roles import count, total
 from ...models.counts import measure
@@ -26,10 +23,12 @@ from ...runner.atomic import make_atomic
 from ...runner.config import load_config
 from ...runner.progress_hook import show_progress
 from ...runner.resume import make_resumable
-from .pool import RECORD, Job
+from ..figures.given import load
+from .pool import Job
 from .rank import CELL, GRID
-from .rows import ROWS, Row
+from .rows import ROWS, STUDIES, Row
 
+TOLD = 'top-1 {top1:.2f}, loss {loss:.3f}, {minutes:.1f} min'
 WARM_UP = 50  # steps
 PRETRAINING, TRAINING, HELD_OUT, SEEN = range(4)  # streams of scenes of one seed
 
@@ -41,7 +40,7 @@ def config(row: Row, seed: int, work_dir: Path, source: str | None = None) -> Co
         source: checkpoint of the seed's source model, for rows that start from it.
     """
     warm_up = min(WARM_UP, max(1, row.steps // 10))
-    stream = TRAINING if row.pretrained else PRETRAINING
+    stream = TRAINING if row.source else PRETRAINING
     options = {
         'train_dataloader.dataset.seed': (seed, stream),
         'val_dataloader.dataset.seed': (seed, HELD_OUT),
@@ -58,7 +57,7 @@ def config(row: Row, seed: int, work_dir: Path, source: str | None = None) -> Co
         'optim_wrapper.optimizer.lr': row.rate,
         'optim_wrapper.paramwise_cfg.policy': dict(train=row.train),
         'randomness.seed': seed,
-        'load_from': source if row.pretrained else None,
+        'load_from': source if row.source else None,
         **row.options,
     }
     cfg = load_config(str(configs_dir() / 'demo' / f'rank_{row.host}.py'), str(work_dir), options)
@@ -69,53 +68,60 @@ def config(row: Row, seed: int, work_dir: Path, source: str | None = None) -> Co
     return cfg
 
 
+# Where the task lay when the first records were made: a move of the code does not make them another run's.
+FIRST_IMPORTS = dict(imports=['scalenet_mm', 'scalenet_mm.study.rank'])
+
+
 @cache
-def digest(key: str, shorten: int = 1) -> str:
+def digest(row: Row) -> str:
     """Changes with any setting of a row's runs, and of the source that they start from."""
-    row = shortened(key, shorten)
     cfg = config(row, 0, Path('.'), 'source')
     settings = {k: v for k, v in cfg.items() if k not in ('work_dir', 'default_hooks', 'env_cfg')}
-    origin = digest(f'{row.host}/source', shorten) if row.pretrained else ''
-    text = json.dumps(settings, sort_keys=True, default=str) + origin
+    settings['custom_imports'] = FIRST_IMPORTS
+    text = json.dumps(settings, sort_keys=True, default=str) + (digest(row.source) if row.source else '')
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def shortened(key: str, shorten: int) -> Row:
+@cache
+def shortened(row: Row, times: int) -> Row:
     """A row with so many times fewer steps, to try the road and not the method."""
-    row = ROWS[key]
-    return replace(row, steps=max(1, row.steps // shorten))
+    return replace(row, steps=max(1, row.steps // times), source=row.source and shortened(row.source, times))
 
 
-def jobs_of(rows: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list[Job]:
+def jobs(studies: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list[Job]:
+    """The jobs of some studies."""
+    rows = dict.fromkeys(key for name in studies for key in STUDIES[name])
+    return jobs_of([shortened(ROWS[key], shorten) for key in rows], seeds)
+
+
+def jobs_of(rows: Iterable[Row], seeds: Iterable[int]) -> list[Job]:
     """The jobs of some rows, sources first, each once."""
+    rows = [r for row in rows for r in (row.source, row) if r]
     found: dict[tuple[str, int], Job] = {}
     for seed in seeds:
-        for key in rows:
-            row = ROWS[key]
-            origin = f'{row.host}/source' if row.pretrained else None
-            for k in filter(None, (origin, key)):
-                if (k, seed) not in found:
-                    needs = found[origin, seed] if k == key and origin else None
-                    found[k, seed] = Job(k, seed, digest(k, shorten), cost(k), needs)
+        for row in rows:
+            needs = found[row.source.key, seed] if row.source else None
+            found.setdefault((row.key, seed), Job(row.key, seed, digest(row), row, cost(row), needs))
     return sorted(found.values(), key=lambda job: (job.needs is not None, job.seed))
 
 
-def cost(key: str) -> float:
+def cost(row: Row) -> float:
     """Expected time of a run, in steps of the source's depth."""
-    row = ROWS[key]
     scale = row.scale or {}
     times = 4 / 3 if 'new_layers' in scale else scale.get('times', 2 if scale else 1)
     return row.steps * times * (1.3 if 'model.distill' in row.options else 1)
 
 
-def train_and_measure(row: Row, seed: int, work_dir: Path, source: str | None) -> dict[str, Any]:
+def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
     """Trains one model; returns what the tables need of it.
 
     Returns:
         ``top1`` (percent of the cells) and ``loss`` (nats) on held-out digits, ``seen_top1`` and ``seen_loss`` on those
-        of training; ``params``, ``trainable``, ``mflops`` an image; ``minutes`` of the wall clock, ``cpu_minutes``.
+        of training; ``params``, ``trainable``, ``mflops`` an image; ``minutes`` of the wall clock, ``cpu_minutes``;
+        ``checkpoint``.
     """
-    cfg = config(row, seed, work_dir, source)
+    row, seed = job.settings, job.seed
+    cfg = config(row, seed, folder, source)
     cfg.experiment_name = f'{row.key}_{seed}_{os.getpid()}'.replace('/', '_')
     make_resumable(cfg)
     make_atomic(cfg)
@@ -138,41 +144,10 @@ def train_and_measure(row: Row, seed: int, work_dir: Path, source: str | None) -
         mflops=cost.flops_with_adjustments / 1e6,
         minutes=minutes,
         cpu_minutes=cpu_minutes,
+        checkpoint=f'{job.folder}/iter_{row.steps}.pth',
     )
 
 
-def run(
-    key: str,
-    seed: int,
-    digest: str,
-    root: Path,
-    folder: str,
-    source: str | None,
-    device: int | None = None,
-    shorten: int = 1,
-) -> None:
-    """Runs one row in a process of its own; log and record lie in ``root/folder``, a failure is a record too.
-
-    Args:
-        source: checkpoint that it starts from.
-        device: index of the GPU to use.
-    """
-    if device is not None:
-        torch.cuda.set_device(device)
-    work_dir = root / folder
-    work_dir.mkdir(parents=True, exist_ok=True)
-    (work_dir / RECORD).unlink(missing_ok=True)
-    log = os.open(work_dir / 'console.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
-    row = shortened(key, shorten)
-    record = dict(row=key, seed=seed, digest=digest)
-    try:
-        record |= dict(status='done', **train_and_measure(row, seed, work_dir, source))
-        record['checkpoint'] = f'{folder}/iter_{row.steps}.pth'
-    except Exception as e:
-        traceback.print_exc()
-        record |= dict(status='failed', error=f'{type(e).__name__}: {e}'[:500])
-    write_atomically(work_dir / RECORD, json.dumps(record).encode())
-    sys.stdout.flush()
+def trained(row: Row, seed: int, root: Path, checkpoint: str) -> nn.Module:
+    """The network of a row with a checkpoint of a run in ``root``."""
+    return load(config(row, seed, root), str(root / checkpoint))

@@ -1,14 +1,16 @@
-"""Means, paired differences and their intervals over seeds; Holm's correction."""
+"""Values of records by seed, means and paired differences with their intervals, Holm's correction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+Records = Mapping[tuple[str, int], Mapping[Any, Any]]  # by row and seed
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,39 @@ class Interval:
     def __str__(self) -> str:
         return f'{self.mean:.2f} ± {self.half:.2f}' if self.n > 1 else f'{self.mean:.2f}'
 
+    @property
+    def signed(self) -> str:
+        return f'{self.mean:+.2f} ± {self.half:.2f}' if self.n > 1 else f'{self.mean:+.2f}'
 
-def interval(values: Sequence[float]) -> Interval:
+
+def interval(values: Iterable[float]) -> Interval:
     """Mean of independent values with its t-interval.
 
     >>> str(interval([1.0, 2.0, 3.0]))
     '2.00 ± 2.48'
     """
-    x = np.asarray(values, float)
+    x = np.asarray(list(values), float)
     if len(x) < 2:
         return Interval(float(x.mean()), float('nan'), len(x), float('nan'))
     error = x.std(ddof=1) / np.sqrt(len(x))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1) * error)
     p = float(stats.ttest_1samp(x, 0).pvalue) if error > 0 else float(x.mean() == 0)
     return Interval(float(x.mean()), half, len(x), p)
+
+
+def values(records: Records, row: str, metric: Hashable) -> dict[int, float]:
+    """A metric of a row's finished runs, by seed."""
+    return {seed: r[metric] for (k, seed), r in sorted(records.items()) if k == row and r['status'] == 'done'}
+
+
+def minus(a: Mapping[int, float], b: Mapping[int, float]) -> list[float]:
+    """Differences over the seeds that both have."""
+    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+
+
+def paired(records: Records, a: str, b: str, metric: Hashable) -> list[float]:
+    """Differences ``a - b`` of a metric over the seeds that both rows have done."""
+    return minus(values(records, a, metric), values(records, b, metric))
 
 
 def holm(p: Sequence[float]) -> list[float]:
