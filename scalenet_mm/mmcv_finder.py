@@ -1,7 +1,7 @@
 """Lets ``import mmcv._ext`` find ``mmcv_ops`` where mmcv was installed without compiled operators.
 
-Only the standard library is imported here: the set-up copies this file into the environment and starts it from a ``.pth``
-file, since mmdet's and mmseg's own tools import ``mmcv.ops`` before a config could import scalenet_mm.
+Only the standard library is imported here: the set-up copies this file into the environment and starts it from a
+``.pth`` file, since mmdet's and mmseg's own tools import ``mmcv.ops`` before a config could import scalenet_mm.
 """
 
 import sys

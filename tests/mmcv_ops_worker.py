@@ -1,6 +1,6 @@
 """A training step and a prediction of the libraries' models on mmcv's operators of one kind, for test_mmcv_ops.py.
 
-    python tests/mmcv_ops_worker.py {compiled,supplied} OUT.pth [NAME ...]
+python tests/mmcv_ops_worker.py {compiled,supplied} OUT.pth [NAME ...]
 """
 
 import runpy

@@ -27,7 +27,7 @@ def parts():
     """The modules of tools/_setup by name."""
     sys.path.insert(0, str(ROOT / 'tools' / '_setup'))
     try:
-        found = {name: importlib.import_module(name) for name in ('base', 'steps', 'mmcv_wheel')}
+        found = {name: importlib.import_module(name) for name in ('base', 'steps', 'mmcv_install')}
         spec = importlib.util.spec_from_file_location('setup_main', ROOT / 'tools' / '_setup' / '__main__.py')
         found['main'] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(found['main'])
@@ -155,10 +155,10 @@ def test_a_missing_compiler_is_noticed_before_anything_long_and_names_remedy_and
 
 
 def test_missing_python_headers_are_told_from_a_missing_compiler(parts, monkeypatch, tmp_path):
-    parts['mmcv_wheel'].check_compiler()
+    parts['mmcv_install'].check_compiler()
     monkeypatch.setattr('sysconfig.get_path', lambda key: str(tmp_path))
     with pytest.raises(parts['base'].SetupError, match=r'Install the headers of Python 3\.'):
-        parts['mmcv_wheel'].check_compiler()
+        parts['mmcv_install'].check_compiler()
 
 
 def test_a_full_disk_is_noticed_before_anything_long(parts, state, monkeypatch):
@@ -285,7 +285,7 @@ def test_upstream_openmmlab_is_not_joined_by_the_maintained_family(parts, state,
     monkeypatch.setattr(parts['steps'], 'pip', lambda s, *words: asked.extend(map(str, words)))
     parts['steps'].install_others(state)
     assert [word for word in asked if '==' in word] == ['one==1.0']
-    assert 'left alone' in parts['mmcv_wheel'].install_mmcv(state)
+    assert 'left alone' in parts['mmcv_install'].install_mmcv(state)
 
 
 def test_both_families_together_fail_the_check(parts, state):
@@ -304,7 +304,7 @@ BUILD = {'torch': '2.11.0+cu130', 'arch': ['9.0'], 'ops': 'cuda13.0', 'python': 
 
 def test_the_wheel_cache_tells_apart_all_that_a_compiled_mmcv_depends_on(parts, monkeypatch):
     monkeypatch.delenv('TORCH_CUDA_ARCH_LIST', raising=False)
-    key = parts['mmcv_wheel'].wheel_key
+    key = parts['mmcv_install'].wheel_key
     others = [
         key('2.3.5', BUILD),
         key('2.3.6', BUILD | {'torch': '2.11.0+cpu'}),
@@ -347,12 +347,12 @@ def test_a_wheel_enters_the_cache_with_its_ops_or_not_at_all(parts, state, monke
     state.pins['onedl-mmcv'] = '2.3.6'
     folder = state.wheels / 'key'
     if with_ops:
-        parts['mmcv_wheel'].compile_wheel(state, BUILD | {'ops': 'cpu'}, folder)
+        parts['mmcv_install'].compile_wheel(state, BUILD | {'ops': 'cpu'}, folder)
         names = zipfile.ZipFile(next(folder.glob('*.whl'))).namelist()
         assert any(name.startswith('mmcv/_ext.') for name in names)
         return
     with pytest.raises(parts['base'].SetupError, match='built without its ops'):
-        parts['mmcv_wheel'].compile_wheel(state, BUILD | {'ops': 'cpu'}, folder)
+        parts['mmcv_install'].compile_wheel(state, BUILD | {'ops': 'cpu'}, folder)
     assert os.listdir(state.wheels) == []
 
 

@@ -17,17 +17,17 @@ for ((i = 0; i < $#; i++)); do
 done
 
 usable() {
-  "$1" -I -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+  "$1" -I -c 'import sys; sys.exit(sys.version_info[:2] < (3, 10))' 2>/dev/null
 }
 
 if [[ -n $python ]] && ! usable "$python"; then
-  echo "setup_env: $python is no Python 3.10, 3.11 or 3.12; name another one with --python." >&2
+  echo "setup_env: $python is no Python 3.10 or newer; name another one with --python." >&2
   exit 1
 fi
-for candidate in "$python" "$env/bin/python" python3.11 python3.12 python3.10 python3 python; do
+for candidate in "$python" "$env/bin/python" python3.11 python3.12 python3.13 python3.10 python3 python; do
   if [[ -n $candidate ]] && usable "$candidate"; then
     exec "$candidate" -I "$root/tools/_setup" "$@"
   fi
 done
-echo "setup_env: no Python 3.10, 3.11 or 3.12 was found; install one or name it with --python." >&2
+echo "setup_env: no Python 3.10 or newer was found; install one or name it with --python." >&2
 exit 1

@@ -41,6 +41,9 @@ print('run')
 TORCHVISION = 'import torch, torchvision' + NMS.replace('NAME', 'torchvision')
 MMCV = f"""
 import torch, mmcv._ext{NMS.replace('NAME', 'mmcv')}
+if hasattr(mmcv._ext, 'SUPPLIED'):
+    print(f'of torchvision run, {{len(mmcv._ext.SUPPLIED)}} of them')
+    raise SystemExit
 from mmcv.ops import get_compiling_cuda_version
 if get_compiling_cuda_version() == 'not available' and torch.cuda.is_available(): print('warn are for the CPU alone')
 """

@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from base import ROOT, TRANSITIVE, Setup, SetupError, elapsed, read_pins
+from mmcv_install import operators
 from steps import STEPS
 
+NEWEST = (3, 13)  # Python, of those that were tried
 INPUTS = (
     *('tools/setup_env.sh', 'tools/_setup/*.py', 'scalenet_mm/commands/remedies.py'),
-    *('requirements.txt', 'setup.py', 'pyproject.toml'),
+    *('scalenet_mm/mmcv_finder.py', 'requirements.txt', 'setup.py', 'pyproject.toml'),
 )
 
 
@@ -42,7 +44,8 @@ def fingerprint(s: Setup) -> dict:
         'python': re.search(r'python3\.\d+|$', str(site))[0],
         'versions': {n: there[n] for n in (*s.pins, 'scalenet-mm') if n in there},
         'upstream': s.upstream(),
-        'mmcv_ops': [path.name for path in site.glob('mmcv/_ext*.so')],
+        'mmcv_ops': operators(s),
+        'finder': (site / 'scalenet_mm_mmcv_finder.pth').exists(),
         'mim': (ROOT / 'scalenet_mm' / '.mim').is_dir(),
     }
 
@@ -53,7 +56,8 @@ def up_to_date(s: Setup) -> bool:
         same = stamp['is'] == fingerprint(s)
     except (OSError, ValueError, KeyError, subprocess.CalledProcessError):
         return False
-    return same and s.torch_index in (None, stamp['torch_index'])
+    compiled = not s.compile_mmcv or bool(stamp['is']['mmcv_ops'])
+    return same and compiled and s.torch_index in (None, stamp['torch_index'])
 
 
 @contextmanager
@@ -73,6 +77,8 @@ def locked(s: Setup) -> Iterator[None]:
 
 def run_steps(s: Setup) -> None:
     s.log.write_text('')
+    if sys.version_info[:2] > NEWEST:
+        print(f'setup_env: Python {sys.version_info[0]}.{sys.version_info[1]} is newer than any this was tried with')
     before = inputs()  # a file changed while we work must count as changed
     start = time.monotonic()
     for number, (what, usually, step) in enumerate(STEPS, 1):
@@ -98,12 +104,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     for option, default, what in (
         ('env', ROOT / '.venv', 'where it is made; in one that exists (venv, conda) only what is missing is installed'),
-        ('python', None, 'the Python 3.10 to 3.12 to make it from'),
+        ('python', None, 'the Python, 3.10 or newer, to make it from'),
         ('torch-index', None, 'address of an index for torch and torchvision: of another CUDA, or for the CPU alone'),
         ('wheels', cache / 'scalenet_mm' / 'wheels', 'cache of compiled mmcv wheels'),
     ):
         variable = f'SCALENET_{option.upper().replace("-", "_")}'
         parser.add_argument(f'--{option}', default=os.environ.get(variable) or default, help=f'{what} ({variable})')
+    parser.add_argument(
+        '--compile-mmcv',
+        action='store_true',
+        default=os.environ.get('SCALENET_COMPILE_MMCV') == '1',
+        help="compile mmcv with its own operators, which needs g++; without it torchvision's are used "
+        '(SCALENET_COMPILE_MMCV=1)',
+    )
     return parser.parse_args(arguments)
 
 
@@ -120,6 +133,7 @@ def prepare(options: argparse.Namespace) -> Setup:
         env=env,
         wheels=Path(options.wheels).expanduser().absolute(),
         torch_index=options.torch_index,
+        compile_mmcv=options.compile_mmcv,
         pins=read_pins(requirements, version),
         direct=read_pins(requirements.partition(TRANSITIVE)[0], version),
     )

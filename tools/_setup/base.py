@@ -46,6 +46,7 @@ class Setup:
     torch_index: str | None
     pins: dict[str, str]  # normalised name -> version, all of requirements.txt
     direct: dict[str, str]  # those that the project itself uses
+    compile_mmcv: bool = False  # with its own operators, instead of torchvision's
     lock: int = -1  # file descriptor, held by us and by the commands we run
 
     @property

@@ -1,4 +1,4 @@
-"""mmcv compiled with its ops against the environment's torch, into a cache of wheels."""
+"""mmcv: without a compiler in seconds, or compiled with its operators against the environment's torch."""
 
 import os
 import platform
@@ -32,6 +32,27 @@ def install_mmcv(s: Setup) -> str:
         return 'upstream OpenMMLab is there: left alone'
     if not s.managed and 'onedl-mmcv' in there:
         return f'onedl-mmcv {there["onedl-mmcv"]} was there'
+    return install_compiled(s, there) if s.compile_mmcv else install_plain(s, there)
+
+
+def install_plain(s: Setup, there: dict[str, str]) -> str:
+    """mmcv without operators, which scalenet_mm/mmcv_ops takes from torch and torchvision."""
+    version = s.pins['onedl-mmcv']
+    if there.get('onedl-mmcv') == version:
+        return f'{version} was there, {"compiled" if operators(s) else "without a compiler"}'
+    # Isolated, the build sees no torch and so compiles nothing; MMCV_WITH_OPS=0 alone would not keep it from that.
+    pip(s, 'install', '--no-deps', '--no-cache-dir', f'onedl-mmcv=={version}')
+    if operators(s):
+        raise SetupError('mmcv was built with operators though nobody asked for it: read the log')
+    return f'{version}, without a compiler; its operators come from torchvision'
+
+
+def operators(s: Setup) -> list[str]:
+    """The compiled modules of the mmcv that is installed."""
+    return [path.name for path in s.site().glob('mmcv/_ext*.so')]
+
+
+def install_compiled(s: Setup, there: dict[str, str]) -> str:
     build = probe(s)
     key, recorded = wheel_key(s.pins['onedl-mmcv'], build), s.state / 'mmcv-wheel'
     same = there.get('onedl-mmcv') == s.pins['onedl-mmcv'] and recorded.exists()
