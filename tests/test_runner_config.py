@@ -193,7 +193,7 @@ def test_what_contradicts_the_policy_is_refused(changes, says):
 @pytest.mark.parametrize(
     ('policy', 'says'),
     [
-        (dict(train='increments', aslo=['head']), r"no key \['aslo'\]; it takes \['also', 'train'\]"),
+        (dict(train='increments', heads=['head']), r"no key \['heads'\]; it takes \['also', 'train'\]"),
         (dict(trian='increments'), r"no key \['trian'\]"),
         ('increments', r"policy is a dict such as dict\(train='increments'"),
         (dict(train='increment'), "train must be 'increments'"),
