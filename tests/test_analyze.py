@@ -521,6 +521,7 @@ def train(tmp_path, *, batch: int, accumulate: int = 1, clip=None, hook=None, sc
         {
             'work_dir': str(tmp_path),
             'experiment_name': uuid.uuid4().hex,
+            'custom_imports': dict(imports=['scalenet_mm', 'scalenet_mm.experiments.figures.batches']),
             'model.backbone.img_size': 16,
             'model.backbone.init_cfg': None,
             'train_dataloader': dict(

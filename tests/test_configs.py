@@ -14,7 +14,7 @@ import scalenet_mm  # noqa: F401
 from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.core.roles import TrainPolicy, count, total
 from scalenet_mm.ops import set_ops
-from scalenet_mm.runner.config import complete
+from scalenet_mm.runner.config import complete_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
@@ -36,7 +36,7 @@ def test_no_config_is_untested():
 
 @pytest.mark.parametrize('name', EXPECTED)
 def test_a_config_is_the_papers_recipe(name):
-    cfg = complete(Config.fromfile(CONFIGS / name))
+    cfg = complete_config(Config.fromfile(CONFIGS / name))
     params, drop_path, train = EXPECTED[name]
     assert cfg.model.backbone.drop_path_rate == drop_path
     optimizer = cfg.optim_wrapper.optimizer

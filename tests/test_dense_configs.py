@@ -27,7 +27,7 @@ from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.ops import set_ops
-from scalenet_mm.runner.config import build_runner, complete, trained_by
+from scalenet_mm.runner.config import build_runner, complete_config, trained_by
 from scalenet_mm.runner.resume import SeededIndex
 
 ROOT = Path(__file__).parents[1]
@@ -364,7 +364,7 @@ def test_images_are_grouped_by_aspect_ratio_and_keep_their_seeds(tmp_path, monke
     listed = dict(images=images, annotations=boxes, categories=[dict(id=1, name='person')])
     (folder / 'instances_train2017.json').write_text(json.dumps(listed))
     monkeypatch.setenv('SCALENET_COCO_ROOT', str(tmp_path))
-    cfg = complete(Config.fromfile(CONFIGS / 'mask_rcnn_scalenet_swin_t_1x.py'))
+    cfg = complete_config(Config.fromfile(CONFIGS / 'mask_rcnn_scalenet_swin_t_1x.py'))
     init_default_scope('mmdet')
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)

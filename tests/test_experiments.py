@@ -22,7 +22,7 @@ from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.core.tying import scaled_layers
 from scalenet_mm.experiments.commands import make_configs
 from scalenet_mm.experiments.paper.recount import ROWS, find
-from scalenet_mm.runner.config import complete
+from scalenet_mm.runner.config import complete_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'
@@ -39,7 +39,7 @@ def tool():
 
 
 def read(leaf: str) -> Config:
-    return complete(Config.fromfile(CONFIGS / leaf))
+    return complete_config(Config.fromfile(CONFIGS / leaf))
 
 
 @cache

@@ -16,7 +16,7 @@ from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.engine import ScaleNetOptimWrapperConstructor
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.runner import ScaleNetRunner
-from scalenet_mm.runner.config import build_runner, complete, load_config, trained_by
+from scalenet_mm.runner.config import build_runner, complete_config, load_config, trained_by
 from scalenet_mm.runner.preflight import preflight
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -85,7 +85,7 @@ def test_what_a_hosts_guide_says_about_own_data_works_below_our_configs(library,
     cfg = child(tmp_path, text.format(root=data[layout]) + 'load_from = None\n', CONFIGS / leaf)
     cfg.model.backbone.init_cfg = None
     preflight(cfg)
-    loader = complete(copy.deepcopy(cfg)).train_dataloader
+    loader = complete_config(copy.deepcopy(cfg)).train_dataloader
     loader.update(num_workers=0, persistent_workers=False)
     from mmengine.registry import DefaultScope
 
@@ -112,7 +112,7 @@ custom_hooks = [dict(type='AnyDialectHook'), dict(type='ReseedHook')]
 """
     cfg = child(tmp_path, whole)
     before = copy.deepcopy(cfg.train_dataloader)
-    assert complete(cfg).train_dataloader == before
+    assert complete_config(cfg).train_dataloader == before
     assert [hook.type for hook in cfg.custom_hooks] == ['AnyDialectHook', 'ReseedHook']
     thrice = """
 policy = dict(train='increments', also=['neck'])
@@ -120,22 +120,18 @@ optim_wrapper = dict(paramwise_cfg=dict(policy=policy))
 model_wrapper_cfg = dict(policy=policy)
 """
     once = "policy = dict(train='increments', also=['neck'])\n"
-    assert complete(child(tmp_path, thrice)).to_dict() == complete(child(tmp_path, once)).to_dict()
+    assert complete_config(child(tmp_path, thrice)).to_dict() == complete_config(child(tmp_path, once)).to_dict()
 
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda p: p.stem)
-def test_no_config_wraps_its_data_or_says_twice_what_is_trained(leaf):
+def test_a_config_says_once_what_is_trained_has_plain_data_and_spells_the_rank(leaf):
+    """The rank, so that the paper's configs stay the paper's, whatever the default."""
     cfg = Config.fromfile(leaf)
     assert 'model_wrapper_cfg' not in cfg and cfg.train_dataloader.dataset.type != 'SeededDataset'
     nested = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('policy')
     assert nested == (dict(train='config') if 'policy' in cfg else nested)
     assert leaf.stem.startswith('rank_') or nested in (None, dict(train='config'))
-
-
-@pytest.mark.parametrize('leaf', LEAVES, ids=lambda p: p.stem)
-def test_a_config_spells_the_rank_of_its_adjustments(leaf):
-    """So the paper's configs stay the paper's, whatever the default."""
-    scale = Config.fromfile(leaf).model.backbone.get('scale')
+    scale = cfg.model.backbone.get('scale')
     if scale and 'growth' not in scale and scale.get('adjust', 'unsaid') is not None:
         assert scale.adjust.rank >= 1
 
@@ -145,40 +141,40 @@ def test_a_config_spells_the_rank_of_its_adjustments(leaf):
 
 def test_the_policy_of_a_child_reaches_constructor_and_wrapper_and_a_second_call_changes_nothing(tmp_path):
     cfg = child(tmp_path, "policy = dict(train='increments', also=['neck'])\n")
-    once = copy.deepcopy(complete(copy.deepcopy(cfg)))
+    once = copy.deepcopy(complete_config(copy.deepcopy(cfg)))
     wanted = dict(train='increments', also=['neck'])
     assert once.optim_wrapper.paramwise_cfg.policy == once.model_wrapper_cfg.policy == wanted
     assert once.optim_wrapper.constructor == 'ScaleNetOptimWrapperConstructor'
     assert once.model_wrapper_cfg.type == 'ScaleNetDistributedDataParallel'
     assert trained_by(cfg) == TrainPolicy.from_cfg(wanted)
-    assert complete(copy.deepcopy(once)).to_dict() == once.to_dict()
+    assert complete_config(copy.deepcopy(once)).to_dict() == once.to_dict()
 
 
 def test_a_config_of_a_users_own_needs_the_policy_alone():
     wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
-    cfg = complete(Config(dict(policy=POLICY, optim_wrapper=wrapper)))
+    cfg = complete_config(Config(dict(policy=POLICY, optim_wrapper=wrapper)))
     assert cfg.optim_wrapper.constructor == 'ScaleNetOptimWrapperConstructor'
     assert cfg.optim_wrapper.paramwise_cfg == dict(policy=POLICY)
     assert [hook.type for hook in cfg.custom_hooks] == ['AnyDialectHook']
     untouched = dict(optim_wrapper=wrapper, policy='a key of another project')
-    assert complete(Config(copy.deepcopy(untouched))).to_dict() == untouched
+    assert complete_config(Config(copy.deepcopy(untouched))).to_dict() == untouched
     assert trained_by(Config(untouched)) == TrainPolicy('all')
     assert trained_by(Config(dict(model=dict()))) == TrainPolicy()
 
 
 def test_find_unused_parameters_and_other_options_reach_our_wrapper():
     settings = dict(policy=POLICY, optim_wrapper=dict(type='OptimWrapper'), find_unused_parameters=True)
-    cfg = complete(Config({**settings, 'model_wrapper_cfg': dict(static_graph=True)}))
+    cfg = complete_config(Config({**settings, 'model_wrapper_cfg': dict(static_graph=True)}))
     assert cfg.model_wrapper_cfg == dict(
         type='ScaleNetDistributedDataParallel', policy=POLICY, find_unused_parameters=True, static_graph=True
     )
     other = dict(type='MMFullyShardedDataParallel')
-    assert complete(Config({**settings, 'model_wrapper_cfg': other})).model_wrapper_cfg == other
+    assert complete_config(Config({**settings, 'model_wrapper_cfg': other})).model_wrapper_cfg == other
 
 
 def test_a_constructor_given_as_a_class_is_the_one_of_its_name():
     wrapper = dict(type='OptimWrapper', constructor=ScaleNetOptimWrapperConstructor)
-    cfg = complete(Config(dict(policy=POLICY, optim_wrapper=wrapper)))
+    cfg = complete_config(Config(dict(policy=POLICY, optim_wrapper=wrapper)))
     assert cfg.optim_wrapper.paramwise_cfg.policy == POLICY and trained_by(cfg) == TrainPolicy.from_cfg(POLICY)
 
 
@@ -191,7 +187,23 @@ def test_a_constructor_given_as_a_class_is_the_one_of_its_name():
 )
 def test_what_contradicts_the_policy_is_refused(changes, says):
     with pytest.raises(ValueError, match=says):
-        complete(Config(dict(policy=POLICY, optim_wrapper=dict(type='OptimWrapper', **changes))))
+        complete_config(Config(dict(policy=POLICY, optim_wrapper=dict(type='OptimWrapper', **changes))))
+
+
+@pytest.mark.parametrize(
+    ('policy', 'says'),
+    [
+        (dict(train='increments', heads=['head']), r"no key \['heads'\]; it takes \['also', 'train'\]"),
+        (dict(trian='increments'), r"no key \['trian'\]"),
+        ('increments', r"policy is a dict such as dict\(train='increments'"),
+        (dict(train='increment'), "train must be 'increments'"),
+    ],
+    ids=str,
+)
+def test_a_slip_in_the_policy_is_no_policy_of_another_project(policy, says):
+    settings = dict(runner_type='ScaleNetRunner', optim_wrapper=dict(type='OptimWrapper'), policy=policy)
+    with pytest.raises(ValueError, match=says):
+        complete_config(Config(settings))
 
 
 def test_a_policy_that_was_taken_away_is_missed_before_anything_is_built(tmp_path):

@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument('--out', required=True, type=Path, metavar='DIR')
     p.add_argument('--times', type=float, default=2, help='depth factor (default 2)')
     p.add_argument('--order', choices=['interpolate', 'stack'], default='interpolate')
-    p.add_argument('--rank', type=int, default=16, help='of the adapters (default 16)')
+    p.add_argument('--rank', type=int, default=16, help='of the adapters (default 16, as in Table X)')
     p.add_argument('--adjust', choices=['adapter', 'lora', 'none'], default='adapter')
     p.add_argument('--start', choices=['paper', 'function'], default='paper')
     p.add_argument('--train', choices=['increments', 'adjustments', 'all'], default='increments')

@@ -126,6 +126,8 @@ class TrainPolicy:
     @classmethod
     def from_cfg(cls, cfg: Mapping | None) -> TrainPolicy:
         """Reads ``policy=dict(train=..., also=[...])``; None is the default."""
+        if not isinstance(cfg or {}, Mapping):
+            raise ValueError(f"policy is a dict such as dict(train='increments', also=['head']), got {cfg!r}.")
         unknown = sorted(set(cfg or {}) - set(cls.__dataclass_fields__))
         if unknown:
             raise ValueError(f'policy has no key {unknown}; it takes {sorted(cls.__dataclass_fields__)}.')

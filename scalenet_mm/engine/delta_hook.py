@@ -134,7 +134,7 @@ class ApplyDeltaHook(Hook):
         delta: what ``read_delta`` takes.
 
     Raises:
-        CheckpointError: if it does not fit the base, see ``checkpoint.delta.check``.
+        CheckpointError: if it does not fit the base, see ``checkpoint.delta_file.check``.
         RuntimeError: in training.
     """
 

@@ -1,4 +1,4 @@
-"""Freezing on several processes: before DDP builds its buckets, or with the buckets built again (decision 7)."""
+"""`freeze` applies a policy to a model, and where DDP wraps it, before its buckets or with new ones (decision 7)."""
 
 from __future__ import annotations
 

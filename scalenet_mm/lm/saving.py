@@ -1,7 +1,7 @@
 """Scaled language models as folders and as increments.
 
 A folder is what ``save_pretrained`` writes: each shared tensor once, and a config that says the scaled depth and, under
-``scalenet``, how it was scaled. The increments alone are a delta file (``checkpoint.delta``) on the pretrained model.
+``scalenet``, how it was scaled. The increments alone are a delta (``checkpoint.delta_file``) on the pretrained model.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def load_increments(
     """Source model + increments: the scaled model, in eval mode.
 
     Args:
-        path: what ``checkpoint.delta.read_delta`` takes.
+        path: what ``checkpoint.delta_file.read_delta`` takes.
         base: the source model's folder or Hub name; by default the one in the file.
         kwargs: of the class's ``from_pretrained``. The dtype is the one that the increments were trained on.
 

@@ -57,10 +57,10 @@ class ScaleNetRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Runner:
-        return super().from_cfg(complete(copy.deepcopy(cfg)))
+        return super().from_cfg(complete_config(copy.deepcopy(cfg)))
 
 
-def complete(cfg: Config) -> Config:
+def complete_config(cfg: Config) -> Config:
     """Adds to a config, in place, what no list in a child config can drop then.
 
     The top-level ``policy`` goes to constructor and DDP wrapper, training gets exact resume, and a config of ours the
@@ -93,10 +93,13 @@ def share_policy(cfg: Config) -> dict:
         The policy; empty if the config has none, or nothing to train.
 
     Raises:
-        ValueError: if another constructor would train everything, the constructor's own policy differs, or asks for
-            one that is not there.
+        ValueError: if the policy is none, another constructor would train everything, or the constructor's own
+            policy differs or asks for one that is not there.
     """
     policy, training, wrapper = (cfg.get(key) or {} for key in ('policy', 'optim_wrapper', 'model_wrapper_cfg'))
+    known = isinstance(policy, dict) and set(policy) & set(TrainPolicy.__dataclass_fields__)
+    if not training or not (known or type_name(cfg.get('runner_type')) == ScaleNetRunner.__name__):
+        return {}  # a `policy` that is another project's
     paramwise = training.get('paramwise_cfg') or {}
     nested = paramwise.get('policy', FROM_CONFIG)
     ours = type_name(training.get('constructor')) == CONSTRUCTOR
@@ -105,8 +108,9 @@ def share_policy(cfg: Config) -> dict:
             'The config has no policy, though its optim_wrapper.paramwise_cfg refers to one; say what is trained: '
             "policy = dict(train='increments') or dict(train='all')."
         )
-    if not (policy and training and isinstance(policy, dict) and set(policy) <= set(TrainPolicy.__dataclass_fields__)):
+    if not policy:
         return {}
+    TrainPolicy.from_cfg(policy)  # refuses what it does not know
     constructor = training.setdefault('constructor', CONSTRUCTOR)
     if type_name(constructor) != CONSTRUCTOR:
         raise ValueError(

@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ...compat import configs_dir, quiet, with_preprocessor
-from ...runner.config import complete, innermost
+from ...runner.config import complete_config, innermost
 from ..data import CLASSES, LAYOUTS, SceneStyle, render_scene
 from ..data.dataset_layouts import imagenet_scene
 from ..data.scenes import Instance, tight_box
@@ -76,7 +76,7 @@ def make_images(root: Path, family: str, files: int) -> float:
 def read_leaf(family: str, root: Path, name: str | None = None) -> Config:
     """A family's config as a run completes it, with its data at ``root``, by the variable that users set."""
     with mock.patch.dict(os.environ, {FAMILIES[family].variable: str(root)}):
-        return complete(Config.fromfile(configs_dir() / (name or FAMILIES[family].leaf)))
+        return complete_config(Config.fromfile(configs_dir() / (name or FAMILIES[family].leaf)))
 
 
 def shrink(cfg: Config, height: int, width: int) -> Config:

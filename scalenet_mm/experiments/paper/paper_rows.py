@@ -118,7 +118,7 @@ def _base(table: str, model: str, about: Printed | None = None) -> Row:
 
 
 def _adjust(kind: str = 'ParallelAdapter', rank: int = 16, **scale: Any) -> dict:
-    """By default as ScaleNet (Sec. IV-A1)."""
+    """By default as ScaleNet in the paper (Sec. IV-A1), whatever our default is."""
     return dict(scale, adjust=dict(type=kind, rank=rank))
 
 
