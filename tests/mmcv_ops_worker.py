@@ -96,6 +96,8 @@ def run(library: str, config: str) -> dict:
         for part in walk_dicts(model):
             if part.get('type') == 'SyncBN':
                 part.type = 'BN'
+            if 'score_thr' in part:  # random weights are sure of nothing
+                part.score_thr = 0.0
         net = MODELS.build(model)
         net.init_weights()
         generator = torch.Generator().manual_seed(1)

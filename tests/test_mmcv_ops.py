@@ -2,6 +2,9 @@
 
 import importlib
 import math
+import os
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -14,8 +17,6 @@ FOLDER = Path(__file__).parents[1] / 'scalenet_mm' / 'mmcv_ops'
 
 def load_supplied():
     """The stand-in beside a compiled module, under a name of its own."""
-    import sys
-
     name = 'supplied_ops'
     if name not in sys.modules:
         spec = spec_from_file_location(name, FOLDER / '__init__.py', submodule_search_locations=[str(FOLDER)])
@@ -354,3 +355,52 @@ def test_an_operator_that_is_not_here_can_be_imported_and_says_when_called_what_
     with pytest.raises(NotImplementedError, match=r"'border_align_forward' needs a compiled mmcv.*--compile-mmcv"):
         ours.border_align_forward(1, 2)
     assert 'nms' in ours.SUPPLIED and not any(name.startswith('_') for name in ours.SUPPLIED)
+
+
+# ---- put in the place of the compiled ones
+
+PROBE = """
+import runpy, sys
+finder = runpy.run_path({finder!r})['MmcvOpsFinder']
+sys.meta_path.insert(0, finder)  # before the compiled module's own
+import mmcv.ops, torch
+print(mmcv.ops.nms(torch.tensor([[0., 0, 9, 9]] * 2), torch.tensor([0.5, 0.9]), 0.5)[1].tolist(), mmcv._ext.__file__)
+"""
+
+
+def test_mmcvs_own_code_imports_whole_on_these_operators():
+    code = PROBE.format(finder=str(FOLDER.parent / 'mmcv_finder.py'))
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd='/')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-2:] == ['[1]', str(FOLDER / '__init__.py')]
+
+
+def worker(kind: str, out: Path) -> dict:
+    command = [sys.executable, Path(__file__).with_name('mmcv_ops_worker.py'), kind, out]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(FOLDER.parents[1])}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out)
+
+
+@pytest.mark.slow
+@needs_compiled
+def test_a_training_step_and_a_prediction_of_the_libraries_models_agree(tmp_path):
+    one, two = (worker(kind, tmp_path / f'{kind}.pth') for kind in ('compiled', 'supplied'))
+    assert one.pop('file').endswith('.so') and two.pop('file').endswith('__init__.py')
+    assert len(one) == len(two) == 14
+    for name, theirs in one.items():
+        mine = two[name]
+        for part in ('losses', 'found'):
+            assert theirs[part].keys() == mine[part].keys(), name
+            for key, value in theirs[part].items():
+                assert value.numel(), (name, key)
+                torch.testing.assert_close(
+                    mine[part][key], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name, k=key: f'{n} {k}: {m}'
+                )
+        assert theirs['grads'].keys() == mine['grads'].keys()
+        for key, grad in theirs['grads'].items():
+            scale = float(grad.abs().max()) + 1e-6
+            torch.testing.assert_close(mine['grads'][key] / scale, grad / scale, rtol=0, atol=1e-4)
+        print(f'{name:28} compiled {theirs["seconds"]:.1f} s, without a compiler {mine["seconds"]:.1f} s')
