@@ -2,7 +2,7 @@
 env ?= $(or $(SCALENET_ENV),.venv)
 text = scalenet_mm tools tests configs docs README.md CONTRIBUTING.md CHANGELOG.md
 
-.PHONY: check format test slow mutations
+.PHONY: check format test slow mutations matrix
 
 check:  ## lint, format, spelling, types of the core
 	$(env)/bin/ruff check .
@@ -22,3 +22,6 @@ slow:
 
 mutations:
 	$(env)/bin/python tests/mutations.py --jobs 2
+
+matrix:
+	$(env)/bin/python tests/matrix.py

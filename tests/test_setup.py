@@ -123,7 +123,7 @@ def test_variables_that_lead_pip_or_python_elsewhere_are_dropped_and_indexes_kep
 def test_a_python_of_another_version_is_refused(tmp_path):
     done = setup_env('--python', '/bin/false', '--env', tmp_path / 'env')
     assert done.returncode == 1
-    assert done.stderr == ('setup_env: /bin/false is no Python 3.10, 3.11 or 3.12; name another one with --python.\n')
+    assert done.stderr == ('setup_env: /bin/false is no Python 3.10 or newer; name another one with --python.\n')
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
@@ -144,7 +144,7 @@ def test_an_environment_whose_python_is_gone_is_refused(tmp_path):
 
 
 def test_a_missing_compiler_is_noticed_before_anything_long_and_names_remedy_and_log(tmp_path):
-    done = setup_env('--env', tmp_path / 'env', CXX='/nonexistent/c++')
+    done = setup_env('--compile-mmcv', '--env', tmp_path / 'env', CXX='/nonexistent/c++')
     assert done.returncode == 1
     assert done.stdout.startswith('[1/8] check the machine (usually a second)')
     assert '[2/8]' not in done.stdout
@@ -152,6 +152,37 @@ def test_a_missing_compiler_is_noticed_before_anything_long_and_names_remedy_and
     assert sentence.startswith('setup_env: Step 1 (check the machine) failed. Install a C++ compiler')
     assert sentence.endswith(f'The log is {tmp_path}/env/.scalenet_mm/setup.log.')
     assert len(sentence.splitlines()) == 1
+
+
+def test_only_who_asks_for_a_compiled_mmcv_needs_a_compiler(parts, state, monkeypatch):
+    monkeypatch.setenv('CXX', '/nonexistent/c++')
+    assert 'compiler' not in parts['steps'].check_machine(state)
+    state.compile_mmcv = True
+    with pytest.raises(parts['base'].SetupError, match='Install a C\\+\\+ compiler'):
+        parts['steps'].check_machine(state)
+
+
+def test_mmcv_comes_without_operators_unless_they_are_there_or_asked_for(parts, state, monkeypatch):
+    state.pins['onedl-mmcv'] = '2.3.6'
+    (state.state / 'managed').touch()
+    asked = []
+    monkeypatch.setattr(parts['mmcv_install'], 'pip', lambda s, *words: asked.append([str(w) for w in words]))
+    assert 'operators come from torchvision' in parts['mmcv_install'].install_mmcv(state)
+    assert asked == [['install', '--no-deps', '--no-cache-dir', 'onedl-mmcv==2.3.6']]
+    add(state, 'onedl_mmcv', '2.3.6')
+    compiled = state.site() / 'mmcv' / '_ext.cpython-311-x86_64-linux-gnu.so'
+    compiled.parent.mkdir()
+    compiled.touch()
+    assert 'was there, compiled' in parts['mmcv_install'].install_mmcv(state), 'left as it is'
+    write_stamp(parts, state)
+    state.compile_mmcv = True
+    assert parts['main'].up_to_date(state)
+    compiled.unlink()
+    state.compile_mmcv = False
+    write_stamp(parts, state)
+    assert parts['main'].up_to_date(state)
+    state.compile_mmcv = True
+    assert not parts['main'].up_to_date(state), 'operators are wanted and not there'
 
 
 def test_missing_python_headers_are_told_from_a_missing_compiler(parts, monkeypatch, tmp_path):
@@ -247,7 +278,7 @@ def test_what_an_interrupted_pip_left_is_removed_in_our_environment_only(parts, 
 def test_a_second_set_up_waits_for_the_first(state):
     with (state.state / 'lock').open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        command = ['bash', ROOT / 'tools' / 'setup_env.sh', '--env', state.env]
+        command = ['bash', ROOT / 'tools' / 'setup_env.sh', '--compile-mmcv', '--env', state.env]
         env = os.environ | {'CXX': '/nonexistent/c++', 'PYTHONUNBUFFERED': '1'}
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         waiting = subprocess.Popen(command, env=env, **pipes)

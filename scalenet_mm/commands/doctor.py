@@ -213,7 +213,7 @@ CHECKS = (
     ('torchvision', True, run_codes, {'compiled ops': TORCHVISION}, 'install the torchvision of this torch'),
     ('numpy ABI', False, run_codes, NUMPY | there(COMPILED), f'{PIP} install numpy==2.2.6'),
     ('pkg_resources', False, run_codes, {'setuptools': PKG_RESOURCES}, ''),
-    ('mmcv ops', True, run_codes, {'compiled ops': MMCV}, remedy_for('undefined symbol', '')),
+    ('mmcv ops', True, run_codes, {'ops': MMCV}, remedy_for('undefined symbol', ''), 'takes them from torchvision'),
     ('imports', True, run_codes, there(IMPORTS), f'{PIP} install what is missing, or {SETUP_HERE}', MULTIMODAL),
     ('resume', True, run_codes, {'mmengine': RESUME}, GATE, 'lists what mmengine saves as safe to load'),
     ('inheritance', True, run_codes, there(INHERIT), GATE, 'corrects the name mmengine looks it up by'),
