@@ -478,7 +478,7 @@ MUTATIONS = (
         'else y + self.adapter(x)',
         'if self.adapter is not None and not low_rank:\n            y = y + self.adapter(x)\n        return y if '
         'self.gate is None else self.gate(y)',
-        'tests/test_adapters.py::test_gate_scales_the_linear_and_not_the_adapter',
+        'tests/test_adapters.py::test_gate_scales_the_linear_and_not_the_adapter[fast]',
     ),
     Mutation(
         '8',
@@ -1019,9 +1019,9 @@ MUTATIONS = (
     Mutation(
         'bench',
         'importing the package imports onnx',
-        'scalenet_mm/lm/__init__.py',
-        'from importlib.util import find_spec\n',
-        'from importlib.util import find_spec\n\nimport onnx\n',
+        'scalenet_mm/ops/__init__.py',
+        'from functools import wraps\n',
+        'from functools import wraps\n\nimport onnx\n',
         'tests/test_startup.py::test_importing_the_package_adds_little_time_and_no_heavy_module_to_what_the_hosts_import',
     ),
     Mutation(

@@ -8,6 +8,7 @@ from conftest import perturb
 from torch import nn
 
 from scalenet_mm.core.adapters import AdaptedLinear, LoRA, ParallelAdapter, parse_adjust
+from scalenet_mm.ops import set_ops
 
 
 def gelu(x):
@@ -31,8 +32,10 @@ def test_lora_is_equation_8():
     torch.testing.assert_close(adapted(x), x @ merged.T + adapted.bias, rtol=0, atol=1e-12)
 
 
-def test_gate_scales_the_linear_and_not_the_adapter():
+@pytest.mark.parametrize('ops', ['plain', 'fast'])
+def test_gate_scales_the_linear_and_not_the_adapter(ops):
     adapted = perturb(AdaptedLinear.wrap(nn.Linear(6, 5), ParallelAdapter(6, 5, rank=2), gated=True))
+    set_ops(adapted, None if ops == 'fast' else ops)
     x = torch.randn(3, 6)
     expected = adapted.gate.scale * nn.functional.linear(x, adapted.weight, adapted.bias) + adapted.adapter(x)
     torch.testing.assert_close(adapted(x), expected)

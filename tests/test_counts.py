@@ -380,7 +380,7 @@ def test_a_backbone_that_is_not_scaled_is_refused_by_name(tmp_path):
 )
 def test_inspect_ends_wrong_arguments_with_one_line(args, says):
     result = run('inspect', *args)
-    assert result.returncode == 1 and says in result.stderr and 'Traceback' not in result.stderr
+    assert result.returncode == 2 and says in result.stderr and 'Traceback' not in result.stderr
 
 
 ROW_KEYS = {'key', 'table', 'model', 'variant', 'config', 'params', 'params_paper', 'flops'}

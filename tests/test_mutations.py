@@ -1,6 +1,7 @@
 """Every decision of the design is kept by a test that fails when the code is broken."""
 
 import ast
+import multiprocessing.forkserver
 import subprocess
 import sys
 from collections import Counter
@@ -68,8 +69,16 @@ def test_a_break_that_cannot_run_or_is_not_seen_is_not_caught():
         assert mutations.judge(code, 'the last line', xml)[0] == outcome
 
 
+@pytest.fixture
+def own_server():
+    """A fork server without what another test of this process had preloaded in it."""
+    multiprocessing.forkserver._forkserver._stop()
+    yield
+    multiprocessing.forkserver._forkserver._stop()
+
+
 @pytest.mark.slow
-def test_the_runner_tells_caught_survived_and_broken_breaks_apart():
+def test_the_runner_tells_caught_survived_and_broken_breaks_apart(own_server):
     seen = next(m for m in MUTATIONS if m.what == 'the gate scales the adapter as well')
     cases = {
         mutations.CAUGHT: seen,
@@ -85,7 +94,7 @@ def test_the_runner_tells_caught_survived_and_broken_breaks_apart():
 
 
 @pytest.mark.slow
-def test_an_installed_package_is_never_taken_for_the_copy(monkeypatch):
+def test_an_installed_package_is_never_taken_for_the_copy(monkeypatch, own_server):
     monkeypatch.setattr(mutations, 'COPIED', ('tests', 'pyproject.toml'))
     only = next(m for m in MUTATIONS if m.test.startswith('tests/test_adapters.py'))
     with pytest.raises(SystemExit, match="No module named 'scalenet_mm'|was tested, not the copy"):

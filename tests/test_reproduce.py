@@ -291,7 +291,7 @@ def test_a_run_that_is_killed_continues_and_leaves_a_bundle_without_paths(digits
             assert str(place).encode() not in path.read_bytes(), f'{path.name}: {place}'
     result = json.loads((bundle / 'result.json').read_text())
     assert result['seed'] == 7 and result['checkpoint']['sha256'] == hashlib.sha256(digits[1].read_bytes()).hexdigest()
-    assert json.loads((bundle / 'environment.json').read_text())['torch'] == torch.__version__
+    assert json.loads((bundle / 'environment.json').read_text())['versions']['torch'] == torch.__version__
 
     # what is done is not done again
     before = {p: p.stat().st_mtime_ns for p in out.rglob('*')}

@@ -305,5 +305,5 @@ def test_what_cannot_be_compared_is_told_without_a_traceback(models, tmp_path):
         ([*a, *a, image, '--ann', tmp_path / 'no.json'], 'There is no annotation file'),
     ):
         done = run(*args, '--out', out, '--device', 'cpu')
-        assert done.returncode == 1 and message in done.stderr and 'Traceback' not in done.stderr, done.stderr
+        assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr, done.stderr
     assert not out.exists()

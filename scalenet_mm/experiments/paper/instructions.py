@@ -68,7 +68,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 def _again(plan: Plan, checkpoint: str | None, flag: str) -> list[str]:
     """This tool's own command for the same plan."""
     named = plan.row.key if plan.row else plan.file
-    parts = ['python', 'scalenet experiment reproduce', named, flag, '--gpus', str(plan.gpus)]
+    parts = ['scalenet', 'experiment', 'reproduce', named, flag, '--gpus', str(plan.gpus)]
     parts += ['--seed', str(plan.seed), *['--cpu'] * plan.cpu]
     parts += [*['--other-data'] * plan.other_data, *plan.extra]
     parts += ['--checkpoint', checkpoint] if checkpoint else []
