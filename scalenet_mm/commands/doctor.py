@@ -230,11 +230,15 @@ def unless_torch_fails(torch: Future[Row], check: Callable[..., Row], *arguments
 def main(argv: Sequence[str]) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('--json', action='store_true', help='print a list of rows instead')
-    as_json = parser.parse_args(argv).json
+    parser.add_argument('--skip', nargs='+', default=[], metavar='CHECK', help='leave checks out')
+    args = parser.parse_args(argv)
+    as_json = args.json
     rows: dict[str, Row] = {}
     with ThreadPoolExecutor(max_workers=4) as pool:
         futures: dict[str, Future[Row]] = {}
-        for name, needs_torch, check, *arguments in CHECKS:  # torch comes before what needs it, so it has begun
+        for name, needs_torch, check, *arguments in (
+            c for c in CHECKS if c[0] not in args.skip
+        ):  # torch comes before what needs it, so it has begun
             if needs_torch:
                 check, arguments = unless_torch_fails, (futures['torch'], check, *arguments)
             futures[name] = pool.submit(check, *arguments)
