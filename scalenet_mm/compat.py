@@ -30,8 +30,6 @@ def patch() -> None:
     """
     if find_spec('mmengine') is None:
         return
-    from . import mmcv_finder  # noqa: F401  puts in mmcv's operators where they were not compiled
-
     _skip_multimodal()
     _name_the_distributions()
     _resolve_own_configs()

@@ -24,7 +24,7 @@ PUBLIC = dict(
 )
 
 if find_spec('mmengine') and find_spec('mmpretrain'):
-    from . import compat
+    from . import compat, mmcv_finder  # noqa: F401  the second brings mmcv's operators where they were not compiled
 
     compat.patch()  # before anything imports mmpretrain's models
     with redirect_stdout(io.StringIO()) as said:  # what they print is no part of a command's output
