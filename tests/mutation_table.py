@@ -673,7 +673,7 @@ MUTATIONS = (
         'configs',
         'find_unused_parameters is dropped',
         'scalenet_mm/runner/config.py',
-        "{key: cfg[key] for key in ('find_unused_parameters',) if key in cfg}",
+        "{'find_unused_parameters': True} if cfg.get('find_unused_parameters') else {}",
         '{}',
         'tests/test_runner_config.py::test_find_unused_parameters_and_other_options_reach_our_wrapper',
     ),

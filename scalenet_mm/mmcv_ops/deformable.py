@@ -113,7 +113,7 @@ def modulated_deform_conv_backward(
 ) -> None:
     bias, numbers = _modulated(bias=bias, weight=weight, **settings)
     found = torchvision._deform_conv2d_backward(grad_output, input, weight, offset, mask, bias, *numbers, True)
-    for given, grad in zip((grad_input, grad_weight, grad_offset, grad_mask), found, strict=False):
+    for given, grad in zip((grad_input, grad_weight, grad_offset, grad_mask), found[:4], strict=True):
         given.copy_(grad)
     if settings['with_bias']:
         grad_bias.copy_(found[4])

@@ -124,7 +124,7 @@ def share_policy(cfg: Config) -> dict:
         )
     training['paramwise_cfg'] = {**paramwise, 'policy': dict(policy)}
     if type_name(wrapper) in (None, WRAPPER):
-        unused = {key: cfg[key] for key in ('find_unused_parameters',) if key in cfg}
+        unused = {'find_unused_parameters': True} if cfg.get('find_unused_parameters') else {}
         cfg.model_wrapper_cfg = {**unused, **wrapper, 'type': WRAPPER, 'policy': dict(policy)}
     return policy
 

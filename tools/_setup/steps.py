@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from base import ROOT, Setup, SetupError, clean_environment, pip, run
-from mmcv_install import check_compiler, install_mmcv
+from mmcv_install import check_compiler, install_mmcv, operators
 
 BUILD_TOOLS = ('pip', 'setuptools', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy')
 DISK_GB = 8  # torch with its CUDA libraries 5, the rest 2, pip's own needs 1
@@ -25,7 +25,7 @@ def check_machine(s: Setup) -> str:
         raise SetupError(
             f'Free disk space: {s.env} needs {needed} GB and {free:.1f} GB are free; or name another place with --env'
         )
-    if not s.compile_mmcv:
+    if not s.compile_mmcv or (s.python.exists() and operators(s)):
         return f'{free:.0f} GB free'
     check_compiler()
     return f'{free:.0f} GB free, compiler and Python headers found'
