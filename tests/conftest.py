@@ -2,6 +2,7 @@
 
 import copy
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -119,11 +120,14 @@ def first(output):
 
 @pytest.fixture(autouse=True)
 def _each_test_alone():
-    """A fixed seed, no default scope of mmengine's, and environment variables as no other test has left them.
+    """Fixed seeds, no default scope of mmengine's, and environment variables as no other test has left them.
 
-    Cleared before a test as well as after it: what a module's or session's fixture left (a Runner sets the scope)
+    The seeds are of all three generators: what a shipped pipeline does to an image (posterizing it to no bits at all
+    among it) is drawn from `random` and numpy. Cleared before a test as well as after it: what a module's or session's fixture left (a Runner sets the scope)
     was there before this one ran.
     """
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     DefaultScope._instance_dict.clear()
