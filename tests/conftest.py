@@ -122,9 +122,9 @@ def first(output):
 def _each_test_alone():
     """Fixed seeds, no default scope of mmengine's, and environment variables as no other test has left them.
 
-    The seeds are of all three generators: what a shipped pipeline does to an image (posterizing it to no bits at all
-    among it) is drawn from `random` and numpy. Cleared before a test as well as after it: what a module's or session's fixture left (a Runner sets the scope)
-    was there before this one ran.
+    Of all three generators: what a shipped pipeline does to an image (posterizing it to no bits at all among it) is
+    drawn from `random` and numpy. Cleared before a test as well as after it: what a module's or session's fixture left
+    (a Runner sets the scope) was there before this one ran.
     """
     random.seed(0)
     np.random.seed(0)

@@ -1,7 +1,7 @@
 """Run a named study of the paper's experiments: a demo-scale task on any machine, or the paper's own configs.
 
-    scalenet experiment study table1 --seeds 5          # rows of Table I at demo scale; about a minute a run
-    scalenet experiment study all --seeds 5 --resume    # everything; continues, skips what is done
+    scalenet experiment study primary --seeds 10 --resume   # the eight claims that decide; continues what was stopped
+    scalenet experiment study table1 --seeds 5          # rows of Table I at demo scale; about five minutes a run
     scalenet experiment study all --report              # tables, plots, verdicts of what is there, nothing is run
     scalenet experiment study table8 --scale paper      # the paper's configs, by `reproduce`
 
@@ -66,14 +66,15 @@ def chosen(args: argparse.Namespace) -> tuple[dict[str, list[str]], list[str], l
         )
     studies = list(dict.fromkeys(args.study))
     if 'all' in studies:
-        studies = [name for name in there if name != 'pilot']
+        studies = [name for name in there if name not in rows.PILOTS]
     if args.scale == 'demo' and not args.report:
-        if 'pilot' not in studies and rows.PILOT_SEED in seeds:
-            raise SystemExit(f'Seed {rows.PILOT_SEED} chose the learning rates, so it does not count; use others.')
-        if 'pilot' in studies and len(studies) > 1:
-            raise SystemExit(f'The pilot has a seed of its own ({rows.PILOT_SEED}); run it by itself.')
-        if 'pilot' in studies:
-            seeds = [rows.PILOT_SEED]
+        pilots, own = [name for name in studies if name in rows.PILOTS], rows.PILOT_SEEDS
+        if not pilots and (used := sorted({*own} & {*seeds})):
+            raise SystemExit(f'Seeds {used} chose the learning rates, so they do not count; use others.')
+        if pilots and len(studies) > 1:
+            raise SystemExit(f'A pilot has seeds of its own ({own}); run {pilots[0]} by itself.')
+        if pilots:
+            seeds = list(own if pilots == ['spread'] else own[:1])
     return there, studies, seeds
 
 

@@ -10,13 +10,11 @@ from matplotlib.figure import Figure
 from ...tables import markdown_table
 from ..paper.recount import ROWS as PAPER
 from . import gradient_curves
-from .claims import CLAIMS, FOLLOW_UP, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Verdict, verdicts
-from .rows import PILOT_SEED, ROWS, STUDIES
-from .stats import Records, interval, minus, paired, values
+from .claims import FAMILIES, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, Family, verdicts
+from .rows import PILOT_SEEDS, PILOTS, ROWS, STUDIES
+from .stats import MOST_SEEDS, Records, interval, minus, paired, values
 
-# Holm's correction is within a family.
-FAMILIES = {'Fixed before the runs': CLAIMS, 'Added after the results were seen': FOLLOW_UP}
-PRINTED = {row.key: f'{row.result["top-1"]:.2f}' for row in PAPER if 'top-1' in row.result}
+PRINTED = {row.key: row.result['top-1'] for row in PAPER if 'top-1' in row.result}
 HEAD = (
     'row',
     'seeds',
@@ -39,15 +37,15 @@ LEGEND = (
 
 
 def groups(rows: Sequence[str]) -> list[list[str]]:
-    """The rows of each host, in their order."""
+    """The rows that are compared, host by host and training set by training set, in their order."""
     hosts = dict.fromkeys(key.partition('/')[0] for key in rows)
     return [[key for key in rows if key.startswith(f'{host}/')] for host in hosts]
 
 
 def reference(rows: Sequence[str]) -> str:
-    """The row of a host that the others are compared with: its source trained on, or the first."""
-    host = rows[0].partition('/')[0]
-    return next((f'{host}/{row}' for row in ('on', 'on_long') if f'{host}/{row}' in rows), rows[0])
+    """The row of a group that the others are compared with: its source trained on, or the first."""
+    on = f'{ROWS[rows[0]].group}/on'
+    return on if on in rows else rows[0]
 
 
 def table(records: Records, rows: Sequence[str]) -> list[list[str]]:
@@ -58,7 +56,7 @@ def table(records: Records, rows: Sequence[str]) -> list[list[str]]:
         row, done = ROWS[key], values(records, key, 'top1')
         failed = sum(r['status'] != 'done' for (k, _), r in records.items() if k == key)
         begin = [row.title, f'{len(done)}' + (f' ({failed} failed)' if failed else '')]
-        end = PRINTED.get(row.paper, '–')
+        end = f'{PRINTED[row.paper]:.2f}' if row.paper in PRINTED else '–'
         if not done:
             lines.append([*begin, 'not run', *['–'] * 7, end])
             continue
@@ -91,22 +89,63 @@ def page(name: str, records: Records, rows: Sequence[str], command: str) -> str:
 
 # Of questions that the paper does not answer.
 OURS = {REPRODUCED: 'yes', NOT_REPRODUCED: 'no, worse', UNDECIDED: UNDECIDED}
-VERDICT_HEAD = ('claim', 'better', 'worse', 'seeds', 'top-1 difference', 'loss difference', 'p (Holm)', 'verdict')
+VERDICT_HEAD = (
+    'claim',
+    'better',
+    'worse',
+    'seeds',
+    'top-1 difference',
+    'loss difference',
+    'p (Holm)',
+    'verdict',
+    'paper',
+    'decidable',
+    'seeds needed',
+)
+VERDICT_LEGEND = (
+    'Differences are paired by seed: mean ± half-width of the 95 % t-interval, top-1 in points. paper: the same '
+    'difference between its rows on ImageNet. decidable: the smallest difference that the planned seeds find with a '
+    'chance of 80 % at this spread, the correction of the family included. seeds needed: for an undecided claim, to '
+    'decide a difference as large as the one seen or that it lies within the margin.'
+)
 
 
-def verdict_lines(found: Sequence[Verdict]) -> list[list[str]]:
-    return [
-        [
-            v.claim.text,
-            *(ROWS[key].title for key in (v.claim.better, v.claim.worse)),
-            str(v.top1.n),
-            v.top1.signed,
-            f'{v.loss.mean:+.3f} ± {v.loss.half:.3f}',
-            f'{v.p:.4f}',
-            f'**{OURS[v.word] if v.claim.ours else v.word}**',
-        ]
-        for v in found
-    ]
+def printed(claim: Claim) -> str:
+    """The difference in the paper, in points: of its first row and the best of its others."""
+    if not claim.paper:
+        return '–'
+    better, *others = (PRINTED[key] for key in claim.paper)
+    return f'{better - max(others):+.2f}'
+
+
+def verdict_lines(records: Records, family: Family) -> list[list[str]]:
+    """Every claim of a family, those without two common seeds too."""
+    found = {v.claim: v for v in verdicts(records, family)}
+    lines = []
+    for claim in family.claims:
+        v = found.get(claim)
+        better, worse = ROWS[claim.better].title, ' or '.join(ROWS[key].title for key in claim.worse)
+        if v is None:
+            lines.append([claim.text, better, worse, '–', 'not run', *['–'] * 3, printed(claim), '–', '–'])
+            continue
+        word = OURS.get(v.word, v.word) if claim.ours else v.word
+        needed = f'{v.needed}' if v.needed < MOST_SEEDS else f'over {MOST_SEEDS}'
+        lines.append(
+            [
+                claim.text,
+                better,
+                ROWS[v.worse].title,
+                f'{v.top1.n} of {family.seeds}',
+                v.top1.signed,
+                f'{v.loss.mean:+.3f} ± {v.loss.half:.3f}',
+                f'{v.p:.4f}',
+                f'**{word}**',
+                printed(claim),
+                f'{v.detectable:.2f}',
+                needed if v.word == UNDECIDED else '–',
+            ]
+        )
+    return lines
 
 
 def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:
@@ -135,7 +174,8 @@ def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:
         axis.set_ylim(-0.7, len(panel) - 0.3)
         axis.grid(axis='x', alpha=0.3)
         axis.tick_params(axis='x', labelsize=12)
-        host = {'deit': 'DeiT', 'swin': 'Swin'}[panel[0].partition('/')[0]]
+        one = ROWS[panel[0]]
+        host = {'deit': 'DeiT', 'swin': 'Swin'}[one.host] + (f', {one.scenes:,} scenes' if one.scenes else '')
         axis.set_title(f'{host}; right: mean top-1, %', fontsize=12, loc='right')
         axis.set_xlabel(f'top-1 points against: {ROWS[base].title}', fontsize=12)
     figure.suptitle(f'{title} (bars: 95 % intervals, grey: seeds)', fontsize=13)
@@ -146,22 +186,23 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
     """Writes a page and a plot of each study that has a finished run, and the verdicts on all claims; yields the
     pages.
     """
-    pilot = {k: r for k, r in records.items() if k[1] == PILOT_SEED}
-    counted = {k: r for k, r in records.items() if k[1] != PILOT_SEED}
+    pilot = {k: r for k, r in records.items() if k[1] in PILOT_SEEDS}
+    counted = {k: r for k, r in records.items() if k[1] not in PILOT_SEEDS}
     out.mkdir(parents=True, exist_ok=True)
     for name in studies:
-        rows, mine = STUDIES[name], pilot if name == 'pilot' else counted
+        rows, mine = STUDIES[name], pilot if name in PILOTS else counted
         if name == 'gradients':
             yield from gradient_curves.report(records, root, out, command)
         elif any(values(mine, key, 'top1') for key in rows):
             plot(mine, rows, out / f'{name}.png', f'{name}: rank task, demo scale')
             (out / f'{name}.md').write_text(page(name, mine, rows, command))
             yield out / f'{name}.md'
-    judged = {head: verdicts(counted, claims) for head, claims in FAMILIES.items()}
     tables = [
-        f'## {head}\n\n{markdown_table(VERDICT_HEAD, verdict_lines(found))}' for head, found in judged.items() if found
+        f'## {family.title}\n\n{markdown_table(VERDICT_HEAD, verdict_lines(counted, family))}'
+        for family in FAMILIES
+        if verdicts(counted, family)
     ]
     if tables:
         begin = f'# Claims, demo scale\n\nMade by `{command}`.'
-        (out / 'claims.md').write_text('\n\n'.join([begin, *tables]) + '\n')
+        (out / 'claims.md').write_text('\n\n'.join([begin, *tables, VERDICT_LEGEND]) + '\n')
         yield out / 'claims.md'

@@ -21,29 +21,41 @@ from ..data.digits import load_raw, split_indices
 GRID, CELL = 4, 8  # cells a side, pixels a cell
 CELLS = GRID * GRID
 CONTRAST, NOISE = (0.5, 1.2), 0.15  # chosen on pilot seeds: docs/evidence.md
+DEGREES, SCALE, SHEAR, SHIFT = 10.0, 0.1, 0.1, 1.0  # of the digits: half-ranges; the shift in pixels
 MEAN, STD = 0.26, 0.38  # of the scenes' pixels
+LAYOUTS = 9  # stream of a seed that fixed layouts are drawn from
+
+
+def warp(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each digit turned, resized, sheared and moved a little, drawn anew; (N, 8, 8) -> (N, 8, 8), bilinear."""
+    turn, shear = rng.uniform(-1, 1, (2, len(images))) * [[np.deg2rad(DEGREES)], [SHEAR]]
+    size = np.exp(rng.uniform(-SCALE, SCALE, (2, len(images))))
+    c, s = np.cos(turn), np.sin(turn)
+    theta = np.zeros((len(images), 2, 3), np.float32)
+    theta[:, 0, 0], theta[:, 0, 1] = c * size[0], (shear * c - s) * size[0]
+    theta[:, 1, 0], theta[:, 1, 1] = s * size[1], (shear * s + c) * size[1]
+    theta[:, :, 2] = rng.uniform(-SHIFT, SHIFT, (len(images), 2)) * 2 / CELL
+    pixels = torch.from_numpy(np.ascontiguousarray(images, np.float32))[:, None]
+    grid = F.affine_grid(torch.from_numpy(theta), list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, align_corners=False)[:, 0].numpy()
 
 
 def draw_scenes(
-    images: np.ndarray, labels: np.ndarray, number: int, rng: np.random.Generator
+    images: np.ndarray, labels: np.ndarray, chosen: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws scenes of random digits, each moved by up to a pixel, of random contrast, with noise.
+    """Draws scenes of given digits, each warped a little, of random contrast, with noise.
 
     Args:
         images: (N, 8, 8) digits in 0..1.
         labels: (N,) their classes.
-        number: B, of scenes.
+        chosen: (B, 16) which digit image each cell of each of B scenes holds, row by row.
 
     Returns:
         pixels (B, 1, 32, 32) float32, normalised; ranks (B, 16) int64 in 0..15, row by row: of each cell the number of
         cells with a smaller digit.
     """
-    chosen = rng.integers(len(images), size=(number, CELLS))
-    cells = np.pad(images, ((0, 0), (1, 1), (1, 1)))[chosen]
-    dy, dx = rng.integers(3, size=(2, number, CELLS, 1, 1))
-    at = np.arange(CELL)
-    b, c = np.ogrid[:number, :CELLS]
-    cells = cells[b[..., None, None], c[..., None, None], dy + at[:, None], dx + at]
+    number = len(chosen)
+    cells = warp(images[chosen.ravel()], rng).reshape(number, CELLS, CELL, CELL)
     cells = cells * rng.uniform(*CONTRAST, (number, CELLS, 1, 1))
     scenes = cells.reshape(number, GRID, GRID, CELL, CELL).swapaxes(2, 3)
     scenes = scenes.reshape(number, 1, GRID * CELL, GRID * CELL).astype(np.float32)
@@ -61,25 +73,41 @@ class RankBatches(Dataset):
         digits: ``'train'`` (1,400 digit images) or ``'val'`` (the other 397).
         batches: length of the data set.
         batch: scenes a batch.
-        seed: a whole number or several.
+        seed: a whole number or several. Fixed layouts depend on the first alone.
+        scenes: 0: scenes are drawn without end. Else the digits of so many scenes are fixed and come in another order
+            in every epoch; how they are warped, contrast and noise are drawn anew.
     """
 
     metainfo: dict = {}
 
-    def __init__(self, digits: str, batches: int, batch: int, seed: int | tuple[int, ...]):
+    def __init__(self, digits: str, batches: int, batch: int, seed: int | tuple[int, ...], scenes: int = 0):
         images, labels = load_raw()
         mine = split_indices(labels)[digits]
         self.images, self.labels = images[mine], labels[mine]
-        self.batches, self.batch = batches, batch
+        self.batches, self.batch, self.scenes = batches, batch, scenes
         self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
+        layouts = np.random.default_rng((self.seed[0], LAYOUTS))
+        self.layouts = layouts.integers(len(self.images), size=(scenes, CELLS))
 
     def __len__(self) -> int:
         return self.batches
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((*self.seed, int(index)))
-        pixels, ranks = draw_scenes(self.images, self.labels, self.batch, rng)
+        if self.scenes:
+            chosen = self.layouts[self._order(index)]
+        else:
+            chosen = rng.integers(len(self.images), size=(self.batch, CELLS))
+        pixels, ranks = draw_scenes(self.images, self.labels, chosen, rng)
         return dict(inputs=torch.from_numpy(pixels), data_samples=torch.from_numpy(ranks))
+
+    def _order(self, index: int) -> np.ndarray:
+        """The fixed scenes of a batch: each once an epoch, epochs one after the other."""
+        at = index * self.batch + np.arange(self.batch)
+        epochs = {
+            e: np.random.default_rng((*self.seed, LAYOUTS, e)).permutation(self.scenes) for e in at // self.scenes
+        }
+        return np.array([epochs[i // self.scenes][i % self.scenes] for i in at])
 
 
 @FUNCTIONS.register_module()

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-SOURCE_STEPS, STEPS = 3000, 500
+SOURCE_STEPS, STEPS = 12_000, 4_000  # a third, as the paper's 100 of 300 epochs
 RANK = 4  # adapters of 6.1 % of the parameters of three layers of width 64, twice: the share is DeiT-S's to DeiT-T's
+SETS = (2_000, 5_000, 20_000)  # fixed scenes; 12,000 steps of 128 are 300 epochs of 5,000
 
-# Best of three on the pilot's seed, by what is trained: `scalenet experiment study pilot`.
-LEARNING_RATES = {'scratch': 8e-3, 'all': 2e-3, 'increments': 16e-3}
+# By what is trained, chosen on the pilot's seed: `scalenet experiment study pilot`. 'deep': all of a scaled net.
+LEARNING_RATES = {'scratch': 8e-3, 'all': 2e-3, 'deep': 2e-3, 'increments': 16e-3}
+# Drop path of scenes without end and of fixed ones, chosen the same way.
+DROP_PATH = dict.fromkeys(LEARNING_RATES, 0.0)
+DROP_PATH_FIXED = {'scratch': 0.1, 'all': 0.1, 'deep': 0.2, 'increments': 0.2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +23,7 @@ class Row:
     """One way to get a model.
 
     Attributes:
-        name: unique among the rows of a host.
+        name: unique among the rows of a group.
         title: what a table prints.
         host: ``'deit'`` or ``'swin'``: the config ``rank_<host>.py`` is the source.
         scale: the backbone's ``scale``; None for the source's own.
@@ -28,6 +32,8 @@ class Row:
         source: the row whose model of the same seed it starts from; None for random weights.
         options: other settings, as ``--cfg-options`` takes them.
         lr: learning rate; by default that of ``LEARNING_RATES``.
+        drop_path: likewise, of ``DROP_PATH`` or ``DROP_PATH_FIXED``.
+        scenes: of a fixed training set; 0: drawn without end.
         paper: key of the paper's row beside it, see ``paper.recount``.
     """
 
@@ -40,16 +46,42 @@ class Row:
     source: Row | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     lr: float | None = None
+    drop_path: float | None = None
+    scenes: int = 0
     paper: str = ''
 
     @property
+    def group(self) -> str:
+        """Host and training set; rows of one group are compared."""
+        return f'{self.host}{self.scenes or ""}'
+
+    @property
     def key(self) -> str:
-        return f'{self.host}/{self.name}'
+        return f'{self.group}/{self.name}'
+
+    @property
+    def depth(self) -> float:
+        """In depths of the source."""
+        scale = self.scale or {}
+        return 4 / 3 if 'new_layers' in scale else scale.get('times', 2 if scale else 1)
+
+    @property
+    def kind(self) -> str:
+        """What it takes its learning rate and drop path from."""
+        if self.source is None:
+            return 'scratch'
+        if self.train != 'all':
+            return 'increments'
+        return 'deep' if self.depth >= 2 else 'all'
 
     @property
     def rate(self) -> float:
-        kind = self.train if self.source else 'scratch'
-        return self.lr or LEARNING_RATES['increments' if kind == 'adjustments' else kind]
+        return self.lr or LEARNING_RATES[self.kind]
+
+    @property
+    def dropped(self) -> float:
+        table = DROP_PATH_FIXED if self.scenes else DROP_PATH
+        return table[self.kind] if self.drop_path is None else self.drop_path
 
 
 def adapter(rank: int = RANK) -> dict:
@@ -129,10 +161,7 @@ DEIT = (
     _deit('adapter_r2', 'adapter r=2', scale=dict(times=2, adjust=adapter(2)), paper='table6/deit_b/adapter_r8'),
     _deit('adapter_r8', 'adapter r=8', scale=dict(times=2, adjust=adapter(8)), paper='table6/deit_b/adapter_r32'),
     _deit('lora_r4', 'LoRA r=4', scale=dict(times=2, adjust=lora(4)), paper='table6/deit_b/lora_r16'),
-    *(
-        _deit(f'drop_path_{p}', f'drop path {p}', scale=TWICE, options={'model.backbone.drop_path_rate': p})
-        for p in (0.05, 0.1, 0.2)
-    ),
+    *(_deit(f'drop_path_{p}', f'drop path {p}', scale=TWICE, drop_path=p) for p in (0.05, 0.1, 0.2)),
 )
 
 LAST = dict(stages=(1,))
@@ -140,6 +169,7 @@ LAST_TWICE = dict(LAST, **TWICE)
 SWIN = (
     SWIN_SOURCE,
     _swin('on', 'source trained on, equal steps'),
+    _swin('on_time', 'source trained on, equal time', steps=2 * STEPS),
     _swin('stack', '+1 own layer, Stack', scale=dict(LAST, **_grown('stack')), paper='table1/swin_t/stack'),
     _swin('scalenet', 'ScaleNet x2, all trained', scale=LAST_TWICE, paper='table1/swin_t/scalenet'),
     _swin(
@@ -156,55 +186,121 @@ SWIN = (
         scale=dict(LAST_TWICE, order='interpolate'),
         paper='table5/swin_b/interpolate',
     ),
-    Row('scratch', '1 + 6 layers from scratch, equal steps', 'swin', dict(LAST, **DEEP)),
+    Row('scratch3', '1 + 6 layers from scratch, 3 x the steps', 'swin', dict(LAST, **DEEP), steps=3 * STEPS),
 )
 
-# Added after the results of the rows above: were their steps too few to use the depth?
-LONGER = tuple(
-    replace(row, name=f'{row.name}_long', title=f'{row.title}, 4 x the steps', steps=4 * row.steps)
-    for row in DEIT
-    if row.name in ('on', 'stack', 'scalenet', 'scalenet_increments', 'untied')
+_BY_NAME = {row.name: row for row in DEIT}
+
+
+def named(names: str) -> list[Row]:
+    """DeiT rows."""
+    return [_BY_NAME[name] for name in names.split()]
+
+
+PRIMARY = named('source on on_time random stack interpolate swa adapter tied scalenet stacked times3 scratch3')
+CONTROLS = 'on on_time scalenet scalenet_increments'
+
+
+def _fixed(scenes: int) -> tuple[Row, ...]:
+    """The rows on a fixed set, in as many epochs as on 5,000 scenes."""
+
+    def on(row: Row, source: Row | None = None) -> Row:
+        return replace(row, scenes=scenes, steps=row.steps * scenes // SETS[1], source=source)
+
+    source = on(DEIT_SOURCE)
+    others = [row for row in (*PRIMARY, *named('scalenet_increments untied')) if row is not DEIT_SOURCE]
+    return (source, *(on(row, row.source and source) for row in others))
+
+
+FIXED = tuple(row for scenes in SETS for row in _fixed(scenes))
+
+
+# Where it pays: a source less far trained; more and fewer steps.
+def _younger(steps: int) -> tuple[Row, ...]:
+    source = replace(DEIT_SOURCE, name=f'source_{steps}', title=f'source of {steps:,} steps', steps=steps, paper='')
+    rows = (
+        replace(r, name=f'{r.name}_of_{steps}', title=f'{r.title}, of {steps:,} steps', source=source, paper='')
+        for r in named(CONTROLS)
+    )
+    return (source, *rows)
+
+
+YOUNGER = tuple(row for steps in (3_000, 6_000) for row in _younger(steps))
+LENGTHS = (500, 1_000, 2_000, 8_000)
+OF_LENGTH = tuple(
+    replace(
+        row,
+        name=f'{row.name}_for_{steps}',
+        title=f'{row.title}, {steps:,} steps',
+        steps=row.steps * steps // STEPS,
+        paper='',
+    )
+    for steps in LENGTHS
+    for row in named(CONTROLS)
 )
 
-# On the pilot's seed alone: three learning rates a policy.
-PILOT_SEED = 100
-PILOT = tuple(
-    replace(row, name=f'{row.name}_lr_{lr:g}', title=f'{row.title}, lr {lr:g}', lr=lr, paper='')
-    for row in DEIT
-    for lr in {
-        **dict.fromkeys(('source', 'on', 'stack', 'scalenet'), (2e-3, 4e-3, 8e-3)),
-        'scalenet_increments': (4e-3, 8e-3, 16e-3),
-    }.get(row.name, ())
+# On seeds of their own: learning rates and drop path on the first, the spread on all three.
+PILOT_SEEDS = (100, 101, 102)
+
+
+def _tried(row: Row, **settings: float) -> Row:
+    ((what, value),) = settings.items()
+    words = {'lr': 'lr', 'drop_path': 'drop path'}[what]
+    return replace(
+        row, name=f'{row.name}_{what}_{value:g}', title=f'{row.title}, {words} {value:g}', paper='', **settings
+    )
+
+
+_RATES = {
+    'source': (4e-3, 8e-3, 16e-3),
+    **dict.fromkeys(('on', 'stack', 'scalenet', 'tied'), (1e-3, 2e-3, 4e-3)),
+    'scalenet_increments': (8e-3, 16e-3, 32e-3),
+}
+PILOT = (
+    *(_tried(row, lr=lr) for row in DEIT for lr in _RATES.get(row.name, ())),
+    *(_tried(row, drop_path=p) for row in named('scalenet') for p in (0.05, 0.1)),
+    replace(
+        DEIT_SOURCE, name='source_longer', title='source, 30 % more steps', steps=SOURCE_STEPS * 13 // 10, paper=''
+    ),
+)
+PILOT_FIXED = tuple(
+    _tried(row, drop_path=p)
+    for row in FIXED
+    if row.scenes == SETS[1]
+    for p in {'source': (0.0, 0.1, 0.2), 'on': (0.0, 0.1, 0.2), 'scalenet': (0.1, 0.2, 0.3)}.get(row.name, ())
 )
 
-ROWS = {row.key: row for row in (*DEIT, *SWIN, *LONGER, *PILOT)}
+ROWS = {row.key: row for row in (*DEIT, *SWIN, *FIXED, *YOUNGER, *OF_LENGTH, *PILOT, *PILOT_FIXED)}
+
+
+def keys(rows) -> tuple[str, ...]:
+    return tuple(row.key for row in rows)
 
 
 def _keys(**names: str) -> tuple[str, ...]:
-    return tuple(f'{host}/{name}' for host, some in names.items() for name in some.split())
+    return tuple(f'{group}/{name}' for group, some in names.items() for name in some.split())
 
 
 # Study -> rows, in the order of its table; `evidence_page.reference` is what the others are compared with.
 STUDIES = {
-    'table1': _keys(
-        deit='source on on_time random stack interpolate swa zero peft scalenet scalenet_increments',
-        swin='source on stack scalenet scalenet_increments',
-    ),
-    'table2': _keys(
-        deit='source on tied lora adapter adapter_increments tied_lora scalenet scalenet_increments',
-        swin='source on tied scalenet',
-    ),
+    'primary': keys(PRIMARY),
+    'swin': keys(SWIN),
+    **{f'fixed{scenes}': keys(row for row in FIXED if row.scenes == scenes) for scenes in SETS},
+    'younger': (*keys(YOUNGER), *_keys(deit=f'source {CONTROLS}')),
+    'length': (*keys(OF_LENGTH), *_keys(deit=f'source {CONTROLS}')),
+    'table1': _keys(deit='source on on_time random stack interpolate swa zero peft scalenet scalenet_increments'),
+    'table2': _keys(deit='source on tied lora adapter adapter_increments tied_lora scalenet scalenet_increments'),
     'table3': _keys(deit='source on layer1 layer2 layer3 scalenet'),
     'table4': _keys(deit='source on adapter scalenet times3 times4'),
     'table5': _keys(deit='scalenet stacked', swin='scalenet interpolated'),
     'table6': _keys(deit='source on adapter_r2 scalenet adapter_r8 tied_lora lora_r4'),
-    'table7': _keys(
-        deit='source on scratch scratch3 untied scalenet scalenet_increments', swin='source scratch scalenet'
-    ),
+    'table7': _keys(deit='source on scratch scratch3 untied scalenet scalenet_increments'),
     'fig6': _keys(deit='scalenet drop_path_0.05 drop_path_0.1 drop_path_0.2'),
     'start': _keys(deit='on scalenet function'),
-    'longer': ('deit/source', *(row.key for row in LONGER)),
-    'gradients': _keys(deit='source tied scalenet'),
-    'pilot': tuple(row.key for row in PILOT),
     'distill': _keys(deit='on scalenet distill_logits distill_layers'),
+    'gradients': _keys(deit='source tied scalenet'),
+    'pilot': keys(PILOT),
+    'pilot_fixed': keys(PILOT_FIXED),
+    'spread': _keys(deit='source on stack tied scalenet scalenet_increments'),
 }
+PILOTS = ('pilot', 'pilot_fixed', 'spread')

@@ -12,8 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import nn
 
 from ...compat import configs_dir
@@ -23,13 +25,14 @@ from ...runner.atomic import make_atomic
 from ...runner.config import load_config
 from ...runner.progress_hook import show_progress
 from ...runner.resume import make_resumable
+from ..benchmark.machine import describe
 from ..figures.given import load
 from .pool import Job
 from .rank import CELL, GRID
 from .rows import ROWS, STUDIES, Row
 
 TOLD = 'top-1 {top1:.2f}, loss {loss:.3f}, {minutes:.1f} min'
-WARM_UP = 50  # steps
+WARM_UP, SAVED_EVERY = 50, 500  # steps
 PRETRAINING, TRAINING, HELD_OUT, SEEN = range(4)  # streams of scenes of one seed
 
 
@@ -52,10 +55,11 @@ def config(row: Row, seed: int, work_dir: Path, source: str | None = None) -> Co
         'param_scheduler.0.end': warm_up,
         'param_scheduler.1.begin': warm_up,
         'param_scheduler.1.end': row.steps,
-        'default_hooks.checkpoint.interval': row.steps,
-        'default_hooks.checkpoint.save_optimizer': False,
+        'default_hooks.checkpoint.interval': min(row.steps, SAVED_EVERY),
         'optim_wrapper.optimizer.lr': row.rate,
         'optim_wrapper.paramwise_cfg.policy': dict(train=row.train),
+        'train_dataloader.dataset.scenes': row.scenes,
+        'model.backbone.drop_path_rate': row.dropped,
         'randomness.seed': seed,
         'load_from': source if row.source else None,
         **row.options,
@@ -68,16 +72,12 @@ def config(row: Row, seed: int, work_dir: Path, source: str | None = None) -> Co
     return cfg
 
 
-# Where the task lay when the first records were made: a move of the code does not make them another run's.
-FIRST_IMPORTS = dict(imports=['scalenet_mm', 'scalenet_mm.study.rank'])
-
-
 @cache
 def digest(row: Row) -> str:
     """Changes with any setting of a row's runs, and of the source that they start from."""
     cfg = config(row, 0, Path('.'), 'source')
-    settings = {k: v for k, v in cfg.items() if k not in ('work_dir', 'default_hooks', 'env_cfg')}
-    settings['custom_imports'] = FIRST_IMPORTS
+    # where the code lies and how often a run is saved do not make it another run
+    settings = {k: v for k, v in cfg.items() if k not in ('work_dir', 'default_hooks', 'env_cfg', 'custom_imports')}
     text = json.dumps(settings, sort_keys=True, default=str) + (digest(row.source) if row.source else '')
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -95,21 +95,19 @@ def jobs(studies: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list
 
 
 def jobs_of(rows: Iterable[Row], seeds: Iterable[int]) -> list[Job]:
-    """The jobs of some rows, sources first, each once."""
+    """The jobs of some rows, seed by seed, sources first, each once."""
     rows = [r for row in rows for r in (row.source, row) if r]
     found: dict[tuple[str, int], Job] = {}
     for seed in seeds:
         for row in rows:
             needs = found[row.source.key, seed] if row.source else None
             found.setdefault((row.key, seed), Job(row.key, seed, digest(row), row, cost(row), needs))
-    return sorted(found.values(), key=lambda job: (job.needs is not None, job.seed))
+    return sorted(found.values(), key=lambda job: (job.seed, job.needs is not None))
 
 
 def cost(row: Row) -> float:
     """Expected time of a run, in steps of the source's depth."""
-    scale = row.scale or {}
-    times = 4 / 3 if 'new_layers' in scale else scale.get('times', 2 if scale else 1)
-    return row.steps * times * (1.3 if 'model.distill' in row.options else 1)
+    return row.steps * row.depth * (1.3 if 'model.distill' in row.options else 1)
 
 
 def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
@@ -118,18 +116,24 @@ def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
     Returns:
         ``top1`` (percent of the cells) and ``loss`` (nats) on held-out digits, ``seen_top1`` and ``seen_loss`` on those
         of training; ``params``, ``trainable``, ``mflops`` an image; ``minutes`` of the wall clock, ``cpu_minutes``;
-        ``checkpoint``.
+        ``checkpoint``; ``made_with``: versions and processor.
     """
     row, seed = job.settings, job.seed
-    cfg = config(row, seed, folder, source)
+    work_dir = folder / job.digest  # what a stopped run left there is of the same settings
+    cfg = config(row, seed, work_dir, source)
     cfg.experiment_name = f'{row.key}_{seed}_{os.getpid()}'.replace('/', '_')
+    begun = 0
+    if last := find_latest_checkpoint(work_dir):
+        cfg.resume, cfg.load_from = True, None
+        begun = int(Path(last).stem.removeprefix('iter_'))
     make_resumable(cfg)
     make_atomic(cfg)
     show_progress(cfg)
     runner = Runner.from_cfg(cfg)
     wall, cpu = time.time(), time.process_time()
     runner.train()
-    minutes, cpu_minutes = (time.time() - wall) / 60, (time.process_time() - cpu) / 60
+    share = row.steps / max(1, row.steps - begun)  # of a continued run the part seen here stands for the whole
+    minutes, cpu_minutes = share * (time.time() - wall) / 60, share * (time.process_time() - cpu) / 60
     held_out = runner.val_loop.run()
     seen = runner.test()
     counts = total(count(runner.model).values())
@@ -144,7 +148,8 @@ def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
         mflops=cost.flops_with_adjustments / 1e6,
         minutes=minutes,
         cpu_minutes=cpu_minutes,
-        checkpoint=f'{job.folder}/iter_{row.steps}.pth',
+        checkpoint=f'{job.folder}/{job.digest}/iter_{row.steps}.pth',
+        made_with=describe('cuda' if torch.cuda.is_available() else 'cpu'),
     )
 
 

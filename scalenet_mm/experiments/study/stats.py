@@ -20,12 +20,14 @@ class Interval:
     Attributes:
         n: number of seeds.
         p: of the two-sided t-test that the mean is 0; nan with fewer than two seeds.
+        spread: standard deviation over seeds.
     """
 
     mean: float
     half: float
     n: int
     p: float
+    spread: float = float('nan')
 
     @property
     def low(self) -> float:
@@ -52,10 +54,11 @@ def interval(values: Iterable[float]) -> Interval:
     x = np.asarray(list(values), float)
     if len(x) < 2:
         return Interval(float(x.mean()), float('nan'), len(x), float('nan'))
-    error = x.std(ddof=1) / np.sqrt(len(x))
+    spread = float(x.std(ddof=1))
+    error = spread / np.sqrt(len(x))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1) * error)
     p = float(stats.ttest_1samp(x, 0).pvalue) if error > 0 else float(x.mean() == 0)
-    return Interval(float(x.mean()), half, len(x), p)
+    return Interval(float(x.mean()), half, len(x), p, spread)
 
 
 def values(records: Records, row: str, metric: Hashable) -> dict[int, float]:
@@ -85,3 +88,33 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, (len(p) - rank) * p[i])
         adjusted[i] = min(1.0, largest)
     return adjusted
+
+
+POWER, MOST_SEEDS = 0.8, 1000
+
+
+def detectable(spread: float, seeds: int, tests: int) -> float:
+    """The smallest mean of paired differences that a two-sided t-test finds with a chance of ``POWER``.
+
+    Args:
+        spread: standard deviation of the differences.
+        seeds: how many.
+        tests: of the family; the test is the first step of Holm's, the strictest.
+
+    >>> round(detectable(0.2, 10, 8), 3)
+    0.28
+    """
+    if seeds < 2:
+        return float('inf')
+    level = 1 - (1 - CONFIDENCE) / tests / 2
+    degrees = seeds - 1
+    return float((stats.t.ppf(level, degrees) + stats.t.ppf(POWER, degrees)) * spread / np.sqrt(seeds))
+
+
+def seeds_needed(spread: float, mean: float, margin: float, tests: int) -> int:
+    """The fewest seeds with which such a mean would be found, or its interval would lie within the margin."""
+    for seeds in range(2, MOST_SEEDS):
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) * spread / np.sqrt(seeds)
+        if detectable(spread, seeds, tests) <= abs(mean) or abs(mean) + half < margin:
+            return seeds
+    return MOST_SEEDS
