@@ -11,7 +11,7 @@ class Mutation:
 
     Attributes:
         decision: number of the decision of the design that it breaks, or a group: 'resume', 'configs', 'delta',
-            'interop', 'data', 'seeing', 'study', 'ops', 'bench'.
+            'interop', 'data', 'seeing', 'study', 'ops', 'bench', 'hosts', 'backbones', 'lm', 'elastic'.
         what: the break in a few words.
         file: path from the root of the checkout.
         old: source text that occurs exactly once in ``file``.
@@ -735,6 +735,23 @@ MUTATIONS = (
         'tests/test_quickstart.py::test_detections_with_a_score_below_the_threshold_are_not_drawn',
     ),
     # The paper's experiments
+    # One run a folder
+    Mutation(
+        'resume',
+        'a forked worker keeps the lock of its dead parent',
+        'scalenet_mm/one_run.py',
+        '        file.close()\n    _held.clear()',
+        '        pass\n    _held.clear()',
+        'tests/test_one_run.py::test_a_forked_process_does_not_keep_what_its_dead_parent_held',
+    ),
+    Mutation(
+        'resume',
+        "another project's tool trains where a run goes on",
+        'scalenet_mm/runner/config.py',
+        'with one_run(self.work_dir):',
+        'if True:',
+        'tests/test_one_run.py::test_another_projects_runner_call_is_held_to_it_too',
+    ),
     Mutation(
         'study',
         'averaged layers are summed',

@@ -1,6 +1,6 @@
 """Breaks the decisions of the design one at a time, in a copy, and requires the named test to fail.
 
-    python tests/mutations.py [--decision N] [--jobs 2] [--verbose]
+    python tests/mutations.py [--decision N] [--only TEXT] [--jobs 2] [--verbose]
 
 The table is ``mutation_table.py``. All named tests are run unbroken first. A break counts as caught only when its test
 itself fails: an import, a collection or a fixture that breaks proves nothing.
@@ -198,10 +198,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     decisions = sorted({m.decision for m in MUTATIONS})
     parser.add_argument('--decision', choices=decisions, help='only those of one decision')
+    parser.add_argument('--only', default='', metavar='TEXT', help='only those with this in what they break')
     parser.add_argument('--jobs', type=int, default=2, help='processes at a time (default: 2)')
     parser.add_argument('--verbose', action='store_true', help='show how each test failed')
     args = parser.parse_args(argv)
-    chosen = [m for m in MUTATIONS if args.decision in (None, m.decision)]
+    chosen = [m for m in MUTATIONS if args.decision in (None, m.decision) and args.only in m.what]
+    if not chosen:
+        parser.error(f'no mutation says {args.only!r}; see `what` in tests/mutation_table.py')
     width = max(len(m.what) for m in chosen)
 
     def say(result: Result, progress: str) -> None:

@@ -15,10 +15,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..one_run import one_run
 from .main import command_parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    from ..core.adapters import ADAPTER_RANK
     from ..lm.alpaca import MAX_LENGTH
     from ..lm.training import Recipe
 
@@ -29,7 +31,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument('--out', required=True, type=Path, metavar='DIR')
     p.add_argument('--times', type=float, default=2, help='depth factor (default 2)')
     p.add_argument('--order', choices=['interpolate', 'stack'], default='interpolate')
-    p.add_argument('--rank', type=int, default=16, help='of the adapters (default 16, as in Table X)')
+    p.add_argument('--rank', type=int, default=ADAPTER_RANK, help=f'of the adapters (default {ADAPTER_RANK})')
     p.add_argument('--adjust', choices=['adapter', 'lora', 'none'], default='adapter')
     p.add_argument('--start', choices=['paper', 'function'], default='paper')
     p.add_argument('--train', choices=['increments', 'adjustments', 'all'], default='increments')
@@ -82,22 +84,23 @@ def main(argv: Sequence[str]) -> int:
         f'{args.data}: {len(records)} records, {len(examples)} with room for a response, {cut} as long as '
         f'{args.max_length} tokens or cut there.'
     )
-    model = load('bfloat16' if args.bf16 and args.train != 'all' else 'float32')
-    if args.times != 1 or adjust:
-        scale(model, times=args.times, order=args.order, adjust=adjust, start=args.start)
-    setattr(model.config, TRAINED, args.train)
-    if checkpoint:
-        require_same_run(checkpoint, model.config)
-    policy = TrainPolicy(args.train)
-    trainer = make_trainer(model, examples, args.out, recipe, policy, tokenizer)
-    print(f'What is trained:\n{trainable_table(model)}')
-    print('Stated in the paper: x2, Alpaca, 3 epochs. Chosen here: ' + repr(recipe), flush=True)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(args.out))
-    if not trainer.is_world_process_zero():
+    with one_run(args.out):
+        model = load('bfloat16' if args.bf16 and args.train != 'all' else 'float32')
+        if args.times != 1 or adjust:
+            scale(model, times=args.times, order=args.order, adjust=adjust, start=args.start)
+        setattr(model.config, TRAINED, args.train)
+        if checkpoint:
+            require_same_run(checkpoint, model.config)
+        policy = TrainPolicy(args.train)
+        trainer = make_trainer(model, examples, args.out, recipe, policy, tokenizer)
+        print(f'What is trained:\n{trainable_table(model)}')
+        print('Stated in the paper: x2, Alpaca, 3 epochs. Chosen here: ' + repr(recipe), flush=True)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(str(args.out))
+        if not trainer.is_world_process_zero():
+            return 0
+        print(f'wrote {args.out}')
+        if args.train != 'all':
+            delta = save_increments(model, args.model, args.out / INCREMENTS, policy)
+            print(f'wrote {args.out / INCREMENTS}: {delta.nbytes / 1e6:.1f} MB on {args.model}')
         return 0
-    print(f'wrote {args.out}')
-    if args.train != 'all':
-        delta = save_increments(model, args.model, args.out / INCREMENTS, policy)
-        print(f'wrote {args.out / INCREMENTS}: {delta.nbytes / 1e6:.1f} MB on {args.model}')
-    return 0

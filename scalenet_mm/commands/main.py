@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from ..one_run import ending_cleanly
 from ..version import __version__
 
 COMMANDS = {
@@ -71,7 +72,8 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         if name not in ALONE:
             import_module('scalenet_mm.registration')
         module = import_module(ELSEWHERE.get(name, f'{package}.{name.replace("-", "_")}'))
-        return module.main(rest) or 0
+        with ending_cleanly():
+            return module.main(rest) or 0
     except KeyboardInterrupt:
         print(f'{called}: stopped.', file=sys.stderr)
         return 130

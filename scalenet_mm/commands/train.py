@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
+from ..one_run import one_run
 from ..runner.atomic import make_atomic
 from ..runner.config import build_runner, load_config, write_deltas
 from ..runner.dry_run import dry_run
@@ -76,10 +78,15 @@ def main(argv: Sequence[str]) -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             p.error('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config.')
         cfg.auto_scale_lr.enable = True
+    if args.resume and args.dry_run:
+        p.error('--dry-run starts anew; leave --resume out.')
     write_deltas(cfg)
+    with nullcontext() if args.dry_run else one_run(cfg.work_dir):
+        train(args, cfg)
+
+
+def train(args: argparse.Namespace, cfg: Config) -> None:
     if args.resume:
-        if args.dry_run:
-            p.error('--dry-run starts anew; leave --resume out.')
         found = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
         if found:
             cfg.resume, cfg.load_from = True, found

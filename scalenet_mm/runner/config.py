@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from ..compat import read_config, type_name
 from ..core.roles import TrainPolicy
 from ..engine.optim import FROM_CONFIG
+from ..one_run import one_run
 from .resume import make_resumable
 
 CONSTRUCTOR, WRAPPER = 'ScaleNetOptimWrapperConstructor', 'ScaleNetDistributedDataParallel'
@@ -58,6 +59,15 @@ class ScaleNetRunner(Runner):
     @classmethod
     def from_cfg(cls, cfg: Config) -> Runner:
         return super().from_cfg(complete_config(copy.deepcopy(cfg)))
+
+    def train(self):
+        """As mmengine's, while no other run trains in the same work dir.
+
+        Raises:
+            SystemExit: if one does.
+        """
+        with one_run(self.work_dir):
+            return super().train()
 
 
 def complete_config(cfg: Config) -> Config:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...one_run import one_run
 from ..data import make_demo_data
 from ..quickstart import quickstart_page as report
 from ..quickstart.quickstart_runs import Job, Result
@@ -80,7 +81,8 @@ def main(argv: Sequence[str]) -> None:
     print(f'{args.task}: about {task.minutes} minutes on two idle cores.', flush=True)
     folder = args.work_dir / args.task
     job = Job(task, folder, args.data, args.epochs, args.scenes, args.seed)
-    rows = run(job, task.floor if args.floor is None else args.floor)
+    with one_run(folder):
+        rows = run(job, task.floor if args.floor is None else args.floor)
     say(5, 'Result')
     text = report.table(rows, task) + '\n\n' + report.notes(task, job.scenes[1], args.seed)
     print(f'\n{text}\n')

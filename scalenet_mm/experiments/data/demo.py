@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import cv2
 
+from ...one_run import only_process
 from ...progress import Progress
 from .dataset_layouts import LAYOUTS
 from .digits import SPLITS, digit_set
@@ -87,19 +86,8 @@ def make_demo_data(
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Hold the folder for this process; the kernel frees it however the process ends."""
-    with open(out / LOCK, 'w') as file:
-        deadline = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise BlockingIOError(
-                        f'another process is writing demo data to {out}; wait for it to end, '
-                        'or name another output folder'
-                    ) from error
-                time.sleep(0.1)
+    refusal = f'demo data is being written to {out} ({{holder}}); wait for it to end, or name another output folder'
+    with only_process(out / LOCK, refusal, LOCK_WAIT_S):
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from ...checkpoint.writing import write_atomically
+from ...one_run import one_run
 from .stats import Records
 
 RESULTS, RECORD = 'results.jsonl', 'record.json'
@@ -86,18 +86,12 @@ def alone(root: Path) -> Iterator[Path]:
     Raises:
         SystemExit: if another process is running jobs in this folder.
     """
-    root.mkdir(parents=True, exist_ok=True)
     file = root / RESULTS
-    with file.open('a+b') as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SystemExit(
-                f'Another call is running studies in {root}; wait for it, or choose another --work-dir.'
-            ) from None
-        if held.tell() and file.read_bytes()[-1:] != b'\n':
-            held.write(b'\n')
-            held.flush()
+    with one_run(root):
+        text = file.read_bytes() if file.exists() else b''
+        if text and not text.endswith(b'\n'):
+            with file.open('ab') as out:
+                out.write(b'\n')
         yield file
 
 

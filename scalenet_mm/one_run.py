@@ -1,0 +1,125 @@
+"""One process at a time in a folder, and nothing of it left when it is told to end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+LOCK = '.run.lock'
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_held: dict[Path, IO] = {}
+
+
+@contextmanager
+def only_process(file: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
+    """Holds a lock file; the kernel frees it however this process ends, and what it forked does not hold it.
+
+    Args:
+        file: made where it is missing, and left; it says who holds it.
+        refusal: what the error says; ``{holder}`` in it becomes the process that holds the file.
+        wait: seconds to try for.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    deadline = time.monotonic() + wait
+    with file.open('a+') as held:
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    held.seek(0)
+                    raise BlockingIOError(refusal.replace('{holder}', _described(held.read()))) from None
+                time.sleep(0.1)
+        held.truncate(0)
+        me = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime('%Y-%m-%d %H:%M'))
+        held.write(json.dumps(me))
+        held.flush()
+        path = file.resolve()
+        _held[path] = held
+        try:
+            yield
+        finally:
+            _held.pop(path, None)
+
+
+def _described(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        return f'process {holder["pid"]} on {holder["host"]}, since {holder["since"]}'
+    except (ValueError, KeyError, TypeError):
+        return 'another process'
+
+
+@contextmanager
+def one_run(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps a folder for the run of this process; nothing to do where it is kept already.
+
+    Of a distributed run the first process keeps it. Signals end the run as Ctrl-C does, see ``ending_cleanly``.
+
+    Raises:
+        SystemExit: if another process runs there; the message names it and the ways out.
+    """
+    path = Path(folder).resolve() / LOCK
+    first = int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0) == 0
+    if path in _held or not first:
+        with ending_cleanly():
+            yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    refusal = (
+        f"a run goes on in {folder} ({{holder}}), and two would take each other's checkpoints for their own. Wait for "
+        'it, end it with kill and its number, or choose another folder.'
+    )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_process(path, refusal))
+        except BlockingIOError as error:
+            raise SystemExit(str(error)) from None
+        stack.enter_context(ending_cleanly())
+        yield
+
+
+@contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP raise SystemExit (128 + signal): files are closed and the workers of loaders end.
+
+    Python's default would leave those behind. A handler of somebody else's, or a signal that is ignored, stays so.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    mine = [s for s in SIGNALS if main and signal.getsignal(s) is signal.SIG_DFL]
+    for number in mine:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _in_a_child() -> None:
+    """A forked process holds no lock of its parent and ends by a signal as any other does."""
+    for file in _held.values():
+        file.close()
+    _held.clear()
+    for number in SIGNALS:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_in_a_child)

@@ -1,0 +1,152 @@
+"""One run a folder, and nothing left of it when it is told to end: real runs in real processes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, scalenet
+
+from scalenet_mm.one_run import LOCK, ending_cleanly, one_run, only_process
+
+CONFIG = ROOT / 'configs' / 'demo' / 'rank_deit.py'
+WORKERS = ('train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True')
+LONG = ('train_cfg.max_iters=100000', 'train_dataloader.dataset.batch=2')
+
+
+def begin(folder, *more):
+    """A training that goes on, once it has trained."""
+    words = scalenet('train', CONFIG, '--work-dir', folder, '--cfg-options', *LONG, *more)
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    for line in run.stdout:
+        if re.search(r'Iter\(train\)', line):
+            return run
+    raise AssertionError(f'ended with {run.wait()}')
+
+
+def family(pid: int) -> set[int]:
+    """The processes below one."""
+    table = subprocess.run(['ps', '-eo', 'pid=,ppid='], capture_output=True, text=True).stdout.split()
+    parents = dict(zip(map(int, table[::2]), map(int, table[1::2])))
+    found, new = set(), {pid}
+    while new:
+        found |= new
+        new = {child for child, parent in parents.items() if parent in new} - found
+    return found - {pid}
+
+
+def alive(pids) -> set[int]:
+    """Those that run: a zombie has ended."""
+    return {p for p in pids if os.path.exists(f'/proc/{p}/stat') and ' Z ' not in open(f'/proc/{p}/stat').read()}
+
+
+def soon(condition, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_does_not_block(tmp_path):
+    first = begin(tmp_path, *WORKERS)
+    try:
+        words = scalenet('train', CONFIG, '--work-dir', tmp_path)
+        before = sorted(p for p in tmp_path.rglob('*') if p.name.endswith('.log'))
+        second = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+        assert second.returncode == 2 and f'process {first.pid} on' in second.stderr, second.stderr
+        assert 'choose another folder' in second.stderr and 'Traceback' not in second.stderr
+        assert before == sorted(p for p in tmp_path.rglob('*') if p.name.endswith('.log')), 'it started'
+        with one_run(tmp_path / 'other'):
+            pass
+    finally:
+        first.kill()
+        first.wait()
+    with one_run(tmp_path):  # at once, whatever the workers of the killed one still do
+        pass
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_everything_that_a_run_started(number, tmp_path):
+    run = begin(tmp_path, *WORKERS)
+    started = family(run.pid)
+    assert len(started) >= 2, 'the workers of its loader'
+    run.send_signal(number)
+    run.stdout.close()
+    assert run.wait(30) == 128 + number
+    assert soon(lambda: not alive(started)), started
+
+
+def test_another_projects_runner_call_is_held_to_it_too(tmp_path):
+    """As mmdet's own tools/train.py ends: `RUNNERS.build(cfg).train()`, without the command line."""
+    code = (
+        'import scalenet_mm\n'
+        'from mmengine.config import Config\n'
+        'from mmengine.registry import RUNNERS\n'
+        f'cfg = Config.fromfile({str(CONFIG)!r})\n'
+        f"cfg.merge_from_dict(dict(work_dir={str(tmp_path)!r}, runner_type='ScaleNetRunner', launcher='none'))\n"
+        "cfg.merge_from_dict({'train_cfg.max_iters': 4, 'train_cfg.val_interval': 9})\n"
+        'RUNNERS.build(cfg).train()\n'
+    )
+    with one_run(tmp_path):
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and f'process {os.getpid()} on' in done.stderr, done.stderr
+    assert not list(tmp_path.glob('iter_*'))
+
+
+def test_a_forked_process_does_not_keep_what_its_dead_parent_held(tmp_path):
+    code = (
+        'import os, sys, time\n'
+        'from scalenet_mm.one_run import one_run\n'
+        'with one_run(sys.argv[1]):\n'
+        '    if not os.fork():\n'
+        '        time.sleep(60)\n'
+        "    print('held', flush=True)\n"
+        '    time.sleep(60)\n'
+    )
+    parent = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert parent.stdout.readline() == 'held\n'
+    children = family(parent.pid)
+    try:
+        with pytest.raises(SystemExit, match=f'process {parent.pid} on'), one_run(tmp_path):
+            pass
+        parent.kill()
+        parent.wait()
+        assert alive(children)
+        with one_run(tmp_path):
+            pass
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_one_process_may_enter_twice_and_only_the_first_of_a_distributed_run_holds(tmp_path, monkeypatch):
+    with one_run(tmp_path), one_run(tmp_path):
+        pass
+    file = tmp_path / LOCK
+    with only_process(file, 'held by {holder}'):
+        with (
+            pytest.raises(BlockingIOError, match=f'held by process {os.getpid()}'),
+            only_process(file, 'held by {holder}'),
+        ):
+            pass
+        monkeypatch.setenv('RANK', '1')
+        with one_run(tmp_path):
+            pass
+
+
+def test_a_handler_of_somebody_elses_stays():
+    def mine(*_):
+        pass
+
+    old = signal.signal(signal.SIGTERM, mine)
+    try:
+        with ending_cleanly():
+            assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    with ending_cleanly():
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, old)
+    assert signal.getsignal(signal.SIGTERM) is old
