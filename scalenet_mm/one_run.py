@@ -20,13 +20,14 @@ _held: dict[Path, IO] = {}
 
 
 @contextmanager
-def only_process(file: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
-    """Holds a lock file; the kernel frees it however this process ends, and what it forked does not hold it.
+def only_process(file: Path, refusal: str, wait: float = 0.0, with_forked: bool = False) -> Iterator[None]:
+    """Holds a lock file; the kernel frees it however this process ends.
 
     Args:
         file: made where it is missing, and left; it says who holds it.
         refusal: what the error says; ``{holder}`` in it becomes the process that holds the file.
         wait: seconds to try for.
+        with_forked: whether what it forked holds it too, as long as that lives: for workers that write.
 
     Raises:
         BlockingIOError: if another process holds it.
@@ -47,7 +48,8 @@ def only_process(file: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
         held.write(json.dumps(me))
         held.flush()
         path = file.resolve()
-        _held[path] = held
+        if not with_forked:
+            _held[path] = held
         try:
             yield
         finally:

@@ -304,8 +304,10 @@ def test_a_run_that_dies_or_fails_is_recorded_and_costs_no_other(tmp_path):
 
 
 def test_two_calls_in_one_folder_are_refused(tmp_path):
-    with alone(tmp_path), pytest.raises(SystemExit, match='Another call is running'):
-        run_all([], tmp_path, fake_train, tell=str)
+    with alone(tmp_path / 'demo_100_times_shorter'):
+        refused = study('start', '--shorten', 100, '--work-dir', tmp_path)
+    assert refused.returncode == 2 and f'a run goes on in {tmp_path}' in refused.stderr
+    assert f'process {os.getpid()} on' in refused.stderr and not list(tmp_path.rglob('console.log'))
 
 
 def test_a_record_of_other_settings_is_run_again(tmp_path):

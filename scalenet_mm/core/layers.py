@@ -1,7 +1,7 @@
 """Where a model keeps its transformer layers, and which of them stand for the same layer of the source network.
 
 A container with a ``layer_map`` (tied or grown) says it itself. Of any other model, the containers are found whose
-blocks all are of a known host (``hosts.HOSTS``), or those that are named.
+blocks all are of a known host (``hosts.host_facts``), or those that are named.
 """
 
 from __future__ import annotations

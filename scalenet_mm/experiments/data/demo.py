@@ -87,7 +87,7 @@ def make_demo_data(
 def _locked(out: Path) -> Iterator[None]:
     """Hold the folder for this process; the kernel frees it however the process ends."""
     refusal = f'demo data is being written to {out} ({{holder}}); wait for it to end, or name another output folder'
-    with only_process(out / LOCK, refusal, LOCK_WAIT_S):
+    with only_process(out / LOCK, refusal, LOCK_WAIT_S, with_forked=True):
         yield
 
 
