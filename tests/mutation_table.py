@@ -735,6 +735,39 @@ MUTATIONS = (
         'tests/test_quickstart.py::test_detections_with_a_score_below_the_threshold_are_not_drawn',
     ),
     # The paper's experiments
+    # mmcv's operators
+    Mutation(
+        'ops',
+        'an operator computes in half precision',
+        'scalenet_mm/mmcv_ops/precision.py',
+        'copy = x.detach().float()',
+        'copy = x.detach().clone()',
+        'tests/test_mmcv_ops.py::test_half_precision_rounds_inputs_and_outputs_and_nothing_between[attention-torch.bfloat16]',
+    ),
+    Mutation(
+        'ops',
+        'what an operator wrote in fp32 does not come back',
+        'scalenet_mm/mmcv_ops/precision.py',
+        'if copy._version != before:',
+        'if copy._version < before:',
+        'tests/test_mmcv_ops.py::test_half_precision_rounds_inputs_and_outputs_and_nothing_between[deform-torch.float16]',
+    ),
+    Mutation(
+        'ops',
+        'attention samples half of the map',
+        'scalenet_mm/mmcv_ops/deformable.py',
+        'grids = 2 * locations - 1',
+        'grids = locations - 0.5',
+        'tests/test_mmcv_ops.py::test_multi_scale_attention_is_mmcvs_own_in_torch_with_its_gradients',
+    ),
+    Mutation(
+        'ops',
+        'a focal loss forgets its alpha',
+        'scalenet_mm/mmcv_ops/focal_loss.py',
+        'positive = -alpha * (1 - p).pow(gamma) * _log(p)',
+        'positive = -(1 - p).pow(gamma) * _log(p)',
+        'tests/test_mmcv_ops.py::test_the_focal_losses_are_equation_5[sum-False]',
+    ),
     # One run a folder
     Mutation(
         'resume',

@@ -18,7 +18,7 @@ from torch import nn
 from scalenet_mm.commands.main import main
 from scalenet_mm.core.adapters import AdaptedLinear
 from scalenet_mm.core.roles import Role, roles
-from scalenet_mm.experiments.benchmark import counted, kernels, machine, timing, variants
+from scalenet_mm.experiments.benchmark import counted, kernels, machine, operators, timing, variants
 from scalenet_mm.experiments.benchmark import measure as run
 from scalenet_mm.experiments.benchmark import networks as models
 from scalenet_mm.experiments.benchmark import speed_page as report
@@ -295,6 +295,17 @@ def test_kernels_are_timed_beside_the_first_form_and_only_if_they_agree():
     (row,) = run.measure(Case('kernels', 'x', 'fp32', lambda: kernels.compared('fp32', apart)), MICRO, RATES)
     assert row['status'] == 'no parity' and 'differs from right in wrong by 2.0e-05 forward' in row['note']
     assert 'value' not in row and 'ms' not in row
+
+
+def test_mmcvs_operators_are_timed_beside_the_compiled_ones_where_these_are():
+    cases = operators.cases(MICRO)
+    assert [c.name for c in cases] == (
+        ['NMS 100', 'RoIAlign step 16', 'deformable step 8'] if operators.compiled() else []
+    )
+    for case in cases:
+        first, second = run.measure(case, MICRO, RATES)
+        assert (first['setting'], second['setting']) == ('compiled', 'supplied')
+        assert first['status'] == second['status'] == 'ok' and first['value'] == 1
 
 
 def test_a_delta_file_may_have_64_kilobytes_beside_its_tensors():

@@ -347,6 +347,74 @@ def test_psa_masks_are_the_same_forward_and_backward(mask, kind, monkeypatch):
     same(*both(monkeypatch, 'psa_mask', lambda: value_and_gradient(lambda f, _: PSAMask(kind, mask)(f), x, None)))
 
 
+# ---- half precision
+
+
+def half_cases(monkeypatch):
+    """Name -> (call on floating inputs, the inputs in fp32), by mmcv's Python code on our operators."""
+    from mmcv.ops import RoIAlign, RoIPool, sigmoid_focal_loss, softmax_focal_loss
+    from mmcv.ops.carafe import carafe
+    from mmcv.ops.deform_conv import deform_conv2d
+    from mmcv.ops.modulated_deform_conv import modulated_deform_conv2d
+
+    for module in ('roi_align', 'roi_pool', 'focal_loss', 'deform_conv', 'modulated_deform_conv', 'carafe'):
+        use_ours(monkeypatch, module)
+    attend = use_ours(monkeypatch, 'multi_scale_deform_attn').MultiScaleDeformableAttnFunction.apply
+    torch.manual_seed(0)
+    features, rois, target = torch.randn(2, 4, 16, 20), regions(6, 0).round(), torch.randint(0, 5, (11,))
+    shapes, start = torch.tensor([[6, 5], [3, 4]]), torch.tensor([0, 30])
+    kernel, offset, mask = torch.randn(6, 4, 3, 3), torch.randn(2, 18, 16, 20), torch.rand(2, 9, 16, 20)
+    places, weights = torch.rand(2, 7, 2, 2, 2, 2), torch.rand(2, 7, 2, 2, 2)
+    return {
+        'roi align': (lambda x: RoIAlign((3, 3), 0.25, 2)(x, rois.to(x.dtype)), [features]),
+        'roi align max': (lambda x: RoIAlign((3, 3), 0.25, 2, 'max')(x, rois.to(x.dtype)), [features]),
+        'roi pool': (lambda x: RoIPool((3, 3), 0.25)(x, rois.to(x.dtype)), [features]),
+        'sigmoid': (lambda x: sigmoid_focal_loss(x, target, 2.0, 0.25, None, 'sum'), [torch.randn(11, 5)]),
+        'softmax': (lambda x: softmax_focal_loss(x, target, 2.0, 0.25, None, 'sum'), [torch.randn(11, 5)]),
+        'deform': (lambda x, o, w: deform_conv2d(x, o, w, 1, 1), [features, offset, kernel]),
+        'modulated': (
+            lambda x, o, m, w: modulated_deform_conv2d(x, o, m, w, None, 1, 1),
+            [features, offset, mask, kernel],
+        ),
+        'attention': (lambda v, p, w: attend(v, shapes, start, p, w, 64), [torch.randn(2, 42, 2, 4), places, weights]),
+        'carafe': (lambda x, m: carafe(x, m, 3, 1, 2), [torch.randn(1, 4, 3, 5), torch.rand(1, 9, 6, 10)]),
+    }
+
+
+HALVES = {torch.float16: 2**-10, torch.bfloat16: 2**-7}  # the distance of two neighbouring numbers
+POOLS, LOSSES = ('roi align', 'roi align max', 'roi pool'), ('sigmoid', 'softmax')
+OPERATORS = (*POOLS, *LOSSES, 'deform', 'modulated', 'attention', 'carafe')
+
+
+@pytest.mark.parametrize('dtype', HALVES, ids=str)
+@pytest.mark.parametrize('name', OPERATORS)
+def test_half_precision_rounds_inputs_and_outputs_and_nothing_between(name, dtype, monkeypatch):
+    """Forward and gradients: those of fp32 on the rounded inputs, but for one rounding of each result."""
+    call, given = half_cases(monkeypatch)[name]
+    results = []
+    for kind in (dtype, torch.float32):
+        inputs = [x.to(dtype).to(kind).requires_grad_() for x in given]
+        out = call(*inputs)
+        results.append((out, *torch.autograd.grad(out.float().sum(), inputs)))
+        assert all(x.dtype == kind for x in results[-1])
+    if name == 'roi align max':  # mmcv keeps the places of the maxima in the type of the input
+        results = [r[:1] for r in results]
+    for half, full in zip(*results, strict=True):
+        torch.testing.assert_close(half, full.to(dtype), rtol=HALVES[dtype], atol=HALVES[dtype])
+
+
+@pytest.mark.parametrize('name', OPERATORS)
+def test_under_autocast_an_operator_takes_what_it_is_given(name, monkeypatch):
+    call, given = half_cases(monkeypatch)[name]
+    full = call(*given)
+    with torch.autocast('cpu', torch.bfloat16):
+        inputs = [x.clone().requires_grad_() for x in given]
+        out = call(*inputs)
+        out.float().sum().backward()
+    torch.testing.assert_close(out.float(), full, rtol=2e-2, atol=2e-2 * float(full.abs().max()))
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 and x.grad.isfinite().all() for x in inputs)
+
+
 # ---- the rest
 
 

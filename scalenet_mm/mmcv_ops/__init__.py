@@ -7,9 +7,10 @@ and arguments are those of the compiled functions, which write into tensors that
 from inspect import isfunction
 
 from . import deformable, focal_loss, reassembly, roi, suppression
+from .precision import in_fp32
 
 SUPPLIED = {
-    name: function
+    name: in_fp32(function)
     for part in (deformable, focal_loss, reassembly, roi, suppression)
     for name, function in vars(part).items()
     if isfunction(function) and function.__module__ == part.__name__ and not name.startswith('_')

@@ -4,10 +4,6 @@ import torch
 from torch import Tensor
 
 
-def _at_least_float(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _log(p: Tensor) -> Tensor:
     return p.clamp(min=torch.finfo(torch.float32).tiny).log()
 
@@ -25,7 +21,7 @@ def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
     """Losses of logits (N, C) whose classes are ``target`` (N,), C for background, into ``output`` (N, C)."""
-    p = _at_least_float(input).sigmoid()
+    p = input.sigmoid()
     positive = -alpha * (1 - p).pow(gamma) * _log(p)
     negative = -(1 - alpha) * p.pow(gamma) * _log(1 - p)
     loss = torch.where(_is_class(input, target), positive, negative)
@@ -35,7 +31,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    p = _at_least_float(input).sigmoid()
+    p = input.sigmoid()
     positive = -alpha * (1 - p).pow(gamma) * (1 - p - gamma * p * _log(p))
     negative = -(1 - alpha) * p.pow(gamma) * (gamma * (1 - p) * _log(1 - p) - p)
     grad = torch.where(_is_class(input, target), positive, negative)
@@ -43,7 +39,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _picked(softmax: Tensor, target: Tensor) -> Tensor:
-    return _at_least_float(softmax).gather(1, target.clamp(min=0)[:, None])[:, 0]
+    return softmax.gather(1, target.clamp(min=0)[:, None])[:, 0]
 
 
 def softmax_focal_loss_forward(

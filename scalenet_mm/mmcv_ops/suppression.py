@@ -10,8 +10,6 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
     ``offset`` is 1 where a box from 0 to 9 is 10 pixels wide.
     """
-    if boxes.dtype in (torch.float16, torch.bfloat16) and not boxes.is_cuda:
-        boxes = boxes.float()
     if offset:
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), 1)
     return torchvision.ops.nms(boxes, scores.to(boxes.dtype), iou_threshold)

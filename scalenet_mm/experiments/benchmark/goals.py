@@ -94,6 +94,7 @@ GOALS = {
             floor=STEP_FLOPS,
         ),
         Goal('kernels', 'forms of adapters (forward) and window attention (step), over the first form', {}),
+        Goal('operators', "mmcv's operators from torch and torchvision, over the compiled ones", {}),
         Goal('startup', "import, building and loading, over the host's", {}),
         Goal('data', "data loading in the shipped configs, over a training step's time", {}),
         Goal('detectors', "whole steps of Mask R-CNN and UPerNet, over the stock detector's", {}),

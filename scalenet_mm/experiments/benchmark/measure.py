@@ -18,7 +18,7 @@ import torch
 
 from ...checkpoint.writing import write_atomically
 from ...progress import Progress
-from . import counted, detectors, kernels, loaders, pairs, startup, variants
+from . import counted, detectors, kernels, loaders, operators, pairs, startup, variants
 from .cases import Case, Timed, grid
 from .goals import GOALS
 from .machine import best_gemm, describe, rates
@@ -52,6 +52,7 @@ PAIRS: dict[str, Callable[[Settings], list[Case]]] = {
     'P10': grid('P10', variants.drop_path, BASE),
     'ablation': grid('ablation', variants.ablation, {'Swin-T': ('Swin-T', (4,))}),
     'kernels': kernels.cases,
+    'operators': operators.cases,
     'startup': startup.cases,
     'data': loaders.cases,
     'detectors': detectors.cases,
