@@ -8,7 +8,7 @@ randomness = dict(seed=0)
 _loader = dict(batch_size=1, num_workers=0, collate_fn=dict(type='the_batch'))
 train_dataloader = dict(
     **_loader,
-    dataset=dict(type='RankBatches', digits='train', batches=1_000_000, batch=128, seed=(0, 0)),
+    dataset=dict(type='RankBatches', digits='train', batches=1_000_000, batch=128, seed=(0, 0), blended=True),
     sampler=dict(type='InfiniteSampler', shuffle=False),
 )
 val_dataloader = dict(

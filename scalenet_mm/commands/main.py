@@ -67,6 +67,7 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         )
     if name not in NOT_OURS:  # mmengine falls back to running what a file holds
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # before torch: threads that wait leave their core to others
     called = sys.argv[0] = called or f'{prog} {name}'  # argparse's prog
     try:
         if name not in ALONE:

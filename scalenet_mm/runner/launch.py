@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import master_only
+from mmengine.fileio import dump
+from mmengine.hooks import logger_hook
 from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,6 +46,8 @@ def prepare(launcher: str, cfg: Config | None = None) -> None:
         )
     require_gpu(int(place['LOCAL_RANK']), torch.cuda.device_count())
     os.environ.update(place)
+    if logger_hook.dump is dump:  # mmengine 0.10: all processes write the scores of a test into one file at once
+        logger_hook.dump = master_only(dump)
     if launcher == 'slurm':
         job = int(os.environ.get('SLURM_JOB_ID', 0))
         os.environ.setdefault('MASTER_PORT', str(10000 + job % 20000))

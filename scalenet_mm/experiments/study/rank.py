@@ -40,8 +40,17 @@ def warp(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return F.grid_sample(pixels, grid, align_corners=False)[:, 0].numpy()
 
 
+def blend(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The chosen digits (N,), each between its image and another of its class: more digits than were drawn by hand."""
+    order = np.argsort(labels, kind='stable')
+    first, number = np.searchsorted(labels[order], labels[chosen]), np.bincount(labels)[labels[chosen]]
+    others = order[first + rng.integers(number)]
+    share = rng.uniform(0, 1, (len(chosen), 1, 1)).astype(np.float32)
+    return share * images[chosen] + (1 - share) * images[others]
+
+
 def draw_scenes(
-    images: np.ndarray, labels: np.ndarray, chosen: np.ndarray, rng: np.random.Generator
+    images: np.ndarray, labels: np.ndarray, chosen: np.ndarray, rng: np.random.Generator, blended: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws scenes of given digits, each warped a little, of random contrast, with noise.
 
@@ -49,13 +58,15 @@ def draw_scenes(
         images: (N, 8, 8) digits in 0..1.
         labels: (N,) their classes.
         chosen: (B, 16) which digit image each cell of each of B scenes holds, row by row.
+        blended: whether a digit is mixed with another of its class.
 
     Returns:
         pixels (B, 1, 32, 32) float32, normalised; ranks (B, 16) int64 in 0..15, row by row: of each cell the number of
         cells with a smaller digit.
     """
     number = len(chosen)
-    cells = warp(images[chosen.ravel()], rng).reshape(number, CELLS, CELL, CELL)
+    flat = chosen.ravel()
+    cells = warp(blend(images, labels, flat, rng) if blended else images[flat], rng).reshape(number, CELLS, CELL, CELL)
     cells = cells * rng.uniform(*CONTRAST, (number, CELLS, 1, 1))
     scenes = cells.reshape(number, GRID, GRID, CELL, CELL).swapaxes(2, 3)
     scenes = scenes.reshape(number, 1, GRID * CELL, GRID * CELL).astype(np.float32)
@@ -76,15 +87,18 @@ class RankBatches(Dataset):
         seed: a whole number or several. Fixed layouts depend on the first alone.
         scenes: 0: scenes are drawn without end. Else the digits of so many scenes are fixed and come in another order
             in every epoch; how they are warped, contrast and noise are drawn anew.
+        blended: whether each digit is drawn between two images of its class, for training.
     """
 
     metainfo: dict = {}
 
-    def __init__(self, digits: str, batches: int, batch: int, seed: int | tuple[int, ...], scenes: int = 0):
+    def __init__(
+        self, digits: str, batches: int, batch: int, seed: int | tuple[int, ...], scenes: int = 0, blended: bool = False
+    ):
         images, labels = load_raw()
         mine = split_indices(labels)[digits]
         self.images, self.labels = images[mine], labels[mine]
-        self.batches, self.batch, self.scenes = batches, batch, scenes
+        self.batches, self.batch, self.scenes, self.blended = batches, batch, scenes, blended
         self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
         layouts = np.random.default_rng((self.seed[0], LAYOUTS))
         self.layouts = layouts.integers(len(self.images), size=(scenes, CELLS))
@@ -98,7 +112,7 @@ class RankBatches(Dataset):
             chosen = self.layouts[self._order(index)]
         else:
             chosen = rng.integers(len(self.images), size=(self.batch, CELLS))
-        pixels, ranks = draw_scenes(self.images, self.labels, chosen, rng)
+        pixels, ranks = draw_scenes(self.images, self.labels, chosen, rng, self.blended)
         return dict(inputs=torch.from_numpy(pixels), data_samples=torch.from_numpy(ranks))
 
     def _order(self, index: int) -> np.ndarray:
