@@ -29,8 +29,8 @@ from scalenet_mm.core.flops import count_flops
 from scalenet_mm.core.tying import shared_names
 from scalenet_mm.experiments.study import exits as study
 from scalenet_mm.experiments.study.pool import RESULTS, read_results
-from scalenet_mm.experiments.study.rows import ROWS
 from scalenet_mm.experiments.study.runs import config, jobs_of
+from scalenet_mm.experiments.study.studies import ROWS
 from scalenet_mm.ops import set_ops
 
 ADAPTER = dict(type='ParallelAdapter', rank=4)

@@ -30,9 +30,9 @@ from scalenet_mm.experiments.study.claims import (
 )
 from scalenet_mm.experiments.study.pool import RESULTS, Job, alone, latest, read_results, run_all
 from scalenet_mm.experiments.study.rank import RankBatches, RankHead, RankMetric
-from scalenet_mm.experiments.study.rows import PILOT, PILOT_FIXED, PILOTS, ROWS, STUDIES
 from scalenet_mm.experiments.study.runs import HELD_OUT, PRETRAINING, TRAINING, digest, jobs_of, shortened
 from scalenet_mm.experiments.study.stats import detectable, holm, interval, seeds_needed
+from scalenet_mm.experiments.study.studies import PILOT, PILOT_FIXED, PILOTS, ROWS, STUDIES
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,10 +22,11 @@ from ...commands.main import command_parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    from ..study import paper_scale, rows
+    from ..study import paper_scale
+    from ..study.studies import STUDIES
 
     parser = command_parser(__doc__)
-    names = sorted({*rows.STUDIES, *paper_scale.STUDIES, 'all'})
+    names = sorted({*STUDIES, *paper_scale.STUDIES, 'all'})
     parser.add_argument('study', nargs='+', choices=names, metavar='STUDY', help=', '.join(names))
     parser.add_argument('--scale', choices=['demo', 'paper'], default='demo')
     parser.add_argument('--seeds', type=int, default=1, help='how many, from --first-seed on (default 1)')
@@ -55,9 +56,10 @@ def chosen(args: argparse.Namespace) -> tuple[dict[str, list[str]], list[str], l
     Raises:
         SystemExit: if a study is of the other scale, or the pilot and another study would share a seed.
     """
-    from ..study import paper_scale, rows
+    from ..study import paper_scale
+    from ..study.studies import PILOT_SEEDS, PILOTS, STUDIES
 
-    scales = dict(demo=rows.STUDIES, paper=paper_scale.STUDIES)
+    scales = dict(demo=STUDIES, paper=paper_scale.STUDIES)
     there, seeds = scales.pop(args.scale), list(range(args.first_seed, args.first_seed + args.seeds))
     unknown = sorted(set(args.study) - {*there, 'all'})
     if unknown:
@@ -66,9 +68,9 @@ def chosen(args: argparse.Namespace) -> tuple[dict[str, list[str]], list[str], l
         )
     studies = list(dict.fromkeys(args.study))
     if 'all' in studies:
-        studies = [name for name in there if name not in rows.PILOTS]
+        studies = [name for name in there if name not in PILOTS]
     if args.scale == 'demo' and not args.report:
-        pilots, own = [name for name in studies if name in rows.PILOTS], rows.PILOT_SEEDS
+        pilots, own = [name for name in studies if name in PILOTS], PILOT_SEEDS
         if not pilots and (used := sorted({*own} & {*seeds})):
             raise SystemExit(f'Seeds {used} chose the learning rates, so they do not count; use others.')
         if pilots and len(studies) > 1:

@@ -11,8 +11,8 @@ from ...tables import markdown_table
 from ..paper.recount import ROWS as PAPER
 from . import gradient_curves
 from .claims import FAMILIES, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, Family, verdicts
-from .rows import PILOT_SEEDS, PILOTS, ROWS, STUDIES
 from .stats import MOST_SEEDS, Records, interval, minus, paired, values
+from .studies import PILOT_SEEDS, PILOTS, ROWS, STUDIES
 
 PRINTED = {row.key: row.result['top-1'] for row in PAPER if 'top-1' in row.result}
 HEAD = (

@@ -18,9 +18,9 @@ from ...progress import Progress
 from .pool import RESULTS, Job, alone, latest, read_results
 from .rank import RankBatches
 from .rows import DEIT_SOURCE, TWICE, Row
-from .rows import ROWS as STUDIED
 from .runs import HELD_OUT, trained
 from .stats import Records
+from .studies import ROWS as STUDIED
 
 HOOKS = [dict(type='AnyDialectHook'), dict(type='ReseedHook'), dict(type='RandomDepthHook', full=0.5)]
 RANDOM = tuple(

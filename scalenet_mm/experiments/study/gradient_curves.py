@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from ...tables import markdown_table
 from ..figures.gradients import gradient_norms
 from .rank import RankBatches
-from .rows import ROWS
 from .runs import trained
 from .stats import CONFIDENCE, Records, holm, interval
+from .studies import ROWS
 
 IMAGES, BATCHES = 256, 2  # Sec. IV-B1: a batch of 256, accumulated
 STREAM = 9  # of scenes, beside those of ``run``

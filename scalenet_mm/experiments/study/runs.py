@@ -29,7 +29,8 @@ from ..benchmark.machine import describe
 from ..figures.given import load
 from .pool import Job
 from .rank import CELL, GRID
-from .rows import ROWS, STUDIES, Row
+from .rows import Row
+from .studies import ROWS, STUDIES
 
 TOLD = 'top-1 {top1:.2f}, loss {loss:.3f}, {minutes:.1f} min'
 WARM_UP, SAVED_EVERY = 50, 500  # steps

@@ -1,0 +1,125 @@
+"""What the study runs beside them: fixed sets, younger sources, other lengths, pilots; and which rows a study has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from .rows import DEIT, DEIT_SOURCE, SOURCE_STEPS, STEPS, SWIN, Row
+
+SETS = (2_000, 5_000, 20_000)  # fixed scenes; 12,000 steps of 128 are 300 epochs of 5,000
+_BY_NAME = {row.name: row for row in DEIT}
+
+
+def named(names: str) -> list[Row]:
+    """DeiT rows."""
+    return [_BY_NAME[name] for name in names.split()]
+
+
+PRIMARY = named('source on on_time random stack interpolate swa adapter tied scalenet stacked times3 scratch3')
+CONTROLS = 'on on_time scalenet scalenet_increments'
+
+
+def _fixed(scenes: int) -> tuple[Row, ...]:
+    """The rows on a fixed set, in as many epochs as on 5,000 scenes."""
+
+    def on(row: Row, source: Row | None = None) -> Row:
+        return replace(row, scenes=scenes, steps=row.steps * scenes // SETS[1], source=source)
+
+    source = on(DEIT_SOURCE)
+    others = [row for row in (*PRIMARY, *named('scalenet_increments untied')) if row is not DEIT_SOURCE]
+    return (source, *(on(row, row.source and source) for row in others))
+
+
+FIXED = tuple(row for scenes in SETS for row in _fixed(scenes))
+
+
+# Where it pays: a source less far trained; more and fewer steps.
+def _younger(steps: int) -> tuple[Row, ...]:
+    source = replace(DEIT_SOURCE, name=f'source_{steps}', title=f'source of {steps:,} steps', steps=steps, paper='')
+    rows = (
+        replace(r, name=f'{r.name}_of_{steps}', title=f'{r.title}, of {steps:,} steps', source=source, paper='')
+        for r in named(CONTROLS)
+    )
+    return (source, *rows)
+
+
+YOUNGER = tuple(row for steps in (3_000, 6_000) for row in _younger(steps))
+LENGTHS = (500, 1_000, 2_000, 8_000)
+OF_LENGTH = tuple(
+    replace(
+        row,
+        name=f'{row.name}_for_{steps}',
+        title=f'{row.title}, {steps:,} steps',
+        steps=row.steps * steps // STEPS,
+        paper='',
+    )
+    for steps in LENGTHS
+    for row in named(CONTROLS)
+)
+
+# On seeds of their own: learning rates and drop path on the first, the spread on all three.
+PILOT_SEEDS = (100, 101, 102)
+
+
+def _tried(row: Row, **settings: float) -> Row:
+    ((what, value),) = settings.items()
+    words = {'lr': 'lr', 'drop_path': 'drop path'}[what]
+    return replace(
+        row, name=f'{row.name}_{what}_{value:g}', title=f'{row.title}, {words} {value:g}', paper='', **settings
+    )
+
+
+_RATES = {
+    'source': (4e-3, 8e-3, 16e-3),
+    **dict.fromkeys(('on', 'stack', 'scalenet', 'tied'), (1e-3, 2e-3, 4e-3)),
+    'scalenet_increments': (8e-3, 16e-3, 32e-3),
+}
+PILOT = (
+    *(_tried(row, lr=lr) for row in DEIT for lr in _RATES.get(row.name, ())),
+    *(_tried(row, drop_path=p) for row in named('scalenet') for p in (0.05, 0.1)),
+    replace(
+        DEIT_SOURCE, name='source_longer', title='source, 30 % more steps', steps=SOURCE_STEPS * 13 // 10, paper=''
+    ),
+)
+PILOT_FIXED = tuple(
+    _tried(row, drop_path=p)
+    for row in FIXED
+    if row.scenes == SETS[1]
+    for p in {'source': (0.0, 0.1, 0.2), 'on': (0.0, 0.1, 0.2), 'scalenet': (0.1, 0.2, 0.3)}.get(row.name, ())
+)
+
+ROWS = {row.key: row for row in (*DEIT, *SWIN, *FIXED, *YOUNGER, *OF_LENGTH, *PILOT, *PILOT_FIXED)}
+
+
+def keys(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(row.key for row in rows)
+
+
+def _keys(**names: str) -> tuple[str, ...]:
+    return tuple(f'{group}/{name}' for group, some in names.items() for name in some.split())
+
+
+# Study -> rows, in the order of its table; `evidence_page.reference` is what the others are compared with.
+STUDIES = {
+    'primary': keys(PRIMARY),
+    'swin': keys(SWIN),
+    **{f'fixed{scenes}': keys(row for row in FIXED if row.scenes == scenes) for scenes in SETS},
+    'younger': (*keys(YOUNGER), *_keys(deit=f'source {CONTROLS}')),
+    'length': (*keys(OF_LENGTH), *_keys(deit=f'source {CONTROLS}')),
+    'table1': _keys(deit='source on on_time random stack interpolate swa zero peft scalenet scalenet_increments'),
+    'table2': _keys(deit='source on tied lora adapter adapter_increments tied_lora scalenet scalenet_increments'),
+    'table3': _keys(deit='source on layer1 layer2 layer3 scalenet'),
+    'table4': _keys(deit='source on adapter scalenet times3 times4'),
+    'table5': _keys(deit='scalenet stacked', swin='scalenet interpolated'),
+    'table6': _keys(deit='source on adapter_r2 scalenet adapter_r8 tied_lora lora_r4'),
+    'table7': _keys(deit='source on scratch scratch3 untied scalenet scalenet_increments'),
+    'fig6': _keys(deit='scalenet drop_path_0.05 drop_path_0.1 drop_path_0.2'),
+    'start': _keys(deit='on scalenet function'),
+    'distill': _keys(deit='on scalenet distill_logits distill_layers'),
+    'gradients': _keys(deit='source tied scalenet'),
+    'pilot': keys(PILOT),
+    'pilot_fixed': keys(PILOT_FIXED),
+    'spread': _keys(deit='source on stack tied scalenet scalenet_increments'),
+}
+PILOTS = ('pilot', 'pilot_fixed', 'spread')
