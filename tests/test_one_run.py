@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from conftest import ROOT, scalenet
@@ -20,7 +21,10 @@ LONG = ('train_cfg.max_iters=100000', 'train_dataloader.dataset.batch=2')
 def begin(folder, *more):
     """A training that goes on, once it has trained."""
     words = scalenet('train', CONFIG, '--work-dir', folder, '--cfg-options', *LONG, *more)
-    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    # tests that are run by nohup ignore SIGHUP, and what they start would too
+    heed = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(words, cwd=ROOT, preexec_fn=heed, **pipes)
     for line in run.stdout:
         if re.search(r'Iter\(train\)', line):
             return run

@@ -84,14 +84,14 @@ def main(argv: Sequence[str]) -> int:
         f'{args.data}: {len(records)} records, {len(examples)} with room for a response, {cut} as long as '
         f'{args.max_length} tokens or cut there.'
     )
+    model = load('bfloat16' if args.bf16 and args.train != 'all' else 'float32')
+    if args.times != 1 or adjust:
+        scale(model, times=args.times, order=args.order, adjust=adjust, start=args.start)
+    setattr(model.config, TRAINED, args.train)
+    if checkpoint:
+        require_same_run(checkpoint, model.config)
+    policy = TrainPolicy(args.train)
     with one_run(args.out):
-        model = load('bfloat16' if args.bf16 and args.train != 'all' else 'float32')
-        if args.times != 1 or adjust:
-            scale(model, times=args.times, order=args.order, adjust=adjust, start=args.start)
-        setattr(model.config, TRAINED, args.train)
-        if checkpoint:
-            require_same_run(checkpoint, model.config)
-        policy = TrainPolicy(args.train)
         trainer = make_trainer(model, examples, args.out, recipe, policy, tokenizer)
         print(f'What is trained:\n{trainable_table(model)}')
         print('Stated in the paper: x2, Alpaca, 3 epochs. Chosen here: ' + repr(recipe), flush=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from ..one_run import one_run
@@ -81,11 +80,6 @@ def main(argv: Sequence[str]) -> None:
     if args.resume and args.dry_run:
         p.error('--dry-run starts anew; leave --resume out.')
     write_deltas(cfg)
-    with nullcontext() if args.dry_run else one_run(cfg.work_dir):
-        train(args, cfg)
-
-
-def train(args: argparse.Namespace, cfg: Config) -> None:
     if args.resume:
         found = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
         if found:
@@ -97,9 +91,11 @@ def train(args: argparse.Namespace, cfg: Config) -> None:
     make_atomic(cfg)
     if args.tensorboard:
         log_to_tensorboard(cfg)
-    prepare(args.launcher, cfg)
     if args.dry_run:
+        prepare(args.launcher, cfg)
         dry_run(cfg)
         return
-    show_progress(cfg)
-    build_runner(cfg).train()
+    with one_run(cfg.work_dir):  # before the model is built; what is only refused has left no folder
+        prepare(args.launcher, cfg)
+        show_progress(cfg)
+        build_runner(cfg).train()

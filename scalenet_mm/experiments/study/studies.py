@@ -71,7 +71,7 @@ def _tried(row: Row, **settings: float) -> Row:
 
 
 _RATES = {
-    'source': (4e-3, 8e-3, 16e-3),
+    'source': (4e-3, 16e-3),  # beside its own, 8e-3
     **dict.fromkeys(('on', 'stack', 'scalenet', 'tied'), (1e-3, 2e-3, 4e-3)),
     'scalenet_increments': (8e-3, 16e-3, 32e-3),
 }
@@ -118,7 +118,7 @@ STUDIES = {
     'start': _keys(deit='on scalenet function'),
     'distill': _keys(deit='on scalenet distill_logits distill_layers'),
     'gradients': _keys(deit='source tied scalenet'),
-    'pilot': keys(PILOT),
+    'pilot': ('deit/source', *keys(PILOT)),
     'pilot_fixed': keys(PILOT_FIXED),
     'spread': _keys(deit='source on stack tied scalenet scalenet_increments'),
 }
