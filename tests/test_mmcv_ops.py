@@ -452,9 +452,9 @@ def worker(kind: str, out: Path) -> dict:
     return torch.load(out)
 
 
-# Seen apart: losses by 4e-4, gradients by 2e-2 of the largest; all others by nothing. With DCN, rounding decides to which
-# side the gradient of a sample on a pixel points (in fp64 both models agree to 1.5e-15). Soft NMS: probably equal scores
-# of the region proposals, whose order is ours alone; not shown yet.
+# Seen apart: losses by 4e-4, gradients by 2e-2 of the largest; all others by nothing. With DCN, rounding decides to
+# which side the gradient of a sample on a pixel points (in fp64 both models agree to 1.5e-15). Soft NMS: probably equal
+# scores of the region proposals, whose order is ours alone; not shown yet.
 LOOSE = {'Faster R-CNN with DCN', 'Faster R-CNN with DCN v2', 'Faster R-CNN with soft NMS'}
 
 
