@@ -75,21 +75,18 @@ def one_run(folder: str | os.PathLike) -> Iterator[None]:
     """
     path = Path(folder).resolve() / LOCK
     first = int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0) == 0
-    if path in _held or not first:
-        with ending_cleanly():
-            yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
     refusal = (
         f"a run goes on in {folder} ({{holder}}), and two would take each other's checkpoints for their own. Wait for "
         'it, end it with kill and its number, or choose another folder.'
     )
     with ExitStack() as stack:
-        try:
-            stack.enter_context(only_process(path, refusal))
-        except BlockingIOError as error:
-            raise SystemExit(str(error)) from None
         stack.enter_context(ending_cleanly())
+        if first and path not in _held:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(only_process(path, refusal))
+            except BlockingIOError as error:
+                raise SystemExit(str(error)) from None
         yield
 
 
