@@ -380,7 +380,8 @@ def test_files_that_are_empty_truncated_or_no_images_are_named(task, run):
         path.write_bytes(content)
     text = said(cfg)
     assert '3 file(s) of the 19 samples looked at cannot be read' in text, text
-    assert all(str(path) in text for path in files) and 'the file is empty' in text
+    assert all(str(path) in text for path in files)
+    assert 'the file is empty' in text and 'truncated' in text
 
 
 def test_an_image_turned_by_its_exif_entry_does_not_fit_its_map(run):
