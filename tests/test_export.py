@@ -64,6 +64,14 @@ def test_a_deit_keeps_its_outputs_at_any_batch_and_stores_shared_tensors_once(tm
     assert [p.name for p in tmp_path.iterdir()] == ['deit.onnx']
 
 
+@pytest.mark.parametrize(('make', 'channels'), [(deit, 1), (deit, 4), (swin, 1), (swin, 4)])
+def test_the_channels_are_those_of_the_backbone(make, channels, tmp_path):
+    model = make(in_channels=channels)
+    done = export_backbone(model, tmp_path / 'a.onnx', size=(64, 64) if make is swin else None)
+    assert {shape[1] for shape in done.shapes} == {channels}
+    assert_same(tmp_path / 'a.onnx', model, 2, channels, *done.shapes[0][2:])
+
+
 def test_a_swin_keeps_its_outputs_at_any_batch_and_stores_shared_tensors_once(tmp_path):
     model = swin()
     done = export_backbone(model, tmp_path / 'swin.onnx', size=(44, 56))

@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 from scalenet_mm.checkpoint import CheckpointError
 from scalenet_mm.checkpoint.assemble import export_delta
 from scalenet_mm.checkpoint.loading import build_model
-from scalenet_mm.models.inference import as_json, as_panel, find_images, load_model, predict
+from scalenet_mm.compat import read_config
+from scalenet_mm.models.inference import as_json, as_panel, find_images, load_model, predict, read_image
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo'
@@ -26,9 +27,9 @@ CONFIGS = {
 }
 
 
-def checkpoint(config: Path, file: Path, seed: int = 0, **meta) -> Path:
+def checkpoint(config: Path | Config, file: Path, seed: int = 0, **meta) -> Path:
     torch.manual_seed(seed)
-    model = perturb(build_model(Config.fromfile(config)), seed, std=0.05)
+    model = perturb(build_model(read_config(config)), seed, std=0.05)
     torch.save(dict(state_dict=model.state_dict(), meta=meta), file)
     return file
 
@@ -174,14 +175,128 @@ def test_images_are_files_folders_and_patterns(tmp_path):
     a, b = tmp_path / 'a.PNG', tmp_path / 'b.jpg'
     assert find_images([tmp_path]) == [a, b]
     assert find_images([tmp_path / '*.jpg', a, b]) == [b, a]  # each once
-    (tmp_path / 'half.jpg').write_bytes(b.read_bytes()[:9])
     for names, error, message in (
         ([tmp_path / '*.gif'], FileNotFoundError, r'no image in .*\*.gif'),
         ([tmp_path / 'd.jpg'], FileNotFoundError, 'no image .*d.jpg'),
-        ([a, tmp_path / 'half.jpg'], ValueError, 'half.jpg cannot be read as an image'),
     ):
         with pytest.raises(error, match=message):
             find_images(names)
+
+
+def sixteen_bits(path: Path) -> None:
+    cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)
+
+
+def four_bands(path: Path) -> None:
+    image = cv2.imread(str(path))
+    cv2.imwrite(str(path), np.dstack([image, 255 - image[..., 0]]))
+
+
+def turned(path: Path) -> None:
+    from PIL import Image
+
+    entry = Image.Exif()
+    entry[0x0112] = 6  # a quarter turn
+    Image.open(path).save(path, exif=entry)
+
+
+def as_it_is(path: Path) -> None:
+    pass
+
+
+LOADERS = {  # options of LoadImageFromFile, mean, std, channels, and what the files are made to be
+    'colour': ({}, 90.0, 60.0, 3, as_it_is),
+    'grey': (dict(color_type='grayscale'), 90.0, 60.0, 1, as_it_is),
+    '16 bits': (dict(color_type='unchanged', to_float32=True), 23000.0, 15000.0, 3, sixteen_bits),
+    '4 bands': (dict(color_type='unchanged'), 90.0, 60.0, 4, four_bands),
+    'turned': ({}, 90.0, 60.0, 3, turned),
+    'turned, as it lies': (dict(color_type='color_ignore_orientation'), 90.0, 60.0, 3, turned),
+    'pillow': (dict(imdecode_backend='pillow'), 90.0, 60.0, 3, turned),
+}
+
+
+@pytest.mark.parametrize('case', LOADERS)
+def test_an_image_means_to_predict_what_it_means_to_the_runner(case, tmp_path):
+    from mmengine.registry import DATASETS, DefaultScope
+
+    from scalenet_mm.models.inference import as_picture
+
+    loader, mean, std, channels, change = LOADERS[case]
+    cfg = Config.fromfile(CONFIGS['cls'])
+    cfg.model.data_preprocessor.update(mean=[mean] * channels, std=[std] * channels, to_rgb=channels == 3)
+    cfg.model.backbone.in_channels = channels
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f'{i}.png' for i in range(4)]
+    for path in files:
+        cv2.imwrite(str(path), cv2.resize(rng.integers(0, 255, (3, 5, 3), np.uint8), (32, 32)))
+        change(path)
+    (tmp_path / 'list.txt').write_text('\n'.join(f'{p.name} 0' for p in files))
+    cfg.test_dataloader.dataset.update(
+        type='CustomDataset',
+        data_root=str(tmp_path),
+        ann_file='list.txt',
+        pipeline=[dict(type='LoadImageFromFile', **loader), dict(type='PackInputs')],
+    )
+    del cfg.test_dataloader.dataset['split']
+    model = load_model(cfg, checkpoint(cfg, tmp_path / 'c.pth'), device='cpu')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        images = DATASETS.build(cfg.test_dataloader.dataset)
+    scores = []
+    for path, sample in zip(files, (images[i] for i in range(4))):
+        batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+        (expected,) = model.test_step(batch)
+        scores.append(expected.pred_score)
+        assert torch.equal(predict(model, path).pred_score, scores[-1])
+        picture = as_picture(read_image(model, path))
+        assert picture.dtype == np.uint8 and picture.shape == (32, 32, 3) and picture.std() > 5
+    assert (torch.stack(scores).std(0) > 1e-6).any(), 'each image has scores of its own'
+    lies = cv2.imread(str(files[0]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if channels == 3 and '16' not in case:
+        seen = as_picture(read_image(model, files[0]))[..., ::-1]
+        turns = change is turned and loader.get('color_type') != 'color_ignore_orientation'
+        assert np.array_equal(seen, lies) != turns
+    if case in ('grey', '16 bits', '4 bands'):
+        with pytest.raises(ValueError, match='cannot stand for; give the path'):
+            predict(model, lies)
+
+
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), np.uint16),
+        np.zeros((1, 8, 8, 3), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+    ids=lambda image: f'{image.shape} {image.dtype}',
+)
+def test_an_array_of_another_shape_or_type_is_refused_before_anything_is_computed(image, files):
+    model = loaded(files, 'cls')
+    with pytest.raises(ValueError, match=r'array of \(H, W, 3\) uint8 in BGR'):
+        predict(model, [np.zeros((32, 32, 3), np.uint8), image])
+
+
+def test_files_that_are_no_images_are_told_before_anything_is_computed(files, tmp_path):
+    model = loaded(files, 'det')
+    whole = files['images'][0]
+    for name, content in (('half.jpg', whole.read_bytes()[:9]), ('empty.png', b''), ('text.png', b'no image')):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f'{name} cannot be read as an image'):
+            predict(model, [whole, tmp_path / name])
+    with pytest.raises(FileNotFoundError, match='There is no image'):
+        predict(model, [whole, tmp_path / 'none.png'])
+
+
+def test_a_pipeline_without_a_loading_step_takes_arrays_and_says_nothing_of_files(files):
+    cfg = Config.fromfile(CONFIGS['cls'])
+    cfg.test_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline[1:]
+    model = load_model(cfg, files['cls'], device='cpu')
+    image = np.zeros((32, 32, 3), np.uint8)
+    assert torch.equal(predict(model, image).pred_score, predict(loaded(files, 'cls'), image).pred_score)
+    with pytest.raises(ValueError, match='has no loading step'):
+        predict(model, files['images'][0])
 
 
 def test_the_command_writes_a_picture_and_a_json_file(files, tmp_path):

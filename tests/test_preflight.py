@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.runner.config import load_config, move_data_root
 from scalenet_mm.runner.preflight import head_classes, preflight, problems
+from scalenet_mm.runner.preflight_labels import Note
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 DEMO = {'coco': 'mask_rcnn_swin_digits.py', 'ade': 'upernet_swin_digits.py', 'imagenet': 'deit_digits.py'}
@@ -136,11 +138,11 @@ COCO = {
     'a list': (lambda p: p.write_text('[]'), 'has no images, no annotations, no categories'),
     'ids of no category': (
         spoil(lambda c: [a.update(category_id=99) for a in c['annotations']]),
-        'has the id of one of its categories',
+        'have a category_id that no category has, such as 99',
     ),
     'ids of no image': (
         spoil(lambda c: [a.update(image_id='7') for a in c['annotations']]),
-        'and of one of its images',
+        "have an image_id that no image has, such as '7'",
     ),
     'boxes without masks': (
         spoil(lambda c: [a.pop('segmentation') for a in c['annotations']]),
@@ -149,6 +151,29 @@ COCO = {
     'images of other names': (
         spoil(lambda c: [i.update(file_name=f'x_{i["file_name"]}') for i in c['images']]),
         'there is no image',
+    ),
+    'crowds alone': (
+        spoil(lambda c: [a.update(iscrowd=1) for a in c['annotations']]),
+        r'nothing would be learnt .* (\d+) of \1 boxes .* are ignored',
+    ),
+    'no area': (spoil(lambda c: [a.update(area=0) for a in c['annotations']]), 'have no area .area <= 0.'),
+    'an area missing': (spoil(lambda c: c['annotations'][0].pop('area')), "has no 'area'"),
+    'a size missing': (spoil(lambda c: c['images'][0].pop('width')), "has no 'width'"),
+    'boxes from 0 to 1': (
+        spoil(lambda c: [a.update(bbox=[v / 64 for v in a['bbox']]) for a in c['annotations']]),
+        'nothing would be learnt(.|\n)*less than one pixel wide',
+    ),
+    'boxes beside the image': (
+        spoil(lambda c: [a['bbox'].__setitem__(0, 64) for a in c['annotations']]),
+        'nothing would be learnt(.|\n)*lie outside of their image',
+    ),
+    'a name that stands twice': (
+        spoil(lambda c: c['categories'].append(dict(id=99, name='3'))),
+        r"2 categories of the name '3', with the ids \[4, 99\]",
+    ),
+    'sizes of other images': (
+        spoil(lambda c: [i.update(height=48) for i in c['images']]),
+        'is 64 x 64 .height x width. as the pipeline reads it, its entry in the annotations says 48 x 64',
     ),
     'an entry without a name': (spoil(lambda c: c['categories'][0].pop('name')), "an entry of .* has no 'name'"),
 }
@@ -159,10 +184,41 @@ def test_a_coco_json_with(case, run):
     cfg, data = run('coco')
     change, expected = COCO[case]
     change(data / TRAIN_JSON)
-    (problem,) = problems(cfg, ('train', 'val'))
+    found = [where for where, text in problems(cfg, ('train', 'val')) if not isinstance(text, Note)]
     with pytest.raises(SystemExit, match=expected):
         preflight(cfg)
-    assert problem[0] == 'train_dataloader.dataset'
+    assert found == ['train_dataloader.dataset']
+
+
+def test_what_mmdet_drops_is_said_and_does_not_stop_what_is_left(run, capsys):
+    cfg, data = run('coco')
+    spoil(lambda c: [a.update(category_id=99) for a in c['annotations'][1:]])(data / TRAIN_JSON)
+    every = len(json.loads((data / TRAIN_JSON).read_text())['annotations'])
+    preflight(cfg)
+    told = capsys.readouterr().out
+    assert f'mmdet drops {every - 1} of {every} annotations of {data / TRAIN_JSON}: {every - 1} have a category' in told
+    assert '9 of 10 classes do not occur in' in told
+
+
+def test_a_filter_that_keeps_no_image(run):
+    cfg, _ = run('coco')
+    cfg.train_dataloader.dataset.filter_cfg = dict(min_size=65)
+    assert "has no sample that filter_cfg={'min_size': 65} keeps" in said(cfg)
+
+
+def test_data_sets_of_one_loader_are_judged_together(run):
+    cfg, data = run('coco')
+    leaf = cfg.train_dataloader.dataset
+    empty = copy.deepcopy(leaf)
+    empty.ann_file = 'annotations/background.json'
+    content = json.loads((data / TRAIN_JSON).read_text())
+    for a in content['annotations']:
+        a['iscrowd'] = 1
+    (data / empty.ann_file).write_text(json.dumps(content))
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[leaf, empty])
+    preflight(cfg)
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[empty, empty])
+    assert 'nothing would be learnt' in said(cfg)
 
 
 def test_predictions_that_would_be_compared_with_another_files_annotations(run):
@@ -243,13 +299,135 @@ def test_labels_that_start_at_1_without_reduce_zero_label(run):
     assert 'set reduce_zero_label=True' in said(cfg)
 
 
+def own_maps(run, change, classes, reduce):
+    """The config of own classes, its maps (1 background, 2 ... 11 digits) changed."""
+    cfg, data = run('ade')
+    for path in data.rglob('annotations/*/*.png'):
+        cv2.imwrite(str(path), change(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)).astype(np.uint8))
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        head.update(num_classes=len(classes), loss_decode=dict(class_weight=None))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.update(metainfo=dict(classes=classes), reduce_zero_label=reduce)
+        loader.dataset.pipeline[1].reduce_zero_label = reduce
+    return cfg
+
+
+TWO, THREE = ('background', 'digit'), ('background', 'even', 'odd')
+MAPS = {
+    'foreground of 255': (lambda m: (m > 1) * 255, TWO, False, r'only class is .background. .* numbers \[0, 255\]'),
+    '0 and 1 with reduce_zero_label': (lambda m: m > 1, TWO, True, 'only class is .background. .*0 among them is ign'),
+    '0 to 2 with reduce_zero_label': (
+        lambda m: np.where(m > 1, m % 2 + 1, 0),
+        THREE,
+        True,
+        "hold the numbers 0 to 2, which are 3 classes counted from 0; .* 'odd' never occurs",
+    ),
+    'background alone': (lambda m: m * 0, THREE, False, r'numbers \[0\]'),
+    '255 alone': (lambda m: m * 0 + 255, THREE, False, 'no label is left'),
+    'half the height': (lambda m: (m > 1)[:32], TWO, False, 'is 64 x 64 .height x width.* says 32 x 64'),
+    'equal channels': (lambda m: np.dstack([m, m, m]), THREE, False, 'Its channels are equal: save one'),
+}
+
+
+@pytest.mark.parametrize('case', MAPS)
+def test_label_maps_that_teach_nothing_or_something_else(case, run):
+    change, classes, reduce, expected = MAPS[case]
+    with pytest.raises(SystemExit, match=expected):
+        preflight(own_maps(run, change, classes, reduce))
+
+
+def test_a_class_that_no_map_has_is_said_beside_what_is_ignored(run, capsys):
+    preflight(own_maps(run, lambda m: np.where(m > 3, 255, m > 1), THREE, False))
+    told = capsys.readouterr().out
+    assert 'Note: train_dataloader.dataset: 1 of 3 classes do not occur in the label maps' in told
+    assert "(19 of 19 looked at): ['odd']" in told and 'are ignored' in told
+
+
+def test_a_rare_foreground_is_looked_for_before_nothing_is_said_to_be_learnt(run, monkeypatch):
+    from scalenet_mm.runner import preflight_files
+
+    monkeypatch.setattr(preflight_files, 'LOOKED_AT', 4)
+    rare = iter(range(1000))
+    cfg = own_maps(run, lambda m: m * 0 + (next(rare) % 19 == 17), TWO, False)
+    preflight(cfg)
+    assert len(preflight_files.drawn(19)) == 19 and preflight_files.drawn(19) == preflight_files.drawn(19)
+
+
+def test_palettes_and_numbers_beyond_eight_bits(run):
+    from PIL import Image
+
+    cfg, data = run('ade')
+    path = data / 'annotations/training/ADE_train_00000001.png'
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(path), labels.astype(np.uint16) + 256)
+    assert 'mmseg reads eight bits' in said(cfg)
+    picture = Image.fromarray(labels)
+    picture.putpalette([i * 37 % 256 for i in range(768)])
+    picture.save(path)
+    preflight(cfg)  # as mmseg's own backend reads it
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.pipeline[1].imdecode_backend = 'cv2'
+    assert "imdecode_backend='pillow'" in said(cfg)
+
+
+@pytest.mark.parametrize('task', ['ade', 'coco', 'imagenet'])
+def test_files_that_are_empty_truncated_or_no_images_are_named(task, run):
+    cfg, data = run(task)
+    files = sorted(p for p in data.rglob('*') if 'train' in str(p.parent) and p.suffix in ('.jpg', '.png'))
+    files = [files[0], files[len(files) // 2], files[-1]]
+    whole = files[1].read_bytes()
+    for path, content in zip(files, (b'', whole[: len(whole) // 2], b'no image')):
+        path.write_bytes(content)
+    text = said(cfg)
+    assert '3 file(s) of the 19 samples looked at cannot be read' in text, text
+    assert all(str(path) in text for path in files)
+    assert 'the file is empty' in text and 'truncated' in text
+
+
+def test_an_image_turned_by_its_exif_entry_does_not_fit_its_map(run):
+    from PIL import Image
+
+    cfg, data = run('ade')
+    path = data / 'images/training/ADE_train_00000001.jpg'
+    picture = Image.open(path).crop((0, 0, 64, 48))
+    entry = Image.Exif()
+    entry[0x0112] = 6  # a quarter turn
+    picture.save(path, exif=entry)
+    maps = data / 'annotations/training/ADE_train_00000001.png'
+    Image.open(maps).crop((0, 0, 64, 48)).save(maps)
+    text = said(cfg)
+    assert 'is 64 x 48 (height x width) as the pipeline reads it' in text and 'color_ignore_orientation' in text
+    cfg.train_dataloader.dataset.pipeline[0].color_type = 'color_ignore_orientation'
+    preflight(cfg)
+
+
+def test_weights_of_another_number_than_the_classes(run):
+    cfg, _ = run('ade')
+    cfg.model.decode_head.loss_decode.class_weight = [1.0] * 3
+    assert 'model.decode_head.loss_decode.class_weight: 3 weights for 11 classes' in said(cfg)
+    cfg, _ = run('coco')
+    loss = cfg.model.roi_head.bbox_head.loss_cls
+    loss.class_weight = [1.0] * 10
+    assert '10 weights for 10 classes' in said(cfg) and 'write 11' in said(cfg)
+    loss.class_weight = [1.0] * 11
+    preflight(cfg)
+    loss.use_sigmoid = True
+    assert 'write 10' in said(cfg)
+
+
+def test_an_ignored_number_that_no_loss_reads(run):
+    cfg, _ = run('ade')
+    cfg.train_dataloader.dataset.ignore_index = 7
+    assert 'ignore_index=7 of the data set is read by no loss; the heads ignore [255]' in said(cfg)
+
+
 def test_an_image_without_a_map_a_coloured_map_and_a_folder_without_images(run):
     cfg, data = run('ade')
     path = data / 'annotations/training/ADE_train_00000001.png'
     cv2.imwrite(str(path), np.zeros((64, 64, 3), np.uint8))
     assert 'is a colour image' in said(cfg)
     path.unlink()
-    assert 'has no label map' in said(cfg)
+    assert 'there is no label map' in said(cfg) and '(1 of 19 are not there)' in said(cfg)
     cfg.train_dataloader.dataset.img_suffix = '.tiff'
     assert "ends in '.tiff'" in said(cfg)
 
@@ -258,7 +436,9 @@ def test_labels_and_folders_that_do_not_fit_the_classes_of_a_classifier(run):
     cfg, data = run('imagenet')
     listed = data / 'meta/train.txt'
     listed.write_text(listed.read_text().replace(' 18', ' 19'))
-    assert "has the labels ['19']" in said(cfg)
+    assert 'has the labels [19]' in said(cfg)
+    listed.write_text(listed.read_text().replace(' 3\n', ' three\n'))
+    assert 'each line is "image label"' in said(cfg)
     listed.write_text('')
     assert 'is empty' in said(cfg)
     listed.unlink()
@@ -269,3 +449,50 @@ def test_labels_and_folders_that_do_not_fit_the_classes_of_a_classifier(run):
     (data / 'train/00').mkdir()
     (data / 'train/07').mkdir()
     assert 'train/00 has no image' in said(cfg)
+
+
+def test_a_classifier_of_one_class_and_folders_of_other_names_in_training_and_validation(run):
+    cfg, data = run('imagenet')
+    listed = data / 'meta/train.txt'
+    whole = listed.read_text()
+    listed.write_text(re.sub(r' \d+$', ' 5', whole, flags=re.M))
+    assert "its only class is '05' (label 5)" in said(cfg)
+    listed.unlink()
+    (data / 'meta/val.txt').unlink()
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        del loader.dataset['metainfo']
+        loader.dataset.type = 'CustomDataset'
+        loader.dataset.data_prefix = loader.dataset.pop('split')
+    preflight(cfg)  # classes are the folders
+    (data / 'val/04').rename(data / 'val/4')
+    assert "label 4 is '05' here and '04' in train_dataloader" in said(cfg)
+
+
+def test_data_that_come_without_files_are_counted_too(tmp_path, configs):
+    import pickle
+
+    cfg = copy.deepcopy(configs['imagenet'])
+    cfg.work_dir, cfg.val_dataloader = str(tmp_path / 'w'), None
+    (tmp_path / 'cifar').mkdir()
+    labels = [0] * 6
+    for name in [f'data_batch_{i}' for i in range(1, 6)]:
+        pixels = np.zeros((6, 3072), np.uint8)
+        (tmp_path / 'cifar' / name).write_bytes(pickle.dumps(dict(data=pixels, labels=labels)))
+    text = (
+        'from mmpretrain.datasets import CIFAR10\nfrom mmpretrain.registry import DATASETS\n\n\n'
+        '@DATASETS.register_module(force=True)\nclass OwnCIFAR(CIFAR10):\n'
+        "    base_folder = ''\n    train_list = [[f'data_batch_{i}', ''] for i in range(1, 6)]\n"
+        "    meta = dict(filename='none', key='label_names', md5='')\n"
+        '    def _check_integrity(self):\n        return True\n'
+    )
+    exec(text, {})
+    classes = [f'{i:02d}' for i in range(19)]
+    cfg.train_dataloader.dataset = dict(
+        type='OwnCIFAR',
+        data_root=str(tmp_path / 'cifar'),
+        split='train',
+        download=False,
+        metainfo=dict(classes=classes),
+        pipeline=[dict(type='PackInputs')],
+    )
+    assert "its only class is '00' (label 0)" in said(cfg, ('train',))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..models.comparison import compare, task_of, totals, truth_of
-from ..models.inference import SCORE, as_panel, find_images, load_model, predict, read_image
+from ..models.inference import SCORE, as_panel, as_picture, find_images, load_model, predict, read_image
 from ..models.side_by_side import Row, draw_side_by_side
 from ..progress import Progress
 from ..tables import format_table
@@ -47,6 +47,13 @@ def main(argv: Sequence[str]) -> None:
     a = load_model(args.config_a, args.checkpoint_a, args.delta_a, args.device)
     b = load_model(args.config_b, args.checkpoint_b, args.delta_b, args.device)
     task = task_of(a, b)
+    for image in images:
+        sizes = [read_image(m, image)['img_shape'] for m in (a, b)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f'A reads {image} as {sizes[0]} (height, width), B as {sizes[1]}: compare models whose test pipelines '
+                'load images alike (color_type, EXIF orientation).'
+            )
     truths = dict.fromkeys(images)
     if args.ann or args.gt:
         truth = truth_of(a, args.ann)
@@ -59,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         for i, image in enumerate(images, 1):
             results = [as_panel(predict(m, image), args.score_thr) for m in (a, b)]
             panels, reports[str(image)] = compare(*results, truths[image], classes)
-            rows.append(Row(read_image(image)[..., ::-1], panels))
+            rows.append(Row(as_picture(read_image(a, image)), panels))
             if len(rows) == args.rows or i == len(images):
                 page = args.out / f'page_{-(-i // args.rows)}.png'
                 draw_side_by_side(rows, columns, page, classes, compared=tuple(args.names))

@@ -2,7 +2,7 @@
 
     scalenet onnx CONFIG CKPT OUT.onnx [--delta FILE] [--size H W] [--dynamic]
 
-Input `image`: (B, 3, H, W) float32, prepared as the file's metadata says (mean, std, channel order); B is free, H and W
+Input `image`: (B, C, H, W) float32, prepared as the file's metadata says (mean, std, channel order); B is free, H and W
 with --dynamic. Outputs `level_0`, ...: the levels a detector or segmentor reads. Shared tensors are stored once.
 Whole detectors and segmentors: use mmdeploy.
 """

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..models.inference import SCORE, as_json, as_panel, find_images, load_model, predict, read_image
+from ..models.inference import SCORE, as_json, as_panel, as_picture, find_images, load_model, predict, read_image
 from ..models.side_by_side import Panel, Row, draw_side_by_side
 from ..progress import Progress
 from .main import command_parser
@@ -39,11 +39,13 @@ def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     images = find_images(args.images)
     model = load_model(args.config, args.checkpoint, args.delta, args.device)
+    for image in images:
+        read_image(model, image)
     classes, told = list(model.dataset_meta['classes']), {}
     with Progress('predicting', len(images), unit='image') as progress:
         for i, image in enumerate(images):
             result = predict(model, image)
-            pixels, panel = read_image(image)[..., ::-1], as_panel(result, args.score_thr)
+            pixels, panel = as_picture(read_image(model, image)), as_panel(result, args.score_thr)
             out = args.out if len(images) == 1 else args.out.with_stem(f'{args.out.stem}_{i + 1}')
             row = Row(pixels, [Panel(), panel])
             draw_side_by_side([row], [image.name, Path(args.config).stem], out, classes)

@@ -67,6 +67,11 @@ def flop_counter() -> Iterator[FlopCounterMode]:
         torch.autocast = autocast  # type: ignore[misc]
 
 
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that a model takes: those of its first convolution, 3 without one."""
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
 @torch.no_grad()
 def count_flops(model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE, channels: int | None = None) -> int:
     """Multiply-adds of one forward pass of one image, as the paper counts: convolutions and matrix products.
@@ -76,11 +81,9 @@ def count_flops(model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE, chan
     Args:
         model: takes images ``(1, channels, H, W)``; left as it is.
         input_size: (H, W) in pixels.
-        channels: of an image; by default those of the first convolution, 3 without one.
+        channels: of an image; by default those that the model takes.
     """
-    if channels is None:
-        convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-        channels = next(convolutions, 3)
+    channels = channels or image_channels(model)
     images = torch.zeros(1, channels, *input_size, device='meta')
     with flop_counter() as counter:
         on_meta(model)(images)

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import nn
 
-from .inference import TASKS, test_dataset
+from .inference import TASKS, reads_annotations, test_dataset
 from .matching import BOTH_WRONG, IGNORE, ONLY_A_RIGHT, ONLY_B_RIGHT, difference_map, match
 from .side_by_side import Panel, difference_panel, mark_against, mark_pair
 
@@ -59,7 +58,10 @@ def truth_of(model: nn.Module, source: Path | None = None) -> Truth:
     folder = Path(source or dataset.data_prefix['seg_map_path'])
     if not folder.is_dir():
         raise FileNotFoundError(f'There is no folder of label maps {folder}.')
-    return lambda image: _label_map(image, folder, dataset)
+    steps = [t for t in test_dataset(model.cfg)['pipeline'] if reads_annotations(t)]
+    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
+        load = TRANSFORMS.build(steps[0] if steps else dict(type='LoadAnnotations'))
+    return lambda image: _label_map(image, folder, dataset, load)
 
 
 def compare(a: Panel, b: Panel, truth: Panel | None, classes: Sequence[str]) -> tuple[list[Panel], dict[str, Any]]:
@@ -173,14 +175,21 @@ def _boxes(file: Path, classes: list[str]) -> Truth:
     return truth
 
 
-def _label_map(image: Path, folder: Path, dataset: Any) -> Panel:
+def _label_map(image: Path, folder: Path, dataset: Any, load: Any) -> Panel:
+    """The label map of an image, as the pipeline's own step reads it."""
     stem = image.name.removesuffix(dataset.img_suffix)
     stem = image.stem if stem == image.name else stem
     file = folder / f'{stem}{dataset.seg_map_suffix}'
-    labels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) if file.is_file() else None
-    if labels is None or labels.ndim != 2:
+    if not file.is_file():
         raise FileNotFoundError(f'There is no label map {file} for {image}.')
-    labels = labels.astype(int)
-    if dataset.reduce_zero_label:  # as mmseg's LoadAnnotations
-        labels = np.where((labels == 0) | (labels == IGNORE), IGNORE, labels - 1)
-    return Panel(semantic=labels)
+    labels = load(
+        dict(
+            seg_map_path=str(file),
+            reduce_zero_label=dataset.reduce_zero_label,
+            label_map=dataset.label_map,
+            seg_fields=[],
+        )
+    )['gt_seg_map']
+    if labels.ndim != 2:
+        raise ValueError(f'{file} is a colour image {labels.shape}; a label map has one channel, the class number.')
+    return Panel(semantic=labels.astype(int))

@@ -13,7 +13,6 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -63,7 +62,7 @@ def load_model(
     dataset = test_dataset(cfg)
     model = revert_sync_batchnorm(build_model(cfg))
     stored = load_weights(model, checkpoint, delta)
-    steps = [copy.deepcopy(t) for t in dataset['pipeline'] if type_name(t) != 'LoadAnnotations']
+    steps = [copy.deepcopy(t) for t in dataset['pipeline'] if not reads_annotations(t)]
     cfg.test_pipeline = steps  # where mmseg's inference_model looks
     model.cfg = model._config = cfg
     model.dataset_meta = model._dataset_meta = _metainfo(stored, dataset, model)
@@ -77,25 +76,23 @@ def predict(model: nn.Module, image: str | Path | np.ndarray | Sequence) -> Any:
 
     Args:
         model: from ``load_model``.
-        image: a path, or (H, W, 3) uint8 in BGR as ``cv2.imread`` gives it.
+        image: a path, read by the loading step of the config's test pipeline; or (H, W, 3) uint8 in BGR as
+            ``cv2.imread`` gives it, where that step reads 8-bit colour.
 
     Returns:
         mmpretrain's ``DataSample``, mmdet's ``DetDataSample`` or mmseg's ``SegDataSample``.
 
     Raises:
-        FileNotFoundError, ValueError: if a file is not there or is no image; before anything is computed.
+        FileNotFoundError, ValueError: if a file is not there or is no image, or an array is another one; before
+            anything is computed.
     """
     if isinstance(image, (list, tuple)):
-        for path in image:
-            if not isinstance(path, np.ndarray):
-                read_image(path)
+        for i in image:
+            read_image(model, i)
         return [predict(model, i) for i in image]
-    pixels = image if isinstance(image, np.ndarray) else read_image(image)
-    data = dict(img=pixels, img_shape=pixels.shape[:2], ori_shape=pixels.shape[:2], img_id=0)
-    if not isinstance(image, np.ndarray):
-        data['img_path'] = str(image)
+    data = read_image(model, image)
     with DefaultScope.overwrite_default_scope(model.cfg.default_scope), torch.inference_mode():
-        steps = [t for t in model.cfg.test_pipeline if type_name(t) != 'LoadImageFromFile']
+        steps = [t for t in model.cfg.test_pipeline if not is_loader(t)]
         return model.test_step(pseudo_collate([Compose(steps)(data)]))[0]
 
 
@@ -154,11 +151,10 @@ def as_json(model: nn.Module, result: Any, score_thr: float = SCORE) -> list[dic
 
 
 def find_images(names: Sequence[str | Path]) -> list[Path]:
-    """The files that names, folders (not those below them) and glob patterns stand for; each was read once.
+    """The files that names, folders (not those below them) and glob patterns stand for, each once.
 
     Raises:
         FileNotFoundError: if one of them stands for no image.
-        ValueError: if a file is no image.
     """
     found: dict[Path, None] = {}
     for name in map(str, names):
@@ -166,30 +162,84 @@ def find_images(names: Sequence[str | Path]) -> list[Path]:
         if Path(name).is_dir():
             files = [p for p in Path(name).iterdir() if p.suffix.lower() in SUFFIXES]
         elif has_magic(name) and not Path(name).exists():
-            files = [Path(p) for p in glob(name, recursive=True) if Path(p).is_file()]
+            files = [Path(p) for p in glob(name, recursive=True)]
+        files = [p for p in files if p.is_file()]
         if not files:
             raise FileNotFoundError(
                 f'There is no image in {name}; give files, a folder of {", ".join(SUFFIXES)}, or a quoted pattern.'
             )
         found.update(dict.fromkeys(sorted(files)))
-    for path in found:
-        read_image(path)
     return list(found)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 in BGR.
+def is_loader(step) -> bool:
+    """Whether a step of a pipeline reads the image."""
+    return type_name(step).startswith('Load') and not reads_annotations(step)
+
+
+def reads_annotations(step) -> bool:
+    """Whether a step of a pipeline reads what is to be predicted."""
+    return type_name(step).startswith('Load') and 'Annotation' in type_name(step)
+
+
+def read_image(model: nn.Module, image: str | Path | np.ndarray) -> dict[str, Any]:
+    """A sample with its image, ``img``, as the loading step of the model's test pipeline makes it of a file.
+
+    Depth, channels, orientation and decoder are those of training; nothing else reads images here.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no image.
+        ValueError: if it is no image, or an array has another shape or type than the loading step gives.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'There is no image {path}.')
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if Path(path).stat().st_size else None
-    if pixels is None:
-        raise ValueError(f'{path} cannot be read as an image; check that it is a whole JPEG, PNG or the like.')
-    return pixels
+    loaders = [t for t in model.cfg.test_pipeline if is_loader(t)]
+    if isinstance(image, np.ndarray):
+        return _of_array(image, loaders)
+    if not loaders:
+        raise ValueError(
+            "The config's test pipeline has no loading step, so it does not say how a file is read; give the array "
+            'that its data set gives.'
+        )
+    if not Path(image).is_file():
+        raise FileNotFoundError(f'There is no image {image}.')
+    data = dict(img_path=str(image), img_id=0)
+    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
+        try:
+            return Compose(loaders)(data)
+        except Exception as e:
+            raise ValueError(
+                f'{image} cannot be read as an image by {loaders[0]}: {str(e) or type(e).__name__}. Check that it is '
+                'a whole file of that kind.'
+            ) from e
+
+
+def _of_array(image: np.ndarray, loaders: Sequence[dict]) -> dict[str, Any]:
+    if loaders and not all(_reads_colour(t) for t in loaders):
+        raise ValueError(
+            f'This config reads images by {loaders[0]}, which an array of (H, W, 3) uint8 cannot stand for; give the '
+            'path of the file.'
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f'An image is an array of (H, W, 3) uint8 in BGR, as cv2.imread gives it, got {image.shape} {image.dtype}. '
+            'Convert it, or give the path of the file.'
+        )
+    pixels = image.astype(np.float32) if any(t.get('to_float32') for t in loaders) else image
+    return dict(img=pixels, img_shape=image.shape[:2], ori_shape=image.shape[:2], img_id=0)
+
+
+def _reads_colour(step: dict) -> bool:
+    known = type_name(step) == 'LoadImageFromFile' and step.get('imdecode_backend') != 'tifffile'
+    return known and step.get('color_type', 'color') in ('color', 'color_ignore_orientation')
+
+
+def as_picture(data: dict[str, Any]) -> np.ndarray:
+    """What ``read_image`` gave, to be drawn on: (H, W, 3) uint8 in RGB, the first bands where they are not three."""
+    pixels = np.atleast_3d(data['img'])
+    if pixels.dtype != np.uint8:
+        top = float(pixels.max(initial=1))
+        pixels = (pixels / (top / 255 if top > 255 else 1)).clip(0, 255).astype(np.uint8)
+    bands = pixels.shape[2]
+    return np.ascontiguousarray(pixels[..., [2, 1, 0] if bands >= 3 else [0, 0, 0]])
 
 
 def test_dataset(cfg: Config) -> dict:

@@ -21,6 +21,7 @@ from mmpretrain.models.backbones import SwinTransformer, VisionTransformer
 from mmpretrain.models.utils.attention import ShiftWindowMSA
 from torch import Tensor, nn
 
+from ..core.flops import INPUT_SIZE, image_channels
 from ..core.roles import unique_bytes
 from ..ops import set_ops
 
@@ -56,7 +57,8 @@ def export_backbone(
     dynamic: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> Exported:
-    """Writes a backbone whose input is a batch of prepared images, (B, 3, H, W) float32, B free.
+    """Writes a backbone whose input is a batch of prepared images, (B, C, H, W) float32: the backbone's own
+    channels, B free.
 
     The outputs are those of ``forward``, named ``level_<out index>``.
 
@@ -76,7 +78,8 @@ def export_backbone(
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f'ONNX export needs: pip install {" ".join(missing)}')
-    size = tuple(size or getattr(backbone, 'img_size', (224, 224)))
+    size = tuple(size or getattr(backbone, 'img_size', INPUT_SIZE))
+    channels = image_channels(backbone)
     _require_exportable(backbone, size, dynamic)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +95,7 @@ def export_backbone(
     with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         program = torch.onnx.export(
             _traceable(reference),
-            (torch.randn(2, 3, *traced),),
+            (torch.randn(2, channels, *traced),),
             dynamo=True,
             dynamic_shapes=(shapes,),
             input_names=['image'],
@@ -107,7 +110,7 @@ def export_backbone(
         sides = [traced]
         if dynamic:
             sides += [size, (2 * size[0], max(size[1] // 2 // unit * unit, least))]
-        checked = [(batch, 3, *s) for s, batch in zip(sides, (3, 1, 2))]
+        checked = [(batch, channels, *s) for s, batch in zip(sides, (3, 1, 2))]
         report = _check(file, reference, checked)
         for part in Path(folder).iterdir():  # the graph, and the tensors of a model beyond 2 GB
             os.replace(part, path.parent / part.name)

@@ -13,7 +13,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 
 from .config import walk
-from .preflight_data import check_content, some
+from .preflight_data import check_content
+from .preflight_labels import Labels, Note, some, taught
 
 # Their num_classes is not that of the data set: objectness, and stuff maps beside the boxes.
 OTHER_CLASSES = {'rpn_head', 'semantic_head'}
@@ -32,22 +33,30 @@ def preflight(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -> None:
     found: dict[str, list[str]] = {}
     for where, text in problems(cfg, stages):
         found.setdefault(text, []).append(where)
-    if found:
-        listed = [f'{i}. {", ".join(at)}: {text}' for i, (text, at) in enumerate(found.items(), 1)]
+    told = {kind: [text for text in found if isinstance(text, Note) == kind] for kind in (True, False)}
+    notes = [f'Note: {", ".join(found[text])}: {text}' for text in told[True]]
+    if told[False]:
+        listed = [f'{i}. {", ".join(found[text])}: {text}' for i, text in enumerate(told[False], 1)]
         raise SystemExit(
-            f'Not started: {len(found)} thing(s) to put right first.\n'
-            + '\n'.join(listed)
+            f'Not started: {len(listed)} thing(s) to put right first.\n'
+            + '\n'.join(listed + notes)
             + '\nIf a check is wrong about your data, --no-preflight leaves the checks out.'
         )
+    for note in notes:
+        print(note)
 
 
 def problems(cfg: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Where in the config something is wrong, and what."""
+    read: dict[str, list[BaseDataset]] = {}
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         for stage in stages:
             loader = cfg.get(f'{stage}_dataloader')
             if loader and isinstance(loader.get('dataset'), dict):
-                yield from _check_stage(cfg, stage, loader.dataset)
+                read[stage] = []
+                yield from _check_stage(cfg, stage, loader.dataset, read[stage])
+    yield from _check_order(cfg, read)
+    yield from check_weights(cfg)
     yield from _check_checkpoints(cfg, 'train' in stages)
     seed = (cfg.get('randomness') or {}).get('seed')
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
@@ -86,11 +95,59 @@ def head_classes(cfg: Config) -> dict[str, int]:
     return found
 
 
-def _check_stage(cfg: Config, stage: str, dataset: dict) -> Iterator[tuple[str, str]]:
+def check_weights(cfg: Config) -> Iterator[tuple[str, str]]:
+    """``class_weight`` of every loss of a head: one for each class, and one for the background beside objects."""
+    heads = {key.rpartition('.')[0]: n for key, n in head_classes(cfg).items()}
+    for path, loss in losses(cfg.get('model') or {}):
+        weights, where = loss.get('class_weight'), '.'.join(map(str, ('model', *path)))
+        head = max((h for h in heads if where.startswith(f'{h}.')), key=len, default=None)
+        if head is None or not isinstance(weights, (list, tuple)):
+            continue
+        objects = 'loss_cls' in path or str(loss.get('loss_name')).startswith('loss_cls')
+        background = objects and not loss.get('use_sigmoid')
+        number = heads[head] + background
+        if len(weights) != number:
+            more = ', and one for what is no object' if background else ''
+            yield (
+                f'{where}.class_weight',
+                f'{len(weights)} weights for {heads[head]} classes; there is one for each class, in their order{more}: '
+                f'write {number}, or class_weight=None.',
+            )
+
+
+def losses(node: dict | list, path: tuple = ()) -> Iterator[tuple[tuple, dict]]:
+    """Every part of a config that has a ``class_weight``, with its path of keys and indices."""
+    for key, value in node.items() if hasattr(node, 'items') else enumerate(node):
+        if isinstance(value, dict) and 'class_weight' in value:
+            yield (*path, key), value
+        if isinstance(value, (dict, list, tuple)):
+            yield from losses(value, (*path, key))
+
+
+def _check_order(cfg: Config, read: dict[str, list[BaseDataset]]) -> Iterator[tuple[str, str]]:
+    """A label must be the same class in every loader: some data sets number classes by the folders that they find."""
+    named = [(stage, list(_names(d))) for stage, found in read.items() for d in found if head_classes(cfg)]
+    for stage, names in named[1:]:
+        first, expected = named[0]
+        other = next((i for i, (a, b) in enumerate(zip(expected, names)) if a != b), None)
+        if len(names) == len(expected) and other is not None:
+            yield (
+                f'{stage}_dataloader.dataset',
+                f'label {other} is {names[other]!r} here and {expected[other]!r} in {first}_dataloader. The classes '
+                'of all data sets, or their folders, must be the same in the same order.',
+            )
+
+
+def _names(dataset: BaseDataset):
+    return getattr(dataset, 'folder_to_idx', None) or dataset.metainfo.get('classes') or ()
+
+
+def _check_stage(cfg: Config, stage: str, dataset: dict, read: list[BaseDataset]) -> Iterator[tuple[str, str]]:
     evaluators = cfg.get(f'{stage}_evaluator') or []
     evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
     labelled = not any(e.get('format_only') for e in evaluators)
-    read = []
+    teaches: list[Labels] = []
+    numbers = set(head_classes(cfg).values())
     for where, leaf in leaves(dataset, f'{stage}_dataloader.dataset'):
         with DATASETS.switch_scope_and_registry(None) as registry:
             kind = registry.get(leaf['type']) if isinstance(leaf['type'], str) else leaf['type']
@@ -104,11 +161,15 @@ def _check_stage(cfg: Config, stage: str, dataset: dict) -> Iterator[tuple[str, 
                 yield where, f'cannot be built from {paths}: {type(e).__name__}: {e}'
                 continue
             read.append(built)
-            paths = [] if getattr(built, 'download', False) else _missing_paths(cfg, where, leaf, built)
-            found = [*_check_classes(cfg, leaf, built), *paths]
-            yield from ((where, text) for text in found)
-            if all(os.path.exists(p) for p in _paths(built).values()):
-                yield from ((where, t) for t in check_content(leaf, built, labelled))
+            paths = [] if getattr(built, 'download', False) else list(_missing_paths(cfg, where, leaf, built))
+            if not paths and not getattr(built, 'download', False):
+                given = built.metainfo.get('classes')
+                number = len(given) if given else next(iter(numbers)) if len(numbers) == 1 else None
+                paths = list(check_content(leaf, built, labelled, number, _ignored(cfg), teaches))
+            yield from ((where, text) for text in [*_check_classes(cfg, leaf, built), *paths])
+    if stage == 'train' and teaches:
+        classes = read[0].metainfo.get('classes') or range(max(numbers, default=0))
+        yield from ((f'{stage}_dataloader.dataset', text) for text in taught(teaches, list(map(str, classes))))
     if all(os.path.isdir(d.data_root or '.') for d in read):
         yield from _check_evaluators(cfg, stage, evaluators, [d.ann_file for d in read])
 
@@ -130,7 +191,12 @@ def _check_evaluators(
 
 
 def _check_classes(cfg: Config, leaf: dict, dataset: BaseDataset) -> Iterator[str]:
-    classes = dataset.metainfo.get('classes')
+    classes, ignored = dataset.metainfo.get('classes'), _ignored(cfg)
+    if leaf.get('ignore_index', 255) not in ignored | {255}:
+        yield (
+            f'ignore_index={leaf["ignore_index"]} of the data set is read by no loss; the heads ignore '
+            f'{sorted(ignored, key=str)}. Set ignore_index of decode_head and auxiliary_head, and of IoUMetric.'
+        )
     if isinstance(classes, str):
         yield (
             f'metainfo.classes is the text {classes!r}, no list of names; one class is written with a comma: '
@@ -146,6 +212,17 @@ def _check_classes(cfg: Config, leaf: dict, dataset: BaseDataset) -> Iterator[st
                 'metainfo=dict(classes=(...)) of every data set to the names of your classes, and num_classes of every '
                 'head to their number.'
             )
+
+
+def _ignored(cfg: Config) -> set[int]:
+    """The numbers in label maps that mmseg's heads leave out of their losses."""
+    model = cfg.get('model') or {}
+    heads = [h for key in ('decode_head', 'auxiliary_head') for h in _listed(model.get(key))]
+    return {h.get('ignore_index', 255) for h in heads} or {255}
+
+
+def _listed(heads) -> list:
+    return heads if isinstance(heads, (list, tuple)) else [heads] if heads else []
 
 
 def _missing_paths(cfg: Config, where: str, leaf: dict, dataset: BaseDataset) -> Iterator[str]:

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ...core.flops import INPUT_SIZE
+from ...core.flops import INPUT_SIZE, image_channels
 
 SPLITS = ('train', 'val', 'test')
 
@@ -73,7 +73,6 @@ def random_batches(model: nn.Module, images: int, size: int, input_size=None, la
     backbone = getattr(model, 'backbone', model)
     wanted = input_size or getattr(backbone, 'img_size', INPUT_SIZE)
     height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     classes = getattr(getattr(model, 'head', None), 'num_classes', None) if labels else None
     if labels and classes is None:
         raise ValueError(
@@ -81,9 +80,7 @@ def random_batches(model: nn.Module, images: int, size: int, input_size=None, la
             '--random '
             "out and take the config's own data."
         )
-    dataset = dict(
-        type='RandomImages', shape=(first.in_channels if first else 3, height, width), classes=classes, length=images
-    )
+    dataset = dict(type='RandomImages', shape=(image_channels(backbone), height, width), classes=classes, length=images)
     loader = dict(batch_size=size, num_workers=0, dataset=dataset)
     return Batches(Config(dict(test_dataloader=loader)), 'test', images, size)
 
