@@ -28,6 +28,7 @@ from scalenet_mm.experiments.study.claims import (
     Family,
     verdicts,
 )
+from scalenet_mm.experiments.study.evidence_page import pilot_spread, verdict_lines
 from scalenet_mm.experiments.study.pool import RESULTS, Job, alone, latest, read_results, run_all
 from scalenet_mm.experiments.study.rank import RankBatches, RankHead, RankMetric
 from scalenet_mm.experiments.study.runs import HELD_OUT, PRETRAINING, TRAINING, digest, jobs_of, shortened
@@ -213,6 +214,18 @@ def test_the_power_that_is_printed_is_the_share_of_trials_that_find_it():
         assert detectable(spread, n, tests) <= mean or mean + half < 0.15
         fewer = scipy_stats.t.ppf(0.975, n - 2) * spread / (n - 1) ** 0.5
         assert detectable(spread, n - 1, tests) > mean and mean + fewer >= 0.15
+
+
+def test_the_power_beside_a_claim_is_that_of_the_spread_on_the_pilots_seeds():
+    # against ScaleNet: 0, 2, 4 points in one row, the same in three: 8 over 2 x 4 degrees of freedom
+    level = {'scalenet': [70.0, 70.0, 70.0], 'on': [70.0, 72.0, 74.0]}
+    pilot = {
+        f'deit/{row}': level.get(row, [69.0] * 3) for row in ('on', 'stack', 'tied', 'scalenet', 'scalenet_increments')
+    }
+    assert pilot_spread(records(pilot)) == pytest.approx(1.0)
+    lines = verdict_lines({}, PRIMARY, 1.0)
+    assert {line[-2] for line in lines} == {f'{detectable(1.0, 10, 8):.2f}'}, 'known before a seed is drawn'
+    assert {line[-2] for line in verdict_lines({}, PRIMARY, pilot_spread({}))} == {'–'}
 
 
 # ------------------------------------------------------------------------------- rows

@@ -48,6 +48,12 @@ class Family:
     seeds: int
     claims: tuple[Claim, ...]
 
+    def detectable(self, spread: float) -> float:
+        """The smallest difference, in points, that its seeds find with a chance of 80 % if paired differences have this
+        standard deviation.
+        """
+        return detectable(spread, self.seeds, len(self.claims))
+
 
 def _claims(table: str, group: str = 'deit') -> tuple[Claim, ...]:
     """Reads lines ``row > another | text | rows of the paper``; ``a or b`` means the better of them, and ``?`` begins a
@@ -151,11 +157,6 @@ class Verdict:
         if self.top1.low > -EQUIVALENT and self.top1.high < EQUIVALENT:
             return NO_DIFFERENCE
         return UNDECIDED
-
-    @property
-    def detectable(self) -> float:
-        """The smallest difference, in points, that so many seeds of this spread find with a chance of 80 %."""
-        return detectable(self.top1.spread, self.family.seeds, len(self.family.claims))
 
     @property
     def needed(self) -> int:

@@ -11,7 +11,7 @@ from ...tables import markdown_table
 from ..paper.recount import ROWS as PAPER
 from . import gradient_curves
 from .claims import FAMILIES, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, Family, verdicts
-from .stats import MOST_SEEDS, Records, interval, minus, paired, values
+from .stats import MOST_SEEDS, Records, interval, minus, paired, pooled_spread, values
 from .studies import PILOT_SEEDS, PILOTS, ROWS, STUDIES
 
 PRINTED = {row.key: row.result['top-1'] for row in PAPER if 'top-1' in row.result}
@@ -105,8 +105,8 @@ VERDICT_HEAD = (
 VERDICT_LEGEND = (
     'Differences are paired by seed: mean ± half-width of the 95 % t-interval, top-1 in points. paper: the same '
     'difference between its rows on ImageNet. decidable: the smallest difference that the planned seeds find with a '
-    'chance of 80 % at this spread, the correction of the family included. seeds needed: for an undecided claim, to '
-    'decide a difference as large as the one seen or that it lies within the margin.'
+    'chance of 80 %, the correction of the family included, if differences spread as those of the pilot did. seeds '
+    'needed: for an undecided claim, to decide a difference as large as the one seen or that it lies within the margin.'
 )
 
 
@@ -118,15 +118,27 @@ def printed(claim: Claim) -> str:
     return f'{better - max(others):+.2f}'
 
 
-def verdict_lines(records: Records, family: Family) -> list[list[str]]:
-    """Every claim of a family, those without two common seeds too."""
+def pilot_spread(pilot: Records) -> float:
+    """Standard deviation of the differences, in points, between ScaleNet and the other rows of the study 'spread'."""
+    main = 'deit/scalenet'
+    others = [row for row in STUDIES['spread'] if row not in (main, 'deit/source')]
+    return pooled_spread([paired(pilot, row, main, 'top1') for row in others])
+
+
+def verdict_lines(records: Records, family: Family, spread: float) -> list[list[str]]:
+    """Every claim of a family, those without two common seeds too.
+
+    Args:
+        spread: of the pilot; nan where it was not run.
+    """
+    decidable = f'{family.detectable(spread):.2f}' if spread == spread else '–'
     found = {v.claim: v for v in verdicts(records, family)}
     lines = []
     for claim in family.claims:
         v = found.get(claim)
         better, worse = ROWS[claim.better].title, ' or '.join(ROWS[key].title for key in claim.worse)
         if v is None:
-            lines.append([claim.text, better, worse, '–', 'not run', *['–'] * 3, printed(claim), '–', '–'])
+            lines.append([claim.text, better, worse, '–', 'not run', *['–'] * 3, printed(claim), decidable, '–'])
             continue
         word = OURS.get(v.word, v.word) if claim.ours else v.word
         needed = f'{v.needed}' if v.needed < MOST_SEEDS else f'over {MOST_SEEDS}'
@@ -141,7 +153,7 @@ def verdict_lines(records: Records, family: Family) -> list[list[str]]:
                 f'{v.p:.4f}',
                 f'**{word}**',
                 printed(claim),
-                f'{v.detectable:.2f}',
+                decidable,
                 needed if v.word == UNDECIDED else '–',
             ]
         )
@@ -198,7 +210,7 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
             (out / f'{name}.md').write_text(page(name, mine, rows, command))
             yield out / f'{name}.md'
     tables = [
-        f'## {family.title}\n\n{markdown_table(VERDICT_HEAD, verdict_lines(counted, family))}'
+        f'## {family.title}\n\n{markdown_table(VERDICT_HEAD, verdict_lines(counted, family, pilot_spread(pilot)))}'
         for family in FAMILIES
         if verdicts(counted, family)
     ]

@@ -90,6 +90,17 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def pooled_spread(groups: Iterable[Sequence[float]]) -> float:
+    """The standard deviation within groups that is common to them; nan where none has two values.
+
+    >>> pooled_spread([[1.0, 3.0], [0.0, 2.0], [5.0]])
+    1.4142135623730951
+    """
+    groups = [np.asarray(g, float) for g in groups if len(g) > 1]
+    degrees = sum(len(g) - 1 for g in groups)
+    return float(np.sqrt(sum(((g - g.mean()) ** 2).sum() for g in groups) / degrees)) if degrees else float('nan')
+
+
 POWER, MOST_SEEDS = 0.8, 1000
 
 
