@@ -41,8 +41,8 @@ MUTATIONS = (
         '1',
         'buffers are not shared',
         'scalenet_mm/core/tying.py',
-        'module._buffers.update(persistent(owner[name]))',
-        'pass',
+        '(module._parameters, module._parameters), (module._buffers, persistent(module))):',
+        '(module._parameters, module._parameters),):',
         'tests/test_scaling.py::test_instances_hold_their_sources_buffers',
     ),
     Mutation(
@@ -60,6 +60,14 @@ MUTATIONS = (
         "params[:] = [g for g in params if first[id(g['params'][0])] is g]",
         'pass',
         'tests/test_engine.py::test_the_optimizer_holds_the_trainable_set_once',
+    ),
+    Mutation(
+        '1',
+        'a constructor with an add_params of its own lists a shared tensor once an instance',
+        'scalenet_mm/engine/each_once.py',
+        '_keep_first(params, tied)\n\n        self',
+        'pass\n\n        self',
+        'tests/test_other_tools.py::test_mmpretrains_layer_decay_has_each_tensor_once_at_its_first_layers_rate[more0-ScaleNetDeiT]',
     ),
     Mutation(
         '1',
@@ -133,6 +141,22 @@ MUTATIONS = (
         'layers._register_state_dict_hook(_one_tensor_one_key)',
         'layers._register_state_dict_hook(lambda _, *args: _one_tensor_one_key(layers, *args))',
         'tests/test_scaling.py::test_ties_survive[timm ViT-torch.save]',
+    ),
+    Mutation(
+        '2',
+        'a layer that is no owner is offloaded by a name that the state dict lacks',
+        'scalenet_mm/core/guests.py',
+        'self.weights_map = given if names <= known else None',
+        'self.weights_map = given',
+        'tests/test_other_tools.py::test_a_scaled_network_is_offloaded_as_a_plain_one[paper-all on the CPU]',
+    ),
+    Mutation(
+        '2',
+        'a fast linear passes the hooks of its adapter by',
+        'scalenet_mm/ops/linear.py',
+        "return 'forward' in vars(module) or any(hooks)",
+        'return False',
+        'tests/test_other_tools.py::test_a_hook_on_an_adapter_is_called',
     ),
     Mutation(
         '2',
@@ -1201,6 +1225,14 @@ MUTATIONS = (
         'return dict(convert(dict(entries), like, **options))',
         'return dict(entries)',
         'tests/test_live_backbones.py::test_positions_are_resampled_as_timm_does_it',
+    ),
+    Mutation(
+        'lm',
+        'increments are saved of a model that is no longer its source',
+        'scalenet_mm/lm/saving.py',
+        'if theirs.get(name) != digest]',
+        'if False]',
+        'tests/test_lm.py::test_increments_of_a_model_that_is_no_longer_its_sources_are_refused',
     ),
     Mutation(
         'lm',

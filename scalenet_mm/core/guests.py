@@ -1,4 +1,7 @@
-"""Has PEFT ask a rule before it merges adapters into weights, from its import on. torch only."""
+"""What PEFT and accelerate have to know of tied layers, told to them when they are imported. torch only.
+
+Neither is imported here, and networks that are not scaled are treated as before.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,35 @@ from types import ModuleType
 
 from torch import nn
 
-Rule = Callable[[nn.Module], None]
-NAME = 'peft.tuners.tuners_utils'
+Change = Callable[[ModuleType], None]
 
 
-class PeftFinder:
-    """Waits for the import of PEFT's tuners: finds them as the other finders do, and adds the rule."""
+def tell_guests(refuse_merging: Callable[[nn.Module], None]) -> None:
+    """Called where layers are tied; idempotent.
 
-    def __init__(self, rule: Rule):
-        self.rule = rule
+    Args:
+        refuse_merging: raises for a model whose adapters must not be merged.
+    """
+    when_imported('peft.tuners.tuners_utils', lambda peft: _ask_before_merging(peft.BaseTuner, refuse_merging))
+    when_imported('accelerate.hooks', _offload_tied)
+
+
+def when_imported(name: str, change: Change) -> None:
+    """Has ``change`` called with the module ``name``, now or when it is imported."""
+    if name in sys.modules:
+        change(sys.modules[name])
+    elif not any(isinstance(finder, Waiting) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, Waiting(name, change))
+
+
+class Waiting:
+    """A finder that waits for one import: the other finders find the module, then it is changed."""
+
+    def __init__(self, name: str, change: Change):
+        self.name, self.change = name, change
 
     def find_spec(self, name: str, path=None, target=None):
-        if name != NAME:
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
@@ -29,29 +49,44 @@ class PeftFinder:
 
         def exec_module(module: ModuleType) -> None:
             run(module)
-            _add(self.rule, module)
+            self.change(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-def guard_merging(rule: Rule) -> None:
-    """Has ``rule`` called with the model before PEFT merges; PEFT itself is not imported. Idempotent."""
-    if NAME in sys.modules:
-        _add(rule, sys.modules[NAME])
-    elif not any(isinstance(finder, PeftFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, PeftFinder(rule))
-
-
-def _add(rule: Rule, tuners: ModuleType) -> None:
-    host = tuners.BaseTuner._check_merge_allowed
-    if getattr(host, 'rule', None) is rule:
+def _ask_before_merging(tuner: type, refuse_merging: Callable[[nn.Module], None]) -> None:
+    host = tuner._check_merge_allowed
+    if hasattr(host, 'knows_scaled_layers'):
         return
 
     @wraps(host)
     def check(self) -> None:
-        rule(self.model)
+        refuse_merging(self.model)
         host(self)
 
-    check.rule = rule
-    tuners.BaseTuner._check_merge_allowed = check
+    check.knows_scaled_layers = True
+    tuner._check_merge_allowed = check
+
+
+def _offload_tied(accelerate: ModuleType) -> None:
+    """Weights that are offloaded are looked up in the state dict, by the name of each layer that holds them.
+
+    Of a tied tensor only the owner's is there. Where a name is missing, the hook keeps the tensors of its module
+    itself, as it does where it is given no state dict.
+    """
+    host = accelerate.AlignDevicesHook.init_hook
+    if hasattr(host, 'knows_scaled_layers'):
+        return
+
+    @wraps(host)
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        given = self.weights_map if self.offload else None
+        if given is not None:
+            held = accelerate.named_module_tensors(module, self.offload_buffers, self.place_submodules, True)
+            names, known = {getattr(given, 'prefix', '') + name for name, _ in held}, set(given)
+            self.weights_map = given if names <= known else None
+        return host(self, module)
+
+    init_hook.knows_scaled_layers = True
+    accelerate.AlignDevicesHook.init_hook = init_hook

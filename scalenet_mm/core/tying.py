@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import Adjustment
+from .guests import tell_guests
 from .layer_map import LayerMap
-from .merging import guard_merging
 from .spread import check_stored_map, expand
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
@@ -182,6 +182,9 @@ def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) ->
 def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
     """Ties a container of complete blocks in place; returns it.
 
+    Of a tied one, ties the tensors of the host's own names again, after a tool has replaced each instance's by one of
+    its own (a quantiser). What else was put on an instance stays its own.
+
     Args:
         layers: an ``nn.ModuleList`` or ``nn.Sequential`` with ``len(layer_map)`` blocks of one structure.
 
@@ -190,19 +193,17 @@ def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
     """
     if mapped(layers, layer_map, TiedLayers):
         layers._register_state_dict_hook(_one_tensor_one_key)
-        _share(layers)
-        guard_merging(refuse_merging)
+        tell_guests(refuse_merging)
+    _share(layers)
     return layers
 
 
 def _share(layers: TiedLayers) -> None:
-    """Every instance takes the Parameter (and buffer) objects of its owner."""
-    for i, block in enumerate(layers):
-        mine, owner = dict(shared_modules(block)), dict(shared_modules(layers[layers.layer_map.owner(i)]))
-        assert mine.keys() == owner.keys(), 'instances of one source must have the same structure'
-        for name, module in mine.items():
-            module._parameters.update(owner[name]._parameters)
-            module._buffers.update(persistent(owner[name]))
+    """Every instance takes what has the names of shared tensors from its owner."""
+    held = [{p.key.partition('.')[2]: p for p in _places(block, str(i))} for i, block in enumerate(layers)]
+    for i, mine in enumerate(held):
+        owner = held[layers.layer_map.owner(i)]
+        hold_one((mine[name], owner[name]) for name in layers.shared_names if name in mine and name in owner)
 
 
 def _store_layer_map(layers, state_dict, prefix, local_metadata) -> None:
