@@ -19,6 +19,7 @@ from mmengine.model import MMDistributedDataParallel, MMSeparateDistributedDataP
 from mmengine.model.wrappers import MMFullyShardedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODEL_WRAPPERS, MODELS
+from mmpretrain.models.peft.lora import LoRALinear
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -167,6 +168,33 @@ def sharded(out: Path, name: str, policy: dict) -> dict:
         alone=alone.state_dict(),
         gathered={k: getattr(t, 'full_tensor', lambda t=t: t)() for k, t in model.state_dict().items()},
         share=local / sum(p.numel() for p in alone.parameters()),
+    )
+
+
+def added(out: Path, name: str) -> dict:
+    """Three steps of LoRA put on the instances, moved as a Trainer does: in one process, and in all."""
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    dist.broadcast(images, 0)
+    alone, model = Net(), Net()
+    for net in (alone, model):
+        torch.manual_seed(1)
+        for block in net.backbone.layers:
+            block.attn.qkv = LoRALinear(block.attn.qkv, rank=2)
+        perturb(net, seed=1, std=0.02)
+        TrainPolicy('adjustments', ('backbone.layers.*.attn.qkv.lora_*',)).apply(net)
+    start = {n: t.clone() for n, t in model.state_dict().items()}
+    expected = steps(alone, images, labels)
+    model.to('cpu').double().float()
+    ddp = nn.parallel.DistributedDataParallel(model)
+    mine = slice(dist.get_rank() * 2, dist.get_rank() * 2 + 2)
+    losses = torch.tensor(steps(ddp, images[mine], labels[mine]))
+    dist.all_reduce(losses)
+    return dict(
+        expected=expected,
+        losses=(losses / dist.get_world_size()).tolist(),
+        start=start,
+        alone=alone.state_dict(),
+        end=model.state_dict(),
     )
 
 

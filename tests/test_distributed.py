@@ -77,6 +77,7 @@ def checks(tmp_path_factory):
     jobs = [
         dict(do='sharded', name='sharded', policy=dict(also=['head'])),
         dict(do='sharded', name='sharded, everything', policy=dict(train='all')),
+        dict(do='added', name='added'),
         dict(do='verdicts', name='verdicts'),
         dict(do='options', name='options'),
     ]
@@ -217,6 +218,17 @@ def test_fsdp2_at_the_root_gives_a_single_processs_result(name, checks):
         for key, tensor in kept['alone'].items():
             torch.testing.assert_close(kept['gathered'][key], tensor, rtol=1e-4, atol=1e-5)
         assert kept['share'] < 0.6, 'a process holds about half of the parameters'
+
+
+def test_what_is_put_on_the_instances_is_trained_for_each_of_them(checks):
+    for rank in checks['added']:
+        assert rank['losses'] == pytest.approx(rank['expected'], rel=1e-4)
+        ups = [n for n in rank['end'] if n.endswith('lora_up.weight')]
+        assert len(ups) == 6
+        assert all(not torch.equal(rank['end'][n], rank['start'][n]) for n in ups)
+        assert all(not torch.equal(rank['end'][a], rank['end'][b]) for a, b in zip(ups[::2], ups[1::2]))
+        for n, t in rank['alone'].items():
+            torch.testing.assert_close(rank['end'][n], t, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

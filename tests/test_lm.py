@@ -293,6 +293,28 @@ def test_the_increments_alone_make_the_model_from_its_source_and_refuse_another(
         load_increments(tmp_path / 'x.delta.safetensors', tmp_path / 'other')
 
 
+def test_increments_of_a_model_that_is_no_longer_its_sources_are_refused(tmp_path):
+    source = HOSTS['Llama']()
+    source.save_pretrained(tmp_path / 'source')
+
+    def resize(model):
+        model.resize_token_embeddings(source.config.vocab_size + 1)
+
+    def move(model):
+        with torch.no_grad():
+            model.model.embed_tokens.weight.add_(1)
+
+    path = tmp_path / 'x.delta.safetensors'
+    for change, named in ((resize, r'model\.embed_tokens\.weight \(\d+, \d+\), there \('), (move, 'lm_head')):
+        model = scalenet_mm.scale(copy.deepcopy(source), adjust=ADAPTER)
+        change(model)
+        with pytest.raises(CheckpointError, match=named):
+            save_increments(model, tmp_path / 'source', path)
+        assert not path.exists()
+    save_increments(model, tmp_path / 'source', path, TrainPolicy(also=['model.embed_tokens']))
+    assert torch.equal(load_increments(path).lm_head.weight, model.model.embed_tokens.weight)
+
+
 # --- instruction data
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from scalenet_mm import LayerMap, scale_layers, tie
 from scalenet_mm.core.adapters import Adjustment
-from scalenet_mm.core.tying import TiedLayers, is_norm, shared_names, tied_keys
+from scalenet_mm.core.tying import TiedLayers, is_norm, shared_names, ties
 
 ADAPTER = dict(type='ParallelAdapter', rank=4)
 
@@ -342,7 +342,7 @@ def test_tie_is_idempotent_and_refuses_a_wrong_length():
     kind, hooks = type(layers), len(layers._state_dict_hooks)
     assert set(tie(layers, layer_map).state_dict()) == keys
     assert type(layers) is kind and len(layers._state_dict_hooks) == hooks
-    assert len(list(tied_keys(layers))) == 2 * 8
+    assert len(list(ties(layers))) == 2 * 8
     with pytest.raises(ValueError, match='4 instances'):
         tie(nn.ModuleList(nn.Linear(1, 1) for _ in range(3)), layer_map)
 

@@ -24,7 +24,7 @@ from ..core.spread import expand
 from ..core.tying import MappedLayers, is_norm, scaled_layers
 from ..ops import Ops, set_ops
 from .outputs import Layout
-from .scaled import ScaledBackbone, require_exact_keys, store_layer_maps
+from .scaled import ScaledBackbone
 
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')  # as mmpretrain's ViT
 TOKEN_NORMS = ('norm', 'layernorm')  # over all tokens, behind the last layer
@@ -119,8 +119,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
             self._checkpoint_layers()
         if pretrained:
             self.init_cfg = dict(type='Pretrained', checkpoint=self._address())
-        self._register_state_dict_hook(store_layer_maps)
-        self.register_load_state_dict_pre_hook(require_exact_keys)
+        self._be_strict()
 
     def _import(self) -> ModuleType:
         try:
@@ -214,7 +213,11 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         return named
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        given = {k: state_dict.pop(k) for k in list(state_dict) if k.startswith(prefix)}
+        given = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+        if given and self.only_added(k[len(prefix) :] for k in given):
+            return BaseModule._load_from_state_dict(self, state_dict, prefix, local_metadata, *args)
+        for key in given:
+            del state_dict[key]
         entries = {k[len(prefix) :].removeprefix('net.'): v for k, v in given.items()}
         if not entries:
             raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
@@ -108,8 +108,17 @@ class ScaledBackbone(StrictBackbone):
         for _, layers in self._containers():
             for block in layers:
                 block.checkpointed = with_cp
+        self._be_strict()
+
+    def _be_strict(self) -> None:
+        """Called when the backbone is whole: files must fit it from here on."""
+        self.built = frozenset(self.state_dict())
         self._register_state_dict_hook(store_layer_maps)
         self.register_load_state_dict_pre_hook(require_exact_keys)
+
+    def only_added(self, keys: Iterable[str]) -> bool:
+        """Whether they are of what was put on the backbone later (mmpretrain's LoRA), and of nothing else."""
+        return set(keys) <= self.state_dict().keys() - self.built
 
     def layer_maps(self) -> dict[str, LayerMap]:
         """The layer map of every container of blocks, by the container's name."""
@@ -169,6 +178,8 @@ class ScaledBackbone(StrictBackbone):
                 f'The checkpoint has no key under {prefix!r}, where this model keeps its backbone. Write it as one of '
                 'ours with: scalenet convert SOURCE DESTINATION'
             )
+        if self.only_added(entries):
+            return super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         for key in entries:
             del state_dict[prefix + key]
         if not any(isinstance(v, Tensor) for v in entries.values()):
@@ -213,6 +224,8 @@ def require_exact_keys(backbone: ScaledBackbone, state_dict, prefix, *args) -> N
     """The last load pre-hook: refuses a file that does not fit before anything is changed (decision 4)."""
     expected = backbone.state_dict()
     got = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    if backbone.only_added(got):
+        return
     may_miss, may_extra = backbone.optional_keys()
     require({k: v.shape for k, v in expected.items()}, got, (may_miss & set(expected)) | (may_extra & set(got)))
     missing, besides = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -144,10 +144,9 @@ class ScaleNetHF(LiveBackbone):
                     f'transformers has no model_type {kind!r}; near are '
                     f'{_nearest(str(kind), list(known.CONFIG_MAPPING))}.'
                 )
+            _require_known(given, known.AutoConfig.for_model(kind), 'model_name_or_config')
             config = known.AutoConfig.for_model(kind, **given)
-        unknown = sorted(k for k in changes if not hasattr(config, k))
-        if unknown:
-            raise ValueError(f'{type(config).__name__} has no {unknown}.')
+        _require_known(changes, config, type(self).__name__)
         if hasattr(config, 'use_mask_token'):
             changes['use_mask_token'] = False
         for key, value in changes.items():
@@ -202,6 +201,15 @@ class ScaleNetHF(LiveBackbone):
             )
         where = name if os.path.isdir(name) else f'hf://{name}'
         return f'{where}/model.safetensors'
+
+
+def _require_known(given: Iterable[str], config, where: str) -> None:
+    """A config takes any key and leaves it alone, so a misspelt one would mean the default."""
+    known = {*vars(config), *config.attribute_map, 'attn_implementation'}
+    for key in given:
+        if key not in known:
+            near = _nearest(key, sorted(k for k in known if not k.startswith('_')))
+            raise ValueError(f'{where} has {key!r}, which {type(config).__name__} does not know; near are {near}.')
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

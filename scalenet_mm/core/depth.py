@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .positions import period
-from .tying import TiedLayers, shared_modules
+from .tying import TiedLayers
 
 Active = dict[str, tuple[int, ...]]  # container of tied layers -> its instances that run
 
@@ -199,9 +199,7 @@ def _skip(block: nn.Module, shared: Skipping, *args, **kwargs) -> Any:
     """The forward of a skipped block; a partial, which deepcopy and pickle carry over to the copy of the block."""
     x = args[0] if args else next(iter(kwargs.values()))
     if shared.zero_gradients and block.training:
-        tied = {id(p) for _, m in shared_modules(block) for p in m.parameters(recurse=False)}
-        own = [p for p in block.parameters() if p.requires_grad and id(p) not in tied]
-        for p in own:
+        for p in (p for p in block.parameters() if p.requires_grad):
             x = x + p.flatten()[:0].sum().to(x.dtype)  # 0, whatever p is
     return shared.result(x)
 

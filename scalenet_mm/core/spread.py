@@ -50,18 +50,20 @@ def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: MappedL
         if isinstance(module, Adjustment)
         for k, v in module.named_parameters(recurse=False)
     }
+    given = {rest for _, rest in parts.values()}
     plain = not any(f'{i}.{rest}' in adjustments for i, rest in parts.values())
-    if not plain:
+    if not plain or given.isdisjoint(layers.shared_names):  # the second: of what was put on the instances alone
         return False
     by_source: dict[str, dict[int, Tensor]] = {}
     for key, (index, rest) in parts.items():
         if index.isdecimal():
             by_source.setdefault(rest, {})[int(index)] = state_dict.pop(key)
+    kept = layers.state_dict().keys()
     for rest, tensors in by_source.items():
         for i, source in enumerate(layer_map.sources):
-            if source not in tensors:
-                continue
             own = layer_map.owner(i) == i
+            if source not in tensors or not (own or f'{i}.{rest}' in kept):
+                continue
             value = tensors[source] if own else layers.fill(i, rest, tensors)
             if value is not None:
                 state_dict[f'{prefix}{i}.{rest}'] = value

@@ -3,16 +3,21 @@
 A scaled network is a container of complete blocks in which every instance holds its source's own Parameter
 objects, except those of normalisation layers and adjustments. ``tie`` turns any container of blocks into one;
 ``scale.scale_layers`` makes one from the layers of a live model.
+
+From then on two places are tied if they hold one object, and only then: whatever is put on an instance later is its
+own, and a tensor stays tied where it is moved to another name (a wrapped layer, a parametrization).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .adapters import Adjustment
+from .guests import tell_guests
 from .layer_map import LayerMap
 from .spread import check_stored_map, expand
 
@@ -28,6 +33,7 @@ class MappedLayers:
     """Mixed into the class of a container by ``mapped``: its blocks are instances of a pretrained network's layers."""
 
     layer_map: LayerMap
+    shared_names: list[str]  # what ``shared_names`` said of a block when the network was scaled
 
     def __getitem__(self, index):  # a slice is a plain container of the host's class: its map would be another one
         if not isinstance(index, slice):
@@ -55,45 +61,80 @@ class MappedLayers:
 class TiedLayers(MappedLayers):
     """Mixed into the class of a layer container by ``tie``: keeps the ties and keeps one key for one tensor."""
 
-    def retie(self) -> None:
-        """Every instance takes the Parameter (and buffer) objects of its owner. Idempotent."""
-        if len(self) != len(self.layer_map):
-            raise ValueError(
-                f'The layer map has {len(self.layer_map)} instances, but the container now holds {len(self)} blocks; '
-                'take a slice (a plain container) or scale the source layers anew instead of adding to this one.'
-            )
-        owners: dict[int, dict[str, nn.Module]] = {}
-        for i, layer in enumerate(self):
-            owner = self.layer_map.owner(i)
-            mine = dict(shared_modules(layer))
-            if owner == i:
-                owners[i] = mine
-                continue
-            assert mine.keys() == owners[owner].keys(), 'instances of one source must have the same structure'
-            for name, module in mine.items():
-                module._parameters.update(owners[owner][name]._parameters)
-                module._buffers.update(persistent(owners[owner][name]))
-
-    def _apply(self, fn, recurse=True):  # .to(), .half(), .to_empty(): some of them make new Parameters
+    def _apply(self, fn, recurse=True):  # .to(), .half(), .to_empty(): some of them make new tensors
+        tied = list(ties(self))
         super()._apply(fn, recurse)
-        self.retie()
+        hold_one(tied)
         return self
 
     def complete(self, state_dict: MutableMapping[str, Tensor], prefix: str) -> None:
-        """Every instance's keys of a shared tensor lead to the owner's."""
-        for key, owner in tied_keys(self):
-            shared = state_dict.get(prefix + owner)
-            if shared is not None and not _same(state_dict.setdefault(prefix + key, shared), shared):
+        """Every place of a tied tensor leads to the owner's entry."""
+        for place, owner in ties(self):
+            shared = state_dict.get(prefix + owner.key)
+            if shared is None:
+                continue
+            if not _same(state_dict.get(prefix + place.key, shared), shared):
                 raise ValueError(
-                    f'{prefix + key} and {prefix + owner} are one tensor in this model, but the checkpoint holds two '
-                    'different ones: it is of an independent-copy network. Load it into an unshared network.'
+                    f'{prefix + place.key} and {prefix + owner.key} are one tensor in this model, but the checkpoint '
+                    'holds two different ones: it is of an independent-copy network. Load it into an unshared network.'
                 )
+            if isinstance(owner.tensor, nn.Parameter) and not isinstance(shared, nn.Parameter):
+                shared = nn.Parameter(shared, owner.tensor.requires_grad)  # with assign=True torch takes it as it is
+            state_dict[prefix + owner.key] = state_dict[prefix + place.key] = shared
 
-    def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor | None:
-        """Norms are copied (Sec. III-B); all else is the owner's."""
-        block = self[instance]
-        own = set(block.state_dict(keep_vars=True)) - set(shared_names(block))
-        return by_source[self.layer_map.sources[instance]].clone() if name in own else None
+    def fill(self, instance: int, name: str, by_source: Mapping[int, Tensor]) -> Tensor:
+        """Norms are copied (Sec. III-B), and so is all else that is the instance's own."""
+        return by_source[self.layer_map.sources[instance]].clone()
+
+
+class Place(NamedTuple):
+    """Where a tensor that a file keeps is held.
+
+    Attributes:
+        key: in the state dict of the container.
+        held: the parameters or the buffers of the module that holds it, under ``name``.
+    """
+
+    key: str
+    held: dict[str, Tensor | None]
+    name: str
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.held[self.name]
+
+
+def ties(layers: TiedLayers) -> Iterator[tuple[Place, Place]]:
+    """Every place in which an instance holds a tensor of its owner, and the owner's.
+
+    Raises:
+        ValueError: if blocks were added or taken away.
+    """
+    if len(layers) != len(layers.layer_map):
+        raise ValueError(
+            f'The layer map has {len(layers.layer_map)} instances, but the container now holds {len(layers)} blocks; '
+            'take a slice (a plain container) or scale the source layers anew instead of adding to this one.'
+        )
+    owners: dict[int, dict[int, Place]] = {}
+    for i, block in enumerate(layers):
+        owner, mine = layers.layer_map.owner(i), list(_places(block, str(i)))
+        if owner == i:
+            owners[i] = {id(place.tensor): place for place in reversed(mine)}
+        else:
+            first = owners[owner]
+            yield from ((place, first[id(place.tensor)]) for place in mine if id(place.tensor) in first)
+
+
+def _places(block: nn.Module, prefix: str) -> Iterator[Place]:
+    for path, module in block.named_modules(prefix=prefix, remove_duplicate=False):
+        for held, names in ((module._parameters, module._parameters), (module._buffers, persistent(module))):
+            yield from (Place(f'{path}.{name}', held, name) for name in names if held[name] is not None)
+
+
+def hold_one(tied: Iterable[tuple[Place, Place]]) -> None:
+    """Gives each place the owner's tensor."""
+    for place, owner in tied:
+        place.held[place.name] = owner.tensor
 
 
 def scaled_layers(model: nn.Module) -> list[tuple[str, MappedLayers]]:
@@ -132,6 +173,7 @@ def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) ->
         return False
     if isinstance(layers, MappedLayers):
         raise ValueError('These layers are tied or grown already; start from the source layers.')
+    layers.shared_names = shared_names(layers[0])
     layers.__class__ = _mixed(mixin, type(layers))
     layers._register_state_dict_hook(_store_layer_map)
     return True
@@ -139,6 +181,9 @@ def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) ->
 
 def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
     """Ties a container of complete blocks in place; returns it.
+
+    Of a tied one, ties the tensors of the host's own names again, after a tool has replaced each instance's by one of
+    its own (a quantiser). What else was put on an instance stays its own.
 
     Args:
         layers: an ``nn.ModuleList`` or ``nn.Sequential`` with ``len(layer_map)`` blocks of one structure.
@@ -148,10 +193,17 @@ def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
     """
     if mapped(layers, layer_map, TiedLayers):
         layers._register_state_dict_hook(_one_tensor_one_key)
-        layers.register_load_state_dict_post_hook(_after_load)
-    assert isinstance(layers, TiedLayers)
-    layers.retie()
+        tell_guests(refuse_merging)
+    _share(layers)
     return layers
+
+
+def _share(layers: TiedLayers) -> None:
+    """Every instance takes what has the names of shared tensors from its owner."""
+    held = [{p.key.partition('.')[2]: p for p in _places(block, str(i))} for i, block in enumerate(layers)]
+    for i, mine in enumerate(held):
+        owner = held[layers.layer_map.owner(i)]
+        hold_one((mine[name], owner[name]) for name in layers.shared_names if name in mine and name in owner)
 
 
 def _store_layer_map(layers, state_dict, prefix, local_metadata) -> None:
@@ -159,12 +211,8 @@ def _store_layer_map(layers, state_dict, prefix, local_metadata) -> None:
 
 
 def _one_tensor_one_key(layers, state_dict, prefix, local_metadata) -> None:
-    for key, _ in tied_keys(layers):
-        state_dict.pop(prefix + key, None)
-
-
-def _after_load(layers, incompatible_keys) -> None:
-    layers.retie()
+    for place, _ in ties(layers):
+        state_dict.pop(prefix + place.key, None)
 
 
 def shared_modules(block: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
@@ -192,16 +240,21 @@ def shared_names(block: nn.Module) -> list[str]:
     ]
 
 
-def tied_keys(layers: TiedLayers) -> Iterator[tuple[str, str]]:
-    """(key of a tied tensor, key of its owner), relative to the container, for every instance but the owners."""
-    for i, layer in enumerate(layers):
-        owner = layers.layer_map.owner(i)
-        if owner != i:
-            yield from ((f'{i}.{name}', f'{owner}.{name}') for name in shared_names(layer))
-
-
 def _same(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.shape == b.shape and torch.equal(a, b))
+
+
+def refuse_merging(model: nn.Module) -> None:
+    """Raises ValueError if adapters that could be merged into their layer (PEFT's) lie around a tied tensor."""
+    for name, layers in model.named_modules():
+        tied = ties(layers) if isinstance(layers, TiedLayers) else ()
+        wrapped = [place.key for pair in tied for place in pair if '.base_layer.' in place.key]
+        if wrapped:
+            raise ValueError(
+                f'Adapters cannot be merged into {name}.{wrapped[0]}: one tensor serves several layers here, and each '
+                'has an adapter of its own. Keep them beside the weights (save_pretrained of the PEFT model), or take '
+                'them off with unload().'
+            )
 
 
 AT_THE_ROOT = 'shard the whole model with one call, fully_shard(model), or use DistributedDataParallel'
@@ -222,8 +275,10 @@ def require_tied(model: nn.Module) -> None:
             f'tensors that are stored once; {AT_THE_ROOT}.'
         )
     for name, layers in tied:
-        held = dict(layers.named_parameters(remove_duplicate=False))
-        apart = [(a, b) for a, b in tied_keys(layers) if held.get(a) is not held.get(b)]
+        held = {k: p for k, p in layers.named_parameters(remove_duplicate=False) if _is_sharded(p)}
+        owners = {i: layers.layer_map.owner(i) for i in range(len(layers))}
+        pairs = [(f'{i}.{name}', f'{owner}.{name}') for i, owner in owners.items() for name in layers.shared_names]
+        apart = [(a, b) for a, b in pairs if held.get(a) is not held.get(b)]
         if apart:
             raise RuntimeError(
                 f'{len(apart)} tensors of {name or "the model"} are shared no more: {apart[0][0]} and {apart[0][1]} '
@@ -233,4 +288,8 @@ def require_tied(model: nn.Module) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether parameters are DTensors, as ``fully_shard`` makes them."""
-    return any(hasattr(p, 'device_mesh') for p in model.parameters())
+    return any(map(_is_sharded, model.parameters()))
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, 'device_mesh')

@@ -11,6 +11,7 @@ from ..compat import quiet
 from ..core.adapters import Gate
 from ..core.roles import Role, TrainPolicy, roles
 from ..tables import format_table
+from .each_once import list_tied_once
 from .wrapper import freeze
 
 FROM_CONFIG = dict(train='config')  # stands for the config's top-level policy, see runner.config.share_policy
@@ -24,6 +25,9 @@ PARAMWISE_KEYS = {
     'dcn_offset_lr_mult',
     'bypass_duplicate',
 }
+
+
+list_tied_once()
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -16,6 +16,8 @@ from torch import nn
 
 from ..core.flops import meta_parameters
 from ..core.roles import TrainPolicy
+from ..core.spread import expand
+from ..core.tying import scaled_layers
 from ..ops import rescale
 
 INCREMENTS = 'increments.delta.safetensors'
@@ -97,17 +99,48 @@ def save_increments(model: nn.Module, base: str, path: str | Path, policy: Train
     """Writes what the policy trains, alone: adapters and norms of a scaled model whose other weights are its source's.
 
     Args:
-        base: the source model's Hub name or folder, kept as a name.
+        base: the source model's Hub name or folder; read once more here, and kept as a name.
         path: of the ``.delta.safetensors``.
 
     Returns:
         The ``Delta``.
+
+    Raises:
+        CheckpointError: if a tensor outside the policy is not the source's, before anything is written.
     """
     from ..checkpoint.assemble import make_delta
+    from ..checkpoint.delta_file import digests
 
-    delta = make_delta(model.state_dict(), policy.trainable(model), model, str(base), model.config.to_json_string())
+    state = model.state_dict(keep_vars=True)
+    named = {id(state[name]) for name in policy.trainable(model)}
+    trained = {name for name, t in state.items() if id(t) in named}  # with an output layer tied to the embedding
+    state = {name: t.detach() for name, t in state.items()}
+    found = digests(state)
+    _require_source({name: digest for name, digest in found.items() if name not in trained}, model, base)
+    delta = make_delta(state, trained, model, str(base), model.config.to_json_string(), found=found)
     delta.save(path)
     return delta
+
+
+def _require_source(kept: dict[str, str], model: nn.Module, base: str) -> None:
+    """Raises CheckpointError unless the tensors with these digests are what ``base`` supplies."""
+    from ..checkpoint.delta_file import digests
+    from ..checkpoint.strict import CheckpointError
+
+    known = type(model).from_pretrained(base, dtype=model.config.dtype).state_dict()
+    for name, layers in scaled_layers(model):
+        expand(known, f'{name}.', layers)
+    theirs = digests(known)
+    lost = [name for name, digest in kept.items() if theirs.get(name) != digest]
+    if lost:
+        mine, shapes = model.state_dict(), {k: tuple(v.shape) for k, v in known.items()}
+        told = [f'{k} {tuple(mine[k].shape)}, there {shapes.get(k, "missing")}' for k in lost[:5]]
+        raise CheckpointError(
+            f'Increments are put on {base} as it is, but {len(lost)} tensors that they do not hold are not what it '
+            f'has: {"; ".join(told)}. Were they trained, add them to the policy (TrainPolicy(also=[...])). Were the '
+            'embeddings resized, resize and save the source first, and name that folder as the base. '
+            'model.save_pretrained(...) keeps everything.'
+        )
 
 
 def load_increments(

@@ -158,8 +158,15 @@ class FastAdaptedLinear(FastLinear, AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
-        low_rank = None if self.gate is not None or self.adapter is None else self.adapter.low_rank()
+        apart = self.gate is not None or self.adapter is None or _is_hooked(self.adapter)
+        low_rank = None if apart else self.adapter.low_rank()
         y = linear(x, self.weight, self.bias, low_rank, self.library)
         if self.gate is not None:
             y = self.gate(y)
         return y if self.adapter is None or low_rank else y + self.adapter(x)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody waits for the module to be called, or replaced its forward (accelerate)."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return 'forward' in vars(module) or any(hooks)
