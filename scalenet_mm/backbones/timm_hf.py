@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.registry import MODELS
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.strict import CheckpointError
 from ..core.flops import meta_parameters
+from .arguments import arguments_of, nearest, unknown
 from .library import LiveBackbone
 
 # What lets a timm host take images of other sizes than its own, where its class knows the argument.
@@ -43,7 +43,7 @@ class ScaleNetTimm(LiveBackbone):
         if ':' not in name and not timm.is_model(name.partition('.')[0]):
             known = timm.list_models()
             raise ValueError(
-                f'timm has no model {name!r}; near are {_nearest(name, known)} ({len(known)} in all: '
+                f'timm has no model {name!r}; near are {nearest(name, known)} ({len(known)} in all: '
                 'timm.list_models()).'
             )
         try:
@@ -52,7 +52,10 @@ class ScaleNetTimm(LiveBackbone):
             flexible = {k: v for k, v in ANY_SIZE.items() if k in taken.parameters}
             return timm.create_model(name, num_classes=0, **{**flexible, **host})
         except TypeError as e:
-            raise ValueError(f'timm cannot build {name!r} with {host}: {e}') from e
+            with meta_parameters():
+                taken = inspect.signature(type(timm.create_model(name, num_classes=0))).parameters
+            told = unknown(host, [*taken, *arguments_of(LiveBackbone)])
+            raise ValueError(f'timm cannot build {name!r} with {told or host}: {e}') from e
 
     def _sizes(self) -> tuple[int, Any]:
         patch = getattr(getattr(self.net, 'patch_embed', None), 'patch_size', 1)
@@ -142,12 +145,12 @@ class ScaleNetHF(LiveBackbone):
             if kind not in known.CONFIG_MAPPING:
                 raise ValueError(
                     f'transformers has no model_type {kind!r}; near are '
-                    f'{_nearest(str(kind), list(known.CONFIG_MAPPING))}.'
+                    f'{nearest(str(kind), list(known.CONFIG_MAPPING))}.'
                 )
             config = known.AutoConfig.for_model(kind, **given)
-        unknown = sorted(k for k in changes if not hasattr(config, k))
-        if unknown:
-            raise ValueError(f'{type(config).__name__} has no {unknown}.')
+        known_keys = [*config.to_dict(), *(k for k in changes if hasattr(config, k)), *arguments_of(LiveBackbone)]
+        if told := unknown(changes, known_keys):
+            raise ValueError(f'{type(config).__name__} has no {told}.')
         if hasattr(config, 'use_mask_token'):
             changes['use_mask_token'] = False
         for key, value in changes.items():
@@ -202,8 +205,3 @@ class ScaleNetHF(LiveBackbone):
             )
         where = name if os.path.isdir(name) else f'hf://{name}'
         return f'{where}/model.safetensors'
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    """What ``name`` may have meant."""
-    return ', '.join(get_close_matches(name, names, n=5, cutoff=0.3)) or 'none'
