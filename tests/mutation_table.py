@@ -355,6 +355,22 @@ MUTATIONS = (
     ),
     Mutation(
         '5',
+        'a symbolic graph is asked for its dtype',
+        'scalenet_mm/ops/linear.py',
+        'if isinstance(x, Tensor) and weight.dtype',
+        'if weight.dtype',
+        'tests/test_code_tools.py::test_a_symbolic_graph_trains_the_adapters_and_keeps_the_ties[LoRA]',
+    ),
+    Mutation(
+        '5',
+        'torch.jit.script dies of what it reads',
+        'scalenet_mm/core/adapters.py',
+        '    __prepare_scriptable__ = refuse_scripting\n',
+        '',
+        'tests/test_code_tools.py::test_what_a_tool_reads_computes_the_same_or_is_refused[timm ViT-script]',
+    ),
+    Mutation(
+        '5',
         "torch's encoder keeps its fast path past the adapters",
         'scalenet_mm/core/hosts.py',
         "{'activation_relu_or_gelu': 0}",
