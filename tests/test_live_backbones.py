@@ -447,10 +447,10 @@ def test_errors_name_the_rule_the_value_and_the_way_out():
     assert DINO in error(name='vit_small_patch14_dinov')
     assert 'dinov2' in error(ScaleNetHF, dict(model_type='dino_v2'))
     assert 'neither a model on the Hugging Face Hub nor a folder' in error(ScaleNetHF, './nowhere')
-    assert "has 'hiden_size', which Dinov2Config does not know; near are hidden_size" in error(
+    assert "Dinov2Config has no ['hiden_size'] (near are: hidden_size" in error(
         ScaleNetHF, {**DINO_HF, 'hiden_size': 32}
     )
-    assert "has 'hiden_act', which Dinov2Config does not know; near are hidden_act" in error(
+    assert "Dinov2Config has no ['hiden_act'] (near are: hidden_act" in error(
         ScaleNetHF, DINO_HF, hiden_act='gelu'
     )
     assert '0..5, or negative from the end, got [6]' in error(out_indices=(6,))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 
 from ..checkpoint.strict import CheckpointError
 from ..ops import Ops
+from .arguments import in_hosts_terms, per_source
+from .dense_args import VIT
 from .scaled import ScaledBackbone
 
 
@@ -18,7 +19,9 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
     """A DeiT (or any ViT of mmpretrain) scaled in depth by shared layers.
 
     Args:
-        arch: as the host's, of the *pretrained* network; ``out_indices`` and other depths count scaled layers.
+        arch: as the host's, of the *pretrained* network; ``out_indices`` and other depths count scaled layers. The
+            arguments of mmseg's ViT (``embed_dims``, ``num_layers``, ...), with its defaults, are understood instead;
+            where only arguments are given that both classes have, the scope of the config tells which is meant.
         scale: ``dict(times=2, order='interpolate', layers='all', sources=None,
             adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the
             paper's. With only some ``layers`` reused, ``adjust_on`` is 'reused' unless said otherwise (Table III).
@@ -26,10 +29,11 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         with_cp: recompute the blocks' activations in the backward pass.
         ops: fast paths, ``None`` (defaults), ``'plain'`` or a dict of switches, see ``ops.SWITCHES``.
         frozen_stages: refused.
-        host: the host's other arguments.
+        host: the class's other arguments; a list of ``layer_cfgs`` counts the layers of the pretrained network.
 
     Raises:
-        ValueError: for a ``scale`` outside its rules, naming rule, value and way out.
+        ValueError: for a ``scale`` or value outside the rules, naming rule, value and way out.
+        TypeError: for an argument that neither class takes, naming the nearest.
     """
 
     host = 'deit'
@@ -37,10 +41,9 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
 
     def __init__(
         self,
-        arch: str | dict = 'deit-base',
+        arch: str | dict | None = None,
         *,
         scale: dict | None = None,
-        out_indices: int | Sequence[int] = -1,
         with_cp: bool = False,
         ops: str | dict | None = None,
         frozen_stages: int = -1,
@@ -49,18 +52,26 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         scale, ops = self._read_scale(scale, frozen_stages), Ops.read(ops)
         if scale['adjust_on'] is None:
             scale['adjust_on'] = 'all' if scale['layers'] == 'all' else 'reused'
+        given = host if arch is None else dict(host, arch=arch)
+        arch, host = in_hosts_terms(ScaleNetDeiT, VisionTransformer, VIT, given)
         source = self._source_arch(arch)
         layer_map = self._placing(scale)(
             source['num_layers'], scale['times'], scale['order'], scale['layers'], scale['sources']
         )
-        out_indices = out_indices if isinstance(out_indices, int) else list(out_indices)  # the host writes into it
-        super().__init__({**source, 'num_layers': len(layer_map)}, out_indices=out_indices, **host)
+        if isinstance(host.get('out_indices'), (list, tuple)):
+            host['out_indices'] = list(host['out_indices'])  # the host writes into it
+        if 'layer_cfgs' in host:
+            host['layer_cfgs'] = per_source(host['layer_cfgs'], layer_map.sources, layer_map.depth, 'layer_cfgs')
+        super().__init__({**source, 'num_layers': len(layer_map)}, **host)
         self._scale([layer_map], scale, with_cp, ops)
 
     def _containers(self):
         return [('layers', self.layers)]
 
     def _adapt(self, entries):
+        bias = entries.get('patch_embed.projection.bias')
+        if self.patch_embed.projection.bias is None and bias is not None and not bias.any():
+            del entries['patch_embed.projection.bias']  # no bias is a bias of zero
         embed = entries.get('pos_embed')
         if embed is None:
             return

@@ -21,6 +21,7 @@ from ..core.spread import check_stored_map, expand
 from ..core.tying import tie
 from ..ops import blocks as _fast_blocks  # noqa: F401 - registers them
 from ..ops import set_ops
+from .arguments import unknown
 
 UNSCALED = dict(times=1, adjust=None)  # the `scale` of the host itself
 
@@ -54,9 +55,8 @@ class ScaledBackbone(StrictBackbone):
         if not isinstance(scale, (dict, type(None))):
             raise ValueError(f'scale must be a dict or None, got {scale!r}.')
         given = {k: v for k, v in (scale or {}).items() if v is not None or k == 'adjust'}
-        unknown = sorted(set(given) - set(cls.scale_defaults))
-        if unknown:
-            raise ValueError(f'scale has no key {unknown}; {cls.__name__} takes {sorted(cls.scale_defaults)}.')
+        if told := unknown(given, cls.scale_defaults):
+            raise ValueError(f'scale has no key {told}; {cls.__name__} takes {sorted(cls.scale_defaults)}.')
         if given.get('growth') is None:
             if given.get('new_layers') is not None:
                 raise ValueError(
@@ -93,9 +93,16 @@ class ScaledBackbone(StrictBackbone):
 
     @classmethod
     def _source_arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str) and arch.lower() not in cls.arch_zoo:
-            raise ValueError(f'arch must be one of {sorted(cls.arch_zoo)} or a dict, got {arch!r}.')
-        return dict(cls.arch_zoo[arch.lower()] if isinstance(arch, str) else arch)
+        """The pretrained network's ``arch`` as a dict, by the host's own rules."""
+        if isinstance(arch, str):
+            if arch.lower() not in cls.arch_zoo:
+                raise ValueError(f'arch must be one of {sorted(cls.arch_zoo)} or a dict, got {arch!r}.')
+            return dict(cls.arch_zoo[arch.lower()])
+        needed = sorted(next(iter(cls.arch_zoo.values())))
+        lacking = sorted(set(needed) - set(arch)) if isinstance(arch, Mapping) else needed
+        if lacking:
+            raise ValueError(f'Custom arch needs a dict with keys {needed}, got {arch!r}, which lacks {lacking}.')
+        return dict(arch)
 
     def _scale(self, maps: Sequence[LayerMap], scale: dict[str, Any], with_cp: bool, ops: str | Mapping | None) -> None:
         for (_, layers), layer_map in zip(self._containers(), maps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.registry import MODELS
@@ -13,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..checkpoint.dialects import relative_position_index
 from ..checkpoint.strict import CheckpointError
-from ..core.layer_map import stage_maps
+from ..core.layer_map import LayerMap, stage_maps
 from ..ops import Ops
-from .dense_args import from_dense
+from .arguments import in_hosts_terms, per_source
+from .dense_args import SWIN
 from .scaled import ScaledBackbone
 
 
@@ -25,7 +27,8 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
 
     Args:
         arch: as the host's, of the *pretrained* network. The arguments of mmdet's and mmseg's Swin (``embed_dims``,
-            ``depths``, ``num_heads``, ...) are understood instead.
+            ``depths``, ``num_heads``, ...), with its defaults, are understood instead; where only arguments are given
+            that both classes have, the scope of the config tells which class is meant.
         scale: ``dict(times=2, order='stack', stages=(3,), layers='all', sources=None,
             adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the
             paper's. ``times`` may be a list with one factor a stage; ``sources`` is ``{stage: [...]}``. ``growth`` with
@@ -34,10 +37,11 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
         with_cp: recompute the blocks' activations in the backward pass.
         ops: fast paths, ``None`` (defaults), ``'plain'`` or a dict of switches, see ``ops.SWITCHES``.
         frozen_stages: refused.
-        host: the host's other arguments.
+        host: the class's other arguments; lists of configs count the layers of the pretrained network.
 
     Raises:
-        ValueError: for a ``scale`` outside its rules, naming rule, value and way out.
+        ValueError: for a ``scale`` or value outside the rules, naming rule, value and way out.
+        TypeError: for an argument that neither class takes, naming the nearest.
     """
 
     host = 'swin'
@@ -46,7 +50,7 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
 
     def __init__(
         self,
-        arch: str | dict = 'tiny',
+        arch: str | dict | None = None,
         *,
         scale: dict | None = None,
         with_cp: bool = False,
@@ -55,9 +59,13 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
         **host,
     ):
         scale, ops = self._read_scale(scale, frozen_stages), Ops.read(ops)
-        if 'depths' in host:
-            arch, host = from_dense(host)
+        given = host if arch is None else dict(host, arch=arch)
+        arch, host = in_hosts_terms(ScaleNetSwin, SwinTransformer, SWIN, given)
         source = self._source_arch(arch)
+        if len(source['num_heads']) < len(source['depths']):
+            raise ValueError(
+                f'num_heads={source["num_heads"]} is too short for depths={source["depths"]}, one a stage.'
+            )
         maps = stage_maps(
             source['depths'],
             scale['times'],
@@ -67,6 +75,8 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
             scale['sources'],
             self._placing(scale),
         )
+        if 'stage_cfgs' in host:
+            host['stage_cfgs'] = _stage_cfgs(host['stage_cfgs'], maps)
         with _LinspaceOnCpu():
             super().__init__({**source, 'depths': [len(m) for m in maps]}, **host)
         self._scale(maps, scale, with_cp, ops)
@@ -94,6 +104,15 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
                     entries[key] = resize_bias_table(entries[key], self.get_submodule(module).window_size[0])
                 except ValueError as e:
                     raise CheckpointError(f'{key}: {e}') from e
+
+
+def _stage_cfgs(cfgs: dict | Sequence[dict], maps: Sequence[LayerMap]) -> list[dict]:
+    """One config a stage, with ``block_cfgs`` for its instances."""
+    stages = [cfgs] * len(maps) if isinstance(cfgs, Mapping) else list(cfgs)
+    return [
+        dict(cfg, block_cfgs=per_source(cfg.get('block_cfgs', {}), m.sources, m.depth, f'block_cfgs of stage {i}'))
+        for i, (cfg, m) in enumerate(zip(stages, maps))
+    ]
 
 
 class _LinspaceOnCpu(TorchFunctionMode):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.registry import MODELS
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.strict import CheckpointError
 from ..core.flops import meta_parameters
+from .arguments import arguments_of, nearest, unknown
 from .library import LiveBackbone
 
 # What lets a timm host take images of other sizes than its own, where its class knows the argument.
@@ -43,7 +43,7 @@ class ScaleNetTimm(LiveBackbone):
         if ':' not in name and not timm.is_model(name.partition('.')[0]):
             known = timm.list_models()
             raise ValueError(
-                f'timm has no model {name!r}; near are {_nearest(name, known)} ({len(known)} in all: '
+                f'timm has no model {name!r}; near are {nearest(name, known)} ({len(known)} in all: '
                 'timm.list_models()).'
             )
         try:
@@ -52,7 +52,10 @@ class ScaleNetTimm(LiveBackbone):
             flexible = {k: v for k, v in ANY_SIZE.items() if k in taken.parameters}
             return timm.create_model(name, num_classes=0, **{**flexible, **host})
         except TypeError as e:
-            raise ValueError(f'timm cannot build {name!r} with {host}: {e}') from e
+            with meta_parameters():
+                taken = inspect.signature(type(timm.create_model(name, num_classes=0))).parameters
+            told = unknown(host, [*taken, *arguments_of(LiveBackbone)])
+            raise ValueError(f'timm cannot build {name!r} with {told or host}: {e}') from e
 
     def _sizes(self) -> tuple[int, Any]:
         patch = getattr(getattr(self.net, 'patch_embed', None), 'patch_size', 1)
@@ -142,11 +145,11 @@ class ScaleNetHF(LiveBackbone):
             if kind not in known.CONFIG_MAPPING:
                 raise ValueError(
                     f'transformers has no model_type {kind!r}; near are '
-                    f'{_nearest(str(kind), list(known.CONFIG_MAPPING))}.'
+                    f'{nearest(str(kind), list(known.CONFIG_MAPPING))}.'
                 )
-            _require_known(given, known.AutoConfig.for_model(kind), 'model_name_or_config')
+            _require_known(given, known.AutoConfig.for_model(kind))
             config = known.AutoConfig.for_model(kind, **given)
-        _require_known(changes, config, type(self).__name__)
+        _require_known(changes, config, *arguments_of(LiveBackbone))
         if hasattr(config, 'use_mask_token'):
             changes['use_mask_token'] = False
         for key, value in changes.items():
@@ -203,15 +206,8 @@ class ScaleNetHF(LiveBackbone):
         return f'{where}/model.safetensors'
 
 
-def _require_known(given: Iterable[str], config, where: str) -> None:
+def _require_known(given: Iterable[str], config, *others: str) -> None:
     """A config takes any key and leaves it alone, so a misspelt one would mean the default."""
-    known = {*vars(config), *config.attribute_map, 'attn_implementation'}
-    for key in given:
-        if key not in known:
-            near = _nearest(key, sorted(k for k in known if not k.startswith('_')))
-            raise ValueError(f'{where} has {key!r}, which {type(config).__name__} does not know; near are {near}.')
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    """What ``name`` may have meant."""
-    return ', '.join(get_close_matches(name, names, n=5, cutoff=0.3)) or 'none'
+    keys = [k for k in vars(config) if not k.startswith('_')]
+    if told := unknown(given, [*keys, *config.attribute_map, 'attn_implementation', *others]):
+        raise ValueError(f'{type(config).__name__} has no {told}.')

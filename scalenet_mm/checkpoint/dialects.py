@@ -132,7 +132,11 @@ DIALECTS = (
         host='deit',
         where="mmseg's VisionTransformer, on torch.nn.MultiheadAttention",
         has=r'layers\.\d+\.attn\.attn\.in_proj_weight',
-        renames=((r'\.attn\.attn\.in_proj_', '.attn.qkv.'), (r'\.attn\.attn\.out_proj\.', '.attn.proj.')),
+        renames=(
+            (r'\.attn\.attn\.in_proj_', '.attn.qkv.'),
+            (r'\.attn\.attn\.out_proj\.', '.attn.proj.'),
+            (r'^ln_pre\.', 'pre_norm.'),
+        ),
         zeros={'patch_embed.projection.bias': 'patch_embed.projection.weight'},
     ),
 )

@@ -63,13 +63,20 @@ def check_supplied(
         print_log(f'load_from: {said}.', 'current')
 
 
+def pretrained_files(module: nn.Module) -> list[str]:
+    """The files that a module's ``init_cfg`` names; other kinds of ``init_cfg`` draw random weights."""
+    init_cfg = getattr(module, 'init_cfg', None) or []
+    cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
+    return [cfg['checkpoint'] for cfg in cfgs if 'checkpoint' in cfg]
+
+
 def warn_of_random(model: nn.Module) -> None:
     """Says which frozen parameters nothing has supplied, where a run starts without ``load_from``."""
     names = [name for name, _ in model.named_parameters()]
     given = tuple(
         f'{name}.' if name else ''
         for name, module in model.named_modules()
-        if getattr(module, 'scaled_host', False) and getattr(module, 'init_cfg', None)
+        if getattr(module, 'scaled_host', False) and pretrained_files(module)
     )
     lost = [n for n, p in model.named_parameters() if not p.requires_grad and not n.startswith(given)]
     if lost:

@@ -133,6 +133,15 @@ class Gate(Adjustment):
 
 ADJUSTMENTS: dict[str, type[Adjustment]] = {'ParallelAdapter': ParallelAdapter, 'LoRA': LoRA}
 
+
+def refuse_scripting(module: nn.Module) -> nn.Module:
+    """A module's ``__prepare_scriptable__``, which ``torch.jit.script`` calls before it reads anything."""
+    raise TypeError(
+        f'torch.jit.script cannot read {type(module).__name__} of a scaled network, made at run time; '
+        'use torch.jit.trace, torch.export or torch.compile, which read what it computes.'
+    )
+
+
 # Linear classes whose forward is exactly x W^T + b, so that AdaptedLinear may stand in for them.
 PLAIN_LINEARS = {('torch.nn.modules.linear', 'Linear'), ('mmcv.cnn.bricks.wrappers', 'Linear')}
 
@@ -145,6 +154,7 @@ class AdaptedLinear(nn.Linear):
 
     adapter: Adjustment | None
     gate: Gate | None
+    __prepare_scriptable__ = refuse_scripting
 
     @classmethod
     def wrap(cls, linear: nn.Linear, adapter: Adjustment | None = None, gated: bool = False) -> AdaptedLinear:

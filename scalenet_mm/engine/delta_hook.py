@@ -14,6 +14,7 @@ from mmengine.registry import HOOKS
 from ..checkpoint.assemble import base_name, make_delta
 from ..checkpoint.delta_file import SUFFIX, apply_delta, digests, read_delta
 from ..checkpoint.reading import read_checkpoint, unwrap
+from ..checkpoint.supplied import pretrained_files
 from ..compat import bare
 from ..core.roles import scaled_hosts
 
@@ -73,9 +74,8 @@ class DeltaHook(Hook):
     @staticmethod
     def _of_init_cfg(runner, names: list[str]) -> tuple[str, list[str]]:
         """The base where the backbone alone is pretrained: everything beside it is new."""
-        hosts = [(n, m) for n, m in scaled_hosts(bare(runner.model)) if getattr(m, 'init_cfg', None)]
-        cfgs = [c for _, m in hosts for c in ([m.init_cfg] if isinstance(m.init_cfg, dict) else m.init_cfg)]
-        files = [c['checkpoint'] for c in cfgs if 'checkpoint' in c]
+        hosts = [(n, m) for n, m in scaled_hosts(bare(runner.model)) if pretrained_files(m)]
+        files = [file for _, m in hosts for file in pretrained_files(m)]
         if not files:
             print_log(
                 'DeltaHook: this run started from random weights (neither load_from nor a Pretrained init_cfg), so its '

@@ -44,8 +44,11 @@ def linear(
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | None = None) -> Tensor:
-    """The reference of ``linear``; also takes weights that are stored in another dtype than x."""
-    if weight.dtype is not x.dtype and compute_dtype(x) is x.dtype:
+    """The reference of ``linear``; also takes weights that are stored in another dtype than x.
+
+    ``torch.fx`` reads it with a stand-in of x, which has no dtype to ask for.
+    """
+    if isinstance(x, Tensor) and weight.dtype is not x.dtype and compute_dtype(x) is x.dtype:
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     y = F.linear(x, weight, bias)
     if low_rank is None:
@@ -153,8 +156,11 @@ class FastLinear(nn.Linear):
         return linear(x, self.weight, self.bias, None, self.library)
 
 
-class FastAdaptedLinear(FastLinear, AdaptedLinear):
-    """``AdaptedLinear`` (the reference) through ``linear``."""
+class FastAdaptedLinear(FastLinear, AdaptedLinear, nn.Linear):
+    """``AdaptedLinear`` (the reference) through ``linear``.
+
+    ``nn.Linear`` is named again for mmengine, whose ``init_cfg=dict(layer='Linear', ...)`` asks for direct bases alone.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""

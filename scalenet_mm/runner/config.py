@@ -205,7 +205,8 @@ def build_runner(cfg: Config) -> Runner:
 
 def write_deltas(cfg: Config) -> None:
     """Adds `DeltaHook`, in place, where increments of something pretrained are trained."""
-    base = cfg.get('load_from') or cfg.model.get('backbone', {}).get('init_cfg')
+    backbone = cfg.model.get('backbone', {})
+    base = cfg.get('load_from') or backbone.get('init_cfg') or backbone.get('pretrained')
     hooks = list(cfg.get('custom_hooks') or [])
     there = 'DeltaHook' in (type_name(hook) for hook in hooks)
     if base and trained_by(cfg).train != 'all' and not there:
