@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +32,6 @@ def patch() -> None:
     _skip_multimodal()
     _name_the_distributions()
     _resolve_own_configs()
-    _group_tied_layers()
     _allow_own_checkpoints()
 
 
@@ -143,35 +141,6 @@ def _resolve_own_configs() -> None:
 
     get_cfg_path.knows_scalenet_mm = True
     Config._get_cfg_path = staticmethod(get_cfg_path)
-
-
-def _group_tied_layers() -> None:
-    """Lets stock configs with a `paramwise_cfg` train tied layers, by mmengine's constructor or ours.
-
-    mmengine's lists a shared tensor for every module that holds it, which torch refuses: the first
-    place counts, as in `model.parameters()`. And `custom_keys` of such configs name the layers of
-    the unscaled network, so every instance takes its source's settings.
-    """
-    from mmengine.optim import DefaultOptimWrapperConstructor
-
-    host = DefaultOptimWrapperConstructor.add_params
-    if getattr(host, 'knows_scalenet_mm', False):
-        return
-
-    @wraps(host)
-    def add_params(self, params, module, prefix='', is_dcn_module=None) -> None:
-        layer_map = getattr(module, 'layer_map', None)  # of a container of tied layers
-        if layer_map is None:
-            host(self, params, module, prefix, is_dcn_module)
-        else:
-            for source, layer in zip(layer_map.sources, module.children()):
-                self.add_params(params, layer, f'{prefix}.{source}'.lstrip('.'), False)
-        if not prefix:  # back at the root: every group is there, each of one tensor
-            first = {id(group['params'][0]): group for group in reversed(params)}
-            params[:] = [g for g in params if first[id(g['params'][0])] is g]
-
-    add_params.knows_scalenet_mm = True
-    DefaultOptimWrapperConstructor.add_params = add_params
 
 
 def allowed_globals() -> list[tuple[Any, str]]:

@@ -56,9 +56,9 @@ MUTATIONS = (
     Mutation(
         '1',
         'the optimizer gets a shared tensor once an instance',
-        'scalenet_mm/compat.py',
-        "params[:] = [g for g in params if first[id(g['params'][0])] is g]",
-        'pass',
+        'scalenet_mm/engine/tied_groups.py',
+        "return [group for group in groups if first[id(group['params'][0])] is group]",
+        'return groups',
         'tests/test_engine.py::test_the_optimizer_holds_the_trainable_set_once',
     ),
     Mutation(
@@ -68,6 +68,22 @@ MUTATIONS = (
         'Count(1, n, n if p.requires_grad else 0, n * uses[id(p)])',
         'Count(1, n * uses[id(p)], n if p.requires_grad else 0, n * uses[id(p)])',
         'tests/test_roles.py::test_counts_are_of_unique_parameters',
+    ),
+    Mutation(
+        '6',
+        "train='all' trains what the model froze itself",
+        'scalenet_mm/core/roles.py',
+        "trained = chosen - own if self.train == 'all' else set(chosen)",
+        'trained = set(chosen)',
+        'tests/test_roles.py::test_what_the_model_froze_stays_frozen_unless_a_policy_names_it',
+    ),
+    Mutation(
+        '6',
+        'what an earlier policy froze counts as frozen by the model',
+        'scalenet_mm/core/roles.py',
+        'return frozen - frozen_by_policy(model)',
+        'return frozen',
+        'tests/test_roles.py::test_a_policy_replaces_an_earlier_one_whole',
     ),
     # 2. Ties survive
     Mutation(
@@ -574,18 +590,26 @@ MUTATIONS = (
     Mutation(
         'interop',
         "mmengine's constructor lists a shared tensor once an instance",
-        'scalenet_mm/compat.py',
-        "params[:] = [g for g in params if first[id(g['params'][0])] is g]",
-        'pass',
+        'scalenet_mm/engine/tied_groups.py',
+        "return [group for group in groups if first[id(group['params'][0])] is group]",
+        'return groups',
         'tests/test_interop.py::test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source[DefaultOptimWrapperConstructor]',
     ),
     Mutation(
         'interop',
         'custom_keys that name layers count scaled layers',
-        'scalenet_mm/compat.py',
-        'zip(layer_map.sources, module.children())',
+        'scalenet_mm/engine/tied_groups.py',
+        'zip(module.layer_map.sources, module.children())',
         'enumerate(module.children())',
         'tests/test_interop.py::test_mask2formers_custom_keys_mean_on_every_instance_what_they_mean_on_its_source[DefaultOptimWrapperConstructor]',
+    ),
+    Mutation(
+        'interop',
+        "any attribute layer_map makes a module a container of scaled layers to mmengine's constructor",
+        'scalenet_mm/engine/tied_groups.py',
+        'if not isinstance(module, MappedLayers):',
+        "if not hasattr(module, 'layer_map'):",
+        'tests/test_neighbours.py::test_mmengines_constructor_groups_and_refuses_models_of_others_as_before',
     ),
     Mutation(
         'interop',

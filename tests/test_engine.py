@@ -108,6 +108,22 @@ def test_the_table_names_roles_parameters_and_rates():
     assert [line[3:] for line in lines if line[0] == 'shared'] == [['frozen']]
 
 
+def test_the_table_tells_what_the_model_froze_from_what_the_policy_froze():
+    """As mmengine's constructor leaves out of its groups what has no gradient: case of a fixed encoder, of a teacher."""
+    model = torch.nn.ModuleDict(dict(backbone=build(), encoder=torch.nn.Linear(3, 5).requires_grad_(False)))
+    for train, frozen in (('all', {'frozen by the model'}), ('increments', {'frozen by the model', 'frozen'})):
+        constructor = ScaleNetOptimWrapperConstructor(
+            dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)), dict(policy=dict(train=train))
+        )
+        wrapper = constructor(model)
+        held = {id(p) for group in wrapper.optimizer.param_groups for p in group['params']}
+        assert id(model['encoder'].weight) not in held
+        lines = [line for line in constructor.table(model, wrapper).splitlines() if 'frozen' in line]
+        assert {' '.join(line.split()[3:]) for line in lines} == frozen
+        (mine,) = (line.split() for line in lines if 'by the model' in line)
+        assert mine[:3] == ['outer', '2', '20']
+
+
 def test_a_wrapper_that_was_not_frozen_before_is_refused():
     from mmengine.registry import MODEL_WRAPPERS
 
