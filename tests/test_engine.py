@@ -109,7 +109,7 @@ def test_the_table_names_roles_parameters_and_rates():
 
 
 def test_the_table_tells_what_the_model_froze_from_what_the_policy_froze():
-    """As mmengine's constructor leaves out of its groups what has no gradient: case of a fixed encoder, of a teacher."""
+    """Of a fixed encoder, or a teacher; mmengine's constructor leaves such tensors out of its groups, and so does ours."""
     model = torch.nn.ModuleDict(dict(backbone=build(), encoder=torch.nn.Linear(3, 5).requires_grad_(False)))
     for train, frozen in (('all', {'frozen by the model'}), ('increments', {'frozen by the model', 'frozen'})):
         constructor = ScaleNetOptimWrapperConstructor(

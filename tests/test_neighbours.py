@@ -34,8 +34,8 @@ def state():
     backends, loggers = torch.backends, logging.Logger.manager.loggerDict
     return dict(
         torch=repr((torch.get_default_dtype(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
-            torch.get_float32_matmul_precision(), backends.mkldnn.enabled, backends.cudnn.benchmark, torch.initial_seed(),
-            torch.get_rng_state().sum().item())),
+            torch.get_float32_matmul_precision(), backends.mkldnn.enabled, backends.cudnn.benchmark,
+            torch.initial_seed(), torch.get_rng_state().sum().item())),
         logging=repr((logging.root.level, logging.root.handlers, [loggers.get(n) for n in ('mmengine', 'mmpretrain')],
             MMLogger._instance_dict, [str(f) for f in warnings.filters if 'onnx' not in str(f)])),
         scope=repr(DefaultScope._instance_dict))
@@ -87,7 +87,7 @@ def test_mmengines_constructor_groups_and_refuses_models_of_others_as_before(pro
 
 
 def test_two_functions_of_the_libraries_are_replaced_and_no_default_is_changed(processes):
-    """Both add a case of ours and hand everything else on: a `scalenet_mm::` config, and containers of scaled layers."""
+    """Both add a case of ours and hand the rest on: a `scalenet_mm::` config, and containers of scaled layers."""
     plain, beside = processes
     assert plain['changed'] == []
     assert beside['changed'] == ['Config._get_cfg_path', 'DefaultOptimWrapperConstructor.add_params']

@@ -1,8 +1,8 @@
 """Lets mmengine's own constructor, and those that extend it, group the parameters of tied layers.
 
-With a ``paramwise_cfg`` it lists a shared tensor for every module that holds it, which torch refuses: the first instance
-counts, as in ``model.parameters()``. And ``custom_keys`` of stock configs name the layers of the unscaled network, so
-every instance takes its source's settings. Modules that are no scaled layers are mmengine's business, as before.
+With a ``paramwise_cfg`` it lists a shared tensor for every module that holds it, which torch refuses: the first
+instance counts, as in ``model.parameters()``. And ``custom_keys`` of stock configs name the layers of the unscaled
+network, so every instance takes its source's settings. Other modules are mmengine's business, as before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..core.tying import MappedLayers
 
 
 def group_tied_layers() -> None:
-    """Replaces ``add_params`` of mmengine's constructor by one that knows scaled layers; may run any number of times."""
+    """Replaces ``add_params`` of mmengine's constructor by one that knows scaled layers; may run again."""
     host = DefaultOptimWrapperConstructor.add_params
     if getattr(host, 'knows_scaled_layers', False):
         return
