@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 CODE = """
-import json, logging, sys, types, warnings
+import argparse, io, json, logging, pickle, sys, types, warnings
 import mmengine.config, mmengine.fileio, mmengine.hooks, mmengine.model, mmengine.optim, mmengine.runner
 import mmpretrain.models, torch
 from mmengine.logging import MMLogger
@@ -64,6 +64,13 @@ for make in (Palette, lambda: nn.Sequential(Palette()), Twice):
             told.append(len(DefaultOptimWrapperConstructor(cfg, paramwise)(make()).optimizer.param_groups))
         except ValueError as e:
             told.append(str(e))
+buffer = io.BytesIO()
+torch.save(dict(args=argparse.Namespace(rank=1)), buffer)
+buffer.seek(0)
+try:
+    told.append(str(torch.load(buffer, weights_only=True)))
+except pickle.UnpicklingError:
+    told.append('refused')
 changed = sorted(k for k in before if after.get(k) is not before[k])
 print(json.dumps(dict(told=told, changed=changed, same=was == now, differ=[k for k in was if was[k] != now[k]])))
 """
@@ -84,6 +91,7 @@ def test_mmengines_constructor_groups_and_refuses_models_of_others_as_before(pro
     plain, beside = (p['told'] for p in processes)
     assert beside == plain
     assert 'more than one parameter group' in plain[4] and plain[5] == 2, 'a tensor met twice: refused, or told'
+    assert plain[6] == 'refused', 'a file that names more than tensors'
 
 
 def test_two_functions_of_the_libraries_are_replaced_and_no_default_is_changed(processes):

@@ -12,6 +12,8 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.registry import TRANSFORMS
 
+from ..compat import type_name
+
 SHOWN = 5  # names that a message prints
 LOOKED_AT = 8  # images or label maps that are opened
 
@@ -102,7 +104,7 @@ def check_seg(cfg: dict, dataset: BaseDataset, labelled: bool) -> Iterator[str]:
         yield (f'no file in {folder} ends in {dataset.img_suffix!r}. Give the ending of your images with img_suffix.')
         return
     yield from _check_images([s['img_path'] for s in samples])
-    loads = [s for s in cfg.get('pipeline') or () if s.get('type') == 'LoadAnnotations']
+    loads = [s for s in cfg.get('pipeline') or () if type_name(s) == 'LoadAnnotations']
     if not (loads and labelled and 'seg_map_path' in samples[0]):
         return
     given = loads[0].get('reduce_zero_label')
