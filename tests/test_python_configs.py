@@ -117,7 +117,7 @@ def config(written: str, folder: Path, run: Path) -> Path:
 def test_a_run_of_classes_has_every_hook_once_its_deltas_and_its_check(run):
     assert (run / 'epoch_1.delta.safetensors').is_file(), 'beside its checkpoint'
     log = next(run.rglob('*.log')).read_text()
-    hooks = log.partition('after_train_iter:')[2].partition('before_val')[0]
+    hooks = log.partition('after_train_iter:')[2].partition('---')[0]
     listed = [line.split(')')[1].strip() for line in hooks.splitlines() if line.startswith('(')]
     assert (
         listed.count('ProgressHook') == listed.count('ScaleNetCheckpointHook') == 1 and 'CheckpointHook' not in listed

@@ -54,6 +54,7 @@ def train(job: Job, folder: Path, source: None) -> dict[str, Any]:
             code = process.wait()
         except BaseException:  # this study is ended: it ends the run, and that its own processes
             process.terminate()
+            process.wait()
             raise
     found = sorted(folder.glob('*/bundle/result.json'))
     if code or not found:
