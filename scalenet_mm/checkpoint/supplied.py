@@ -171,12 +171,12 @@ def _ways_out(expected: Mapping[str, Size], got: Mapping[str, Tensor], wrong: Di
             f'{_quoted(modules(by_classes, expected))} to policy.also.'
         )
     rest = [k for k in (*wrong.missing, *wrong.mis_shaped) if k not in by_classes]
-    parts, theirs = ({key.partition('.')[0] for key in keys} for keys in (expected, got))
+    parts, theirs, lost = ({key.partition('.')[0] for key in keys} for keys in (expected, got, rest))
     if rest and not parts & theirs:
         ways.append(
             f'The file holds a backbone or a classifier: nothing in it is of {_quoted(parts)}. Name a checkpoint of '
             "the whole model in load_from, or load this one with model.backbone.init_cfg=dict(type='Pretrained', "
-            f'checkpoint=...) and train the rest: add {_quoted(parts)} to policy.also.'
+            f'checkpoint=...) and train the rest: add {_quoted(lost)} to policy.also.'
         )
     elif rest:
         ways.append(
