@@ -679,6 +679,14 @@ MUTATIONS = (
     ),
     Mutation(
         'configs',
+        'a sampler has no seed with diff_rank_seed',
+        'scalenet_mm/runner/resume.py',
+        "dict(seed=cfg.randomness['seed']) if key == 'sampler' else {}",
+        '{}',
+        'tests/test_runner_config.py::test_samples_are_seeded_whatever_the_config_says_of_randomness',
+    ),
+    Mutation(
+        'configs',
         'the wrapper does not get the policy',
         'scalenet_mm/runner/config.py',
         "        cfg.model_wrapper_cfg = {**unused, **wrapper, 'type': WRAPPER, 'policy': dict(policy)}\n",
