@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +20,9 @@ from typing import Any
 
 PREFIX = 'scalenet_mm::'
 PACKAGE = Path(__file__).resolve().parent
+TYPE_KEYS = ('type', 'constructor', 'runner_type')  # of a config: what is built
+OF_OFFICIAL_FILES = ('argparse.Namespace', 'yacs.config.CfgNode')  # DeiT's and Swin's: arguments, configs
+LIBRARIES = ('mmpretrain', 'mmdet', 'mmseg')
 
 
 def patch() -> None:
@@ -33,7 +35,6 @@ def patch() -> None:
     _skip_multimodal()
     _name_the_distributions()
     _resolve_own_configs()
-    _group_tied_layers()
     _allow_own_checkpoints()
 
 
@@ -109,14 +110,35 @@ def read_config(config):
     from mmengine.config import Config
 
     if isinstance(config, Config):
-        return config.copy()
+        return name_types(config.copy())
     if '::' in str(config):
-        return Config.fromfile(Config._get_cfg_path(str(config), '')[0])
+        return name_types(Config.fromfile(Config._get_cfg_path(str(config), '')[0]))
     path = Path(config)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
         raise FileNotFoundError(f'There is no config {config}. In that folder: {", ".join(near) or "nothing"}.')
-    return Config.fromfile(path)
+    return name_types(Config.fromfile(path))
+
+
+def name_types(cfg):
+    """Writes the imported classes of a pure-Python config by name, in place, as mmengine itself does when it dumps one.
+
+    What is read and copied would be the class itself otherwise, which no dumped config and no delta can hold.
+    """
+    from mmengine.config.lazy import LazyAttr, LazyObject
+
+    def write(node) -> None:
+        if isinstance(node, dict):
+            for key, value in dict.items(node):  # whose own items() would import
+                if key in TYPE_KEYS and isinstance(value, (LazyAttr, LazyObject)):
+                    dict.__setitem__(node, key, f'{value.module}.{value}')
+                write(value)
+        elif isinstance(node, (list, tuple)):
+            for value in node:
+                write(value)
+
+    write(cfg._cfg_dict)
+    return cfg
 
 
 def with_preprocessor(model: Mapping, cfg: Mapping) -> dict:
@@ -143,35 +165,6 @@ def _resolve_own_configs() -> None:
 
     get_cfg_path.knows_scalenet_mm = True
     Config._get_cfg_path = staticmethod(get_cfg_path)
-
-
-def _group_tied_layers() -> None:
-    """Lets stock configs with a `paramwise_cfg` train tied layers, by mmengine's constructor or ours.
-
-    mmengine's lists a shared tensor for every module that holds it, which torch refuses: the first
-    place counts, as in `model.parameters()`. And `custom_keys` of such configs name the layers of
-    the unscaled network, so every instance takes its source's settings.
-    """
-    from mmengine.optim import DefaultOptimWrapperConstructor
-
-    host = DefaultOptimWrapperConstructor.add_params
-    if getattr(host, 'knows_scalenet_mm', False):
-        return
-
-    @wraps(host)
-    def add_params(self, params, module, prefix='', is_dcn_module=None) -> None:
-        layer_map = getattr(module, 'layer_map', None)  # of a container of tied layers
-        if layer_map is None:
-            host(self, params, module, prefix, is_dcn_module)
-        else:
-            for source, layer in zip(layer_map.sources, module.children()):
-                self.add_params(params, layer, f'{prefix}.{source}'.lstrip('.'), False)
-        if not prefix:  # back at the root: every group is there, each of one tensor
-            first = {id(group['params'][0]): group for group in reversed(params)}
-            params[:] = [g for g in params if first[id(g['params'][0])] is g]
-
-    add_params.knows_scalenet_mm = True
-    DefaultOptimWrapperConstructor.add_params = add_params
 
 
 def allowed_globals() -> list[tuple[Any, str]]:
@@ -208,14 +201,16 @@ def allowed_globals() -> list[tuple[Any, str]]:
 def _allow_own_checkpoints() -> None:
     """Since torch 2.6 a resume reads with `weights_only=True`, which must know what mmengine saves.
 
-    Entries carry their names, so a list that mmengine adds and removes itself leaves ours alone.
+    Not what else official files name: that is allowed where we read them alone (`checkpoint.reading`). Entries carry
+    their names, so a list that mmengine adds and removes itself leaves ours alone.
     """
     import torch
     from mmengine.logging import HistoryBuffer
 
     if torch.__version__ >= (2, 6):  # before it, everything is read by default
         HistoryBuffer()  # fills the class's table of methods
-        torch.serialization.add_safe_globals(allowed_globals())
+        ours = [entry for entry in allowed_globals() if entry[1] not in OF_OFFICIAL_FILES]
+        torch.serialization.add_safe_globals(ours)
 
 
 @contextmanager
@@ -241,6 +236,23 @@ def type_name(node) -> str | None:
     if isinstance(kind, str):
         return kind.rpartition('.')[2]
     return kind if kind is None else getattr(kind, '__name__', type(kind).__name__)
+
+
+def type_class(node: Mapping, registry, default=None) -> type | None:
+    """The class that a config builds, its ``type`` given as a class or by name; None where the registry has none."""
+    kind = node.get('type', default)
+    return registry.get(kind) if isinstance(kind, str) else kind
+
+
+def scope_of(cfg: Mapping) -> str | None:
+    """The config's ``default_scope``; where types are classes and need none, the library of its model's class."""
+    from mmengine.registry import MODELS
+
+    model = cfg.get('model') or {}
+    if cfg.get('default_scope') or not model:
+        return cfg.get('default_scope')
+    packages = (kind.__module__.partition('.')[0] for kind in getattr(type_class(model, MODELS), '__mro__', ()))
+    return next((package for package in packages if package in LIBRARIES), None)
 
 
 def bare(model):

@@ -28,7 +28,7 @@ from scalenet_mm.experiments.figures.batches import Batches, cut, prepared, rand
 from scalenet_mm.experiments.figures.cka import MinibatchCKA, centred, cka, gram
 from scalenet_mm.experiments.figures.droppath import curve, evaluate, rates, read_results
 from scalenet_mm.experiments.figures.features import RANGE, histograms, uniformly
-from scalenet_mm.experiments.figures.given import Given, pairs
+from scalenet_mm.experiments.figures.given import Given, pairs, parts_of
 from scalenet_mm.experiments.figures.gradients import gradient_norms
 
 ROOT = Path(__file__).parents[1]
@@ -640,3 +640,18 @@ def test_noise_has_the_models_size_and_channels_and_labels():
     images = torch.stack(batch['inputs'])
     assert images.shape == (3, 3, 16, 16) and images.dtype == torch.uint8 and images.max() > 200
     assert all(0 <= int(s.gt_label) < 5 for s in batch['data_samples'])
+
+
+@pytest.mark.parametrize('words', ['features --batch 0', 'gradients --micro-batch -1', 'cka --images none'])
+def test_numbers_of_images_begin_at_one(words, capsys):
+    figure, *rest = words.split()
+    with pytest.raises(SystemExit):
+        analyze.parser().parse_args([figure, 'config.py', 'none', *rest])
+    assert 'must be a whole number from 1 on' in capsys.readouterr().err
+
+
+def test_increments_need_the_base_they_stand_on():
+    with pytest.raises(ValueError, match='stand on the base they were trained from'):
+        parts_of('none+x.delta.safetensors')
+    with pytest.raises(FileNotFoundError, match='There are no increments missing.delta.safetensors'):
+        parts_of(f'{__file__}+missing.delta.safetensors')

@@ -47,6 +47,9 @@ def test_configs_and_dicts_are_built_with_the_classes_asked_for():
     config = 'configs/demo/scalenet_deit_digits.py'
     assert scalenet_mm.build(config)(torch.zeros(1, 3, 32, 32)).shape == (1, 19)
     assert scalenet_mm.build(config, num_classes=7)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    assert scalenet_mm.build(config, num_classes=1000)(torch.zeros(1, 3, 32, 32)).shape == (1, 1000), 'asked for too'
+    with pytest.raises(ValueError, match=r'num_classes=7 .* no head.num_classes'):
+        scalenet_mm.build('configs/demo/mask_rcnn_scalenet_swin_digits.py', num_classes=7)
     assert isinstance(scalenet_mm.build(config, num_classes=None)(torch.zeros(1, 3, 32, 32)), tuple)
     assert scalenet_mm.build(config, scale=dict(times=3)).backbone.num_layers == 12
 

@@ -13,6 +13,7 @@ from mmpretrain.models import SwinTransformer, VisionTransformer
 
 import scalenet_mm
 from scalenet_mm import LayerMap, TrainPolicy
+from scalenet_mm.commands import inspect as inspect_command
 from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.core.roles import Count, Role, count, count_by_use, total
 from scalenet_mm.core.tying import scaled_layers
@@ -349,6 +350,14 @@ def test_inspect_prints_its_report_as_json(tmp_path):
     assert result.returncode == 0, result.stderr
     scale = dict(times=2, adjust=dict(rank=4))
     assert json.loads(result.stdout) == json.loads(json.dumps(inspect(config, scale, (256, 320)).to_json()))
+
+
+def test_inspect_takes_the_settings_that_train_takes(tmp_path, capsys):
+    config = tmp_path / 'config.py'
+    config.write_text(CONFIG)
+    inspect_command.main([str(config), '--json', '--cfg-options', 'model.backbone.scale.times=2'])
+    report = json.loads(capsys.readouterr().out)
+    assert report['layer_maps']['backbone.stages.3.blocks'] == [0, 1, 0, 1] and report['model'] == str(config)
 
 
 def test_the_policy_is_the_configs_and_everything_is_trained_where_nobody_freezes(tmp_path):

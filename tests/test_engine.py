@@ -1,5 +1,6 @@
 """The optimizer-wrapper constructor and what it promises, with the real Runner on real images."""
 
+import argparse
 import copy
 import hashlib
 import random
@@ -106,6 +107,22 @@ def test_the_table_names_roles_parameters_and_rates():
     assert {line[0] for line in lines[:-1]} == {'shared', 'norm', 'adjustment', 'outer'}
     assert [line[3:] for line in lines if line[0] == 'norm'] == [['0.0002', '0']]
     assert [line[3:] for line in lines if line[0] == 'shared'] == [['frozen']]
+
+
+def test_the_table_tells_what_the_model_froze_from_what_the_policy_froze():
+    """A fixed encoder, or a teacher: mmengine's constructor leaves such tensors out, and so does ours."""
+    model = torch.nn.ModuleDict(dict(backbone=build(), encoder=torch.nn.Linear(3, 5).requires_grad_(False)))
+    for train, frozen in (('all', {'frozen by the model'}), ('increments', {'frozen by the model', 'frozen'})):
+        constructor = ScaleNetOptimWrapperConstructor(
+            dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)), dict(policy=dict(train=train))
+        )
+        wrapper = constructor(model)
+        held = {id(p) for group in wrapper.optimizer.param_groups for p in group['params']}
+        assert id(model['encoder'].weight) not in held
+        lines = [line for line in constructor.table(model, wrapper).splitlines() if 'frozen' in line]
+        assert {' '.join(line.split()[3:]) for line in lines} == frozen
+        (mine,) = (line.split() for line in lines if 'by the model' in line)
+        assert mine[:3] == ['outer', '2', '20']
 
 
 def test_a_wrapper_that_was_not_frozen_before_is_refused():
@@ -239,14 +256,15 @@ def test_one_table_and_no_line_for_each_tensor_is_logged(digits, tmp_path):
     assert MMLogger.get_current_instance() is not None and scalenet_mm.__version__
 
 
-def test_load_from_takes_an_official_file(digits, tmp_path):
+def test_load_from_takes_an_official_file(digits, tmp_path, monkeypatch):
     """timm's ViT has the key names of the official DeiT files."""
     import timm
 
     source = timm.models.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2, num_classes=19
     ).eval()
-    torch.save({'model': source.state_dict()}, tmp_path / 'official.pth')
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # as `scalenet train` does
+    torch.save({'model': source.state_dict(), 'args': argparse.Namespace(lr=1)}, tmp_path / 'official.pth')
     backbone = dict(type='ScaleNetDeiT', arch=DEIT, img_size=32, patch_size=8, scale=dict(start='function'))
     cfg = demo_config(digits, tmp_path, load_from=str(tmp_path / 'official.pth'))
     cfg.model.backbone = backbone
@@ -260,5 +278,6 @@ def test_load_from_takes_an_official_file(digits, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(runner.model(x), source(x), rtol=1e-4, atol=1e-5)
     cfg.custom_hooks = []
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
     with pytest.raises(Exception, match=r'scalenet convert'):
         Runner.from_cfg(Config({**cfg, 'experiment_name': 'again'})).load_or_resume()

@@ -450,9 +450,7 @@ def test_errors_name_the_rule_the_value_and_the_way_out():
     assert "Dinov2Config has no ['hiden_size'] (near are: hidden_size" in error(
         ScaleNetHF, {**DINO_HF, 'hiden_size': 32}
     )
-    assert "Dinov2Config has no ['hiden_act'] (near are: hidden_act" in error(
-        ScaleNetHF, DINO_HF, hiden_act='gelu'
-    )
+    assert "Dinov2Config has no ['hiden_act'] (near are: hidden_act" in error(ScaleNetHF, DINO_HF, hiden_act='gelu')
     assert '0..5, or negative from the end, got [6]' in error(out_indices=(6,))
     assert 'ascending' in error(out_indices=(3, 1))
     assert '0..5, or negative from the end, got [None]' in error(out_indices=None)

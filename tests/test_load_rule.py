@@ -1,6 +1,9 @@
 """What a whole model's checkpoint must supply: a micro Mask R-CNN with a frozen head, the real Runner, real files."""
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,12 +11,15 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
 
 from scalenet_mm.checkpoint.strict import CheckpointError
-from scalenet_mm.checkpoint.supplied import check_supplied
+from scalenet_mm.checkpoint.supplied import check_supplied, unsupplied, watch
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.engine import AnyDialectHook
 from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.runner import ScaleNetRunner
 from scalenet_mm.runner.config import build_runner, load_config
 
 DEMO = Path(__file__).parents[1] / 'configs' / 'demo'
@@ -116,7 +122,7 @@ class Net(torch.nn.Module):
         self.frozen = torch.nn.BatchNorm1d(2)
         self.trained = torch.nn.BatchNorm1d(2)
         self.statistics = torch.nn.BatchNorm1d(2, affine=False)
-        self.frozen.requires_grad_(False)
+        TrainPolicy('adjustments', also=['trained']).apply(self)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +184,62 @@ def test_the_rule_looks_into_ddp(data, source, tmp_path):
         dist.destroy_process_group()
 
 
+def run(work_dir: Path, runner=Runner, **changes) -> str:
+    """One iteration of a network whose head is frozen, with a config that has no hook of ours; its log."""
+    from toy_run import toy_config
+
+    cfg = toy_config(work_dir, loop='iterations', policy=dict(train='increments'))
+    cfg.merge_from_dict({**changes, 'train_cfg.max_iters': 1, 'custom_hooks': []})
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    runner.from_cfg(cfg).train()
+    return next(work_dir.rglob('*.log')).read_text()
+
+
+UNSUPPLIED = 'stay frozen at values that no file supplied'
+
+
+@pytest.mark.parametrize('runner', [Runner, ScaleNetRunner])
+def test_whoever_freezes_checks_whatever_hooks_and_runner_a_config_has(runner, tmp_path):
+    from toy_run import write_base
+
+    headless = write_base(tmp_path / 'headless.pth', head=False)
+    with pytest.raises(CheckpointError, match='must supply everything that stays frozen') as e:
+        run(tmp_path / 'refused', runner, load_from=str(headless))
+    assert "add 'bn', 'fc' to policy.also" in str(e.value)
+    log = run(tmp_path / 'whole', runner, load_from=str(write_base(tmp_path / 'whole.pth')))
+    assert UNSUPPLIED not in log
+
+
+@pytest.mark.parametrize('resume', [False, True], ids=['', 'resume=True, and nothing to resume from'])
+def test_what_no_file_supplied_is_named_before_the_first_step(resume, tmp_path):
+    from toy_run import write_base
+
+    log = run(tmp_path / 'random', resume=resume)
+    assert f'backbone, bn, fc (24 tensors) {UNSUPPLIED}' in log
+    pretrained = dict(
+        type='mmengine.model.weight_init.PretrainedInit', checkpoint=str(write_base(tmp_path / 'base.pth'))
+    )
+    log = run(tmp_path / 'backbone', resume=resume, **{'model.backbone.init_cfg': pretrained})
+    assert f'bn, fc (4 tensors) {UNSUPPLIED}' in log, 'init_cfg supplied the backbone'
+
+
+def test_a_file_supplies_what_it_holds_in_its_shape_to_any_part_of_a_watched_model():
+    """mmengine's ``Pretrained`` loads with strict=False: a file of a part may lack some of it, or fit in name only."""
+    model = Net()
+    model.fixed = torch.nn.Linear(2, 2).requires_grad_(False)  # by the model itself
+    watch(model)
+    assert unsupplied(model) == {'frozen.weight', 'frozen.bias', 'fixed.weight', 'fixed.bias'}
+    load_state_dict(model.frozen, dict(weight=torch.ones(2), bias=torch.ones(3)), logger='silent')
+    assert unsupplied(model) == {'frozen.bias', 'fixed.weight', 'fixed.bias'}
+    assert unsupplied(copy.deepcopy(model)) == unsupplied(model)
+    with pytest.raises(CheckpointError) as e:
+        load_state_dict(model, dict(trained=torch.ones(2)), logger='silent')
+    assert set(e.value.differences.missing) >= {'frozen.bias', 'frozen.running_mean'}
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith('fixed')}
+    load_state_dict(model, state, logger='silent')
+    assert unsupplied(model) == {'fixed.weight', 'fixed.bias'}, 'what the model froze it may have filled itself'
+
+
 def test_a_resumed_file_must_fit_whole(source):
     class Resumed:
         _resume, optim_wrapper, hooks = True, None, []
@@ -189,3 +251,61 @@ def test_a_resumed_file_must_fit_whole(source):
     del state['roi_head.bbox_head.fc_cls.weight']
     with pytest.raises(CheckpointError, match='every tensor of the model'):
         AnyDialectHook().after_load_checkpoint(Resumed, dict(state_dict=state))
+
+
+WORKER = """
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.registry import MODELS
+from toy_run import ToyClassifier, toy_config
+
+from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.core.roles import frozen_by_model
+from scalenet_mm.runner import launch
+from scalenet_mm.runner.config import build_runner
+
+@MODELS.register_module()
+class FixedNorm(ToyClassifier):
+    def __init__(self, backbone):
+        super().__init__(backbone)
+        self.bn.requires_grad_(False)
+
+def run(name, train, file):
+    cfg = toy_config(folder / name, folder / file, loop='iterations', policy=dict(train=train))
+    cfg.merge_from_dict({'train_cfg.max_iters': 1, 'custom_hooks': [dict(type='EMAHook')], 'model.type': 'FixedNorm'})
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.launcher = 'pytorch'
+    launch.prepare('pytorch', cfg)
+    runner = build_runner(cfg)
+    runner.train()
+    return runner.model.module
+
+folder = Path(sys.argv[1])
+try:
+    run('refused', 'increments', 'headless.pth')
+except CheckpointError as e:
+    assert "add 'fc' to policy.also" in str(e), e
+model, given = run('trained', 'all', 'whole.pth'), torch.load(folder / 'whole.pth')['state_dict']
+own = frozen_by_model(model)
+assert own == {'bn.weight', 'bn.bias'}
+assert all(torch.equal(model.get_parameter(n), given[n]) for n in own)
+assert not torch.equal(model.fc.weight, given['fc.weight'])
+(folder / f'done.{torch.distributed.get_rank()}').touch()
+"""
+
+
+@pytest.mark.slow
+def test_on_two_processes_what_a_policy_froze_is_checked_and_what_the_model_froze_stays(tmp_path):
+    from toy_run import write_base
+
+    write_base(tmp_path / 'headless.pth', head=False)
+    write_base(tmp_path / 'whole.pth')
+    (tmp_path / 'worker.py').write_text(WORKER)
+    tests = Path(__file__).parent
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--rdzv-backend=c10d']
+    command += ['--rdzv-endpoint=localhost:0', str(tmp_path / 'worker.py'), str(tmp_path)]
+    env = {**os.environ, 'PYTHONPATH': f'{tests.parent}:{tests}', 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert sorted(p.name for p in tmp_path.glob('done.*')) == ['done.0', 'done.1'], done.stderr[-3000:]

@@ -25,6 +25,7 @@ from scalenet_mm.experiments.paper.instructions import as_dict, describe
 from scalenet_mm.experiments.paper.public import PUBLIC, other_counts
 from scalenet_mm.experiments.paper.recount import ROWS
 from scalenet_mm.experiments.paper.reproduction import fetch, step
+from scalenet_mm.one_run import ending_cleanly
 
 ROOT = Path(__file__).parents[1]
 REPRODUCE = scalenet('experiment', 'reproduce')
@@ -215,6 +216,23 @@ def test_a_failed_step_is_written_down_and_told_with_the_way_to_continue(tmp_pat
     (noted,) = json.loads((tmp_path / 'steps.json').read_text())
     assert (noted['step'], noted['exit']) == ('train', 3)
     assert (tmp_path / 'console.log').read_text() == 'why\n' and 'why' in capfd.readouterr().out
+
+
+def test_a_step_that_is_told_to_end_ends_its_tool(tmp_path):
+    """SIGTERM reaches this process alone, unlike Ctrl-C: the training would go on without anyone to test it."""
+    told = tmp_path / 'pid'
+    tool = f'import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(60)'
+
+    def stop():
+        while not (told.is_file() and told.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with ending_cleanly(), pytest.raises(SystemExit, match='train ended with status'):
+        step('train', ['python', '-c', tool], tmp_path)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text()), 0)
 
 
 def test_a_folder_with_another_run_is_refused_and_left_alone(digits, tmp_path):

@@ -194,5 +194,5 @@ def test_any_config_is_made_resumable_once():
     make_resumable(cfg)
     make_resumable(cfg)
     assert cfg.train_dataloader.dataset == dict(type='SeededDataset', dataset=dict(type='A'))
-    assert cfg.train_dataloader.sampler == dict(type='SeededSampler', sampler=dict(type='B'))
+    assert cfg.train_dataloader.sampler == dict(type='SeededSampler', sampler=dict(type='B'), seed=0)
     assert cfg.custom_hooks == [dict(type='ReseedHook')] and cfg.randomness == dict(deterministic=True, seed=0)

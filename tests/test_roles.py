@@ -1,5 +1,7 @@
 """Decision 6: one rule gives every parameter its role, and freezing asks it."""
 
+import copy
+
 import pytest
 import torch
 from conftest import DEIT, SWIN, Encoder
@@ -135,3 +137,59 @@ def test_a_pattern_that_matches_nothing_names_the_nearest_parameters(pattern, me
     with pytest.raises(ValueError, match='matches none') as e:
         TrainPolicy(also=[pattern]).trainable(model)
     assert repr(meant) in str(e.value).partition('Nearest in this model: ')[2]
+
+
+class Partly(nn.Module):
+    """A scaled backbone, an encoder that the model froze, and a neck of which it froze the first half."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = MODELS.build(dict(type='ScaleNetDeiT', arch=DEIT, img_size=32, patch_size=8))
+        self.encoder = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).requires_grad_(False)
+        self.neck = nn.ModuleDict(dict(fixed=nn.Linear(2, 2).requires_grad_(False), free=nn.Linear(2, 2)))
+
+
+ENCODER, FIXED = (
+    {f'encoder.{i}.{kind}' for i in (0, 1) for kind in ('weight', 'bias')},
+    {'neck.fixed.weight', 'neck.fixed.bias'},
+)
+
+
+@pytest.mark.parametrize(
+    ('policy', 'besides'),
+    [
+        (dict(train='all'), set()),
+        (dict(train='all', also=['encoder']), ENCODER),
+        (dict(train='all', also=['neck']), set()),  # names more than what is frozen in it
+        (dict(train='increments', also=['neck']), set()),
+        (dict(train='increments', also=['neck.fixed', 'encoder.1']), FIXED | {'encoder.1.weight', 'encoder.1.bias'}),
+    ],
+    ids=str,
+)
+def test_what_the_model_froze_stays_frozen_unless_a_policy_names_it(policy, besides):
+    model = Partly()
+    names = set(TrainPolicy(**policy).apply(model))
+    assert names & (ENCODER | FIXED) == besides
+    assert names == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert 'neck.free.weight' in names or not {'all', 'neck'} & {policy['train'], *policy.get('also', ())}
+    assert set(TrainPolicy(**policy).apply(copy.deepcopy(model))) == names, 'a second time, and on a copy'
+    TrainPolicy('adjustments').apply(model)
+    assert set(TrainPolicy('all').apply(model)) == {n for n, _ in model.named_parameters()} - ENCODER - FIXED | besides
+
+
+def test_increments_are_trained_in_a_network_that_its_user_froze_first():
+    model = Partly().requires_grad_(False)
+    chosen = {n for n, r in roles(model).items() if r in (Role.ADJUSTMENT, Role.NORM)}
+    assert set(TrainPolicy(also=['neck.free']).apply(model)) == chosen | {'neck.free.weight', 'neck.free.bias'}
+
+
+def test_statistics_and_drop_out_of_what_the_model_froze_are_its_own_business():
+    model, x = Partly(), torch.randn(8, 2)
+    TrainPolicy('all').apply(model)
+    model.train()
+    model.encoder(x)
+    assert model.encoder[1].training and model.encoder[2].training, 'as without a policy'
+    TrainPolicy().apply(model)
+    model.train()
+    model.encoder(x)
+    assert not model.encoder[1].training and not model.encoder[2].training, 'all of it is frozen by the policy as well'

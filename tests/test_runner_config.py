@@ -244,6 +244,18 @@ def test_hooks_of_a_child_add_to_ours_and_a_frozen_layer_must_still_come_from_th
     assert 'custom_hooks' in cfg and len(cfg.custom_hooks) == 1, 'the config itself stays as it was written'
 
 
+@pytest.mark.parametrize('randomness', [dict(seed=3), dict(seed=3, diff_rank_seed=True), dict(diff_rank_seed=True)])
+def test_samples_are_seeded_whatever_the_config_says_of_randomness(randomness):
+    """With diff_rank_seed mmengine hands a sampler no seed; all processes need one order."""
+    from toy_run import toy_config
+
+    cfg = toy_config('nowhere')
+    cfg.randomness = randomness
+    cfg = complete_config(cfg)
+    loader = Runner.build_dataloader(cfg.train_dataloader, 11, randomness.get('diff_rank_seed', False))
+    assert loader.sampler.seed == loader.sampler.inner.seed == cfg.randomness.seed == randomness.get('seed', 0)
+
+
 def test_the_runner_of_a_foreign_config_is_ours_unless_it_names_another(data, tmp_path):
     cfg = Config.fromfile(CONFIGS / 'demo/deit_digits.py')
     cfg.pop('runner_type')

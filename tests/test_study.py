@@ -1,7 +1,11 @@
 """The study: its task, its statistics, its rows, and runs that stop, crash and continue."""
 
 import os
+import signal
 import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -397,6 +401,7 @@ def test_the_tool_trains_compares_and_continues(tmp_path):
         (('table5', '--first-seed', '100'), 'chose the learning rates'),
         (('table5', '--seeds', '0'), 'at least 1'),
         (('table5', '--shorten', '0'), 'from 1 on'),
+        (('table5', '--shorten', '100000'), 'leaves less than two of the'),
         (('pilot', 'table5'), 'run pilot by itself'),
         (('table5', '--report'), 'has no run of these rows yet'),
     ],
@@ -423,3 +428,25 @@ def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path)
     found = run_all([job], tmp_path, paper_scale.train, tell=str)
     (record,) = found.values()
     assert record['status'] == 'failed' and 'reproduce table8/' in record['error']
+
+
+def test_a_paper_scale_run_that_is_ended_ends_its_reproduction(tmp_path, monkeypatch):
+    """By SIGTERM, which it hands on to its own processes; a kill would leave those behind."""
+    code = 'import pathlib, sys, time; p = pathlib.Path(sys.argv[1])\n'
+    code += 'try: p.write_text("runs"); time.sleep(60)\n'
+    code += 'finally: p.write_text("has ended its own")'
+    (tmp_path / 'child.py').write_text(
+        'import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n' + code
+    )
+    told = tmp_path / 'told'
+    monkeypatch.setattr(paper_scale, 'COMMAND', [sys.executable, str(tmp_path / 'child.py'), str(told)])
+
+    def stop():
+        while not (told.is_file() and told.read_text() == 'runs'):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):  # how the pool ends a worker
+        paper_scale.train(paper_scale.jobs(['table8'], [0])[0], tmp_path, None)
+    assert told.read_text() == 'has ended its own'

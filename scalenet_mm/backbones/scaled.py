@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checkpoint.dialects import split, to_host
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
 from ..checkpoint.strict import CheckpointError, StrictBackbone, require
+from ..compat import type_name
 from ..core.adapters import Adjustment
 from ..core.growth import Growth, grow
 from ..core.layer_map import LayerMap
@@ -149,7 +150,7 @@ class ScaledBackbone(StrictBackbone):
             return
         init_cfg = self.init_cfg
         cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
-        pretrained = [c for c in cfgs if c['type'] in ('Pretrained', PretrainedInit)]
+        pretrained = [c for c in cfgs if type_name(c) in ('Pretrained', PretrainedInit.__name__)]
         self.init_cfg = [c for c in cfgs if c not in pretrained] or None
         super().init_weights()
         self.init_cfg = init_cfg

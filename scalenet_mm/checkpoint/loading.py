@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..compat import with_preprocessor
+from ..compat import scope_of, with_preprocessor
 from .delta_file import apply_delta
 from .dialects import CLASSIFIERS, HEADS, classifier_of, head_to_mmpretrain, rewrite
 from .reading import add_prefix, read_checkpoint, unwrap
@@ -26,7 +26,7 @@ def build_model(cfg: Config) -> nn.Module:
 
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    init_default_scope(scope_of(cfg) or 'mmengine')
     return MODELS.build(with_preprocessor(cfg.model, cfg))
 
 

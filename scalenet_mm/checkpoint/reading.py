@@ -141,7 +141,7 @@ def _read_file(path: Path, map_location: Any) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f'{path} is a folder; name the checkpoint file inside it')
     _refuse_foreign(path)
-    with _explained(str(path), f'{path} ({path.stat().st_size:,} bytes)'), _safe_globals():
+    with _explained(str(path), f'{path} ({path.stat().st_size:,} bytes)'), safe_globals():
         if path.suffix == '.safetensors':
             return _read_safetensors(path, map_location)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
@@ -171,12 +171,12 @@ def _read_with_mmengine(address: str, map_location: Any) -> dict[str, Any]:
     if loader is CheckpointLoader._schemes['']:
         known = ', '.join(sorted({'file://', 'hf://', *CheckpointLoader._schemes} - {''}))
         raise CheckpointError(f'{address}: unknown scheme; known are paths and {known}')
-    with _explained(address, address), _safe_globals(), _weights_only():
+    with _explained(address, address), safe_globals(), _weights_only():
         return CheckpointLoader.load_checkpoint(address, map_location)
 
 
 @contextmanager
-def _safe_globals() -> Iterator[None]:
+def safe_globals() -> Iterator[None]:
     """Allow `allowed_globals()` beside what the user allowed, ours going first, and put all back."""
     if torch.__version__ < (2, 6):  # names could not be mapped: more than tensors is refused there
         yield

@@ -1,15 +1,22 @@
-"""What ``load_from`` must supply: mmengine loads with ``strict=False``, so a frozen head could stay random."""
+"""What files must supply: mmengine loads with ``strict=False``, so a frozen head could stay random.
+
+Whoever freezes a model watches it (`watch`), so the rule holds whatever hooks a config has.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
 
+import torch
 from mmengine.logging import print_log
 from torch import Size, Tensor, nn
 
+from ..core.roles import frozen_by_policy
 from .dialects import DERIVED
 from .strict import CheckpointError, Differences, StrictBackbone, compare
+
+SUPPLIED = '_supplied_by_a_file'  # on a module that is watched: names of its own parameters
 
 
 def check_supplied(
@@ -17,10 +24,10 @@ def check_supplied(
 ) -> None:
     """Compares a whole model's file with the model, outside scaled backbones (which are strict by themselves).
 
-    In training the file must supply every frozen parameter, and the buffers of modules without a trainable one, each in
-    its shape; what is trained may be missing or of another shape and is listed in one log line, as is what the file has
-    besides. Outside training it must supply everything. ``num_batches_tracked`` and index buffers may always be
-    missing.
+    In training the file must supply every parameter that a policy froze and no earlier file supplied, and the buffers
+    beside such, each in its shape; the rest may be missing or of another shape and is listed in one log line, as is
+    what the file has besides. Outside training it must supply everything. ``num_batches_tracked`` and index buffers may
+    always be missing.
 
     Args:
         model: not wrapped by DDP; frozen already, if it is to be trained.
@@ -41,7 +48,8 @@ def check_supplied(
 
     expected = {k: v.shape for k, v in model.state_dict().items() if isinstance(v, Tensor) and counted(k)}
     found = compare(expected, {k: v for k, v in state_dict.items() if counted(k)})
-    free = {key for key in expected if key in later or (training and _trained(model, key))}
+    held = frozen_by_policy(model) & unsupplied(model)
+    free = {key for key in expected if key in later or (training and not _held(model, key, held))}
     wrong = Differences(
         missing={k: v for k, v in found.missing.items() if k not in free},
         mis_shaped={k: v for k, v in found.mis_shaped.items() if k not in free},
@@ -70,22 +78,63 @@ def pretrained_files(module: nn.Module) -> list[str]:
     return [cfg['checkpoint'] for cfg in cfgs if 'checkpoint' in cfg]
 
 
-def warn_of_random(model: nn.Module) -> None:
-    """Says which frozen parameters nothing has supplied, where a run starts without ``load_from``."""
-    names = [name for name, _ in model.named_parameters()]
-    given = tuple(
-        f'{name}.' if name else ''
-        for name, module in model.named_modules()
-        if getattr(module, 'scaled_host', False) and pretrained_files(module)
-    )
-    lost = [n for n, p in model.named_parameters() if not p.requires_grad and not n.startswith(given)]
-    if lost:
-        print_log(
-            f'This run has no load_from, and {", ".join(modules(lost, names)[:10])} ({len(lost)} tensors) stay frozen '
-            'at random values. Name a checkpoint in load_from, or train them: policy.also, or policy.train=all.',
-            'current',
-            logging.WARNING,
-        )
+def watch(model: nn.Module) -> None:
+    """Has a model that is about to be trained, and was frozen, check by itself where its frozen values come from.
+
+    Until its first step of training, it notes what files supply to any part of it, and refuses one that lacks what a
+    policy froze. At that step it names what is frozen at values that no file supplied.
+    """
+    if _warn_of_random in model._forward_pre_hooks.values():
+        return
+    for module in model.modules():
+        module.register_load_state_dict_pre_hook(_note)
+    model.register_load_state_dict_pre_hook(_refuse)
+    model.register_forward_pre_hook(_warn_of_random)
+
+
+def unsupplied(model: nn.Module) -> set[str]:
+    """Names of the frozen parameters that no file has supplied since the model is watched."""
+    supplied = {id(m._parameters[name]) for m in model.modules() for name in getattr(m, SUPPLIED, ())}
+    return {name for name, p in model.named_parameters() if not p.requires_grad and id(p) not in supplied}
+
+
+def _note(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *args) -> None:
+    given = {
+        name for name, p in module._parameters.items() if p is not None and _fits(state_dict.get(prefix + name), p)
+    }
+    if given:
+        setattr(module, SUPPLIED, given | getattr(module, SUPPLIED, set()))
+
+
+def _fits(entry: object, parameter: nn.Parameter) -> bool:
+    return isinstance(entry, Tensor) and entry.shape == parameter.shape
+
+
+def _refuse(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *args) -> None:
+    if _warn_of_random in model._forward_pre_hooks.values():  # training has not begun
+        entries = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        check_supplied(model, entries, training=True)
+
+
+def _warn_of_random(model: nn.Module, args) -> None:
+    if not (model.training and torch.is_grad_enabled()):
+        return
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if hook is _warn_of_random:
+            del model._forward_pre_hooks[key]
+    lost, by_policy = unsupplied(model), frozen_by_policy(model)
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    for kept, way_out in (
+        (lost & by_policy, 'Name a checkpoint in load_from, or train them: policy.also, or policy.train=all.'),
+        (lost - by_policy, 'The model froze these itself; to train them, name them in policy.also.'),
+    ):
+        if kept:
+            listed = ', '.join(modules(kept, frozen)[:10])
+            print_log(
+                f'{listed} ({len(kept)} tensors) stay frozen at values that no file supplied. {way_out}',
+                'current',
+                logging.WARNING,
+            )
 
 
 def modules(keys: Iterable[str], among: Iterable[str]) -> list[str]:
@@ -105,16 +154,17 @@ def _paths(key: str) -> list[str]:
     return ['.'.join(parts[:n]) for n in range(1, len(parts))]
 
 
-def _trained(model: nn.Module, key: str) -> bool:
-    """Whether a parameter is trained, or a buffer stands beside one of its module (or the module around) that is."""
+def _held(model: nn.Module, key: str, held: Collection[str]) -> bool:
+    """Whether a parameter is one of ``held``, or a buffer stands beside such and none that is trained."""
     path, _, name = key.rpartition('.')
     module = model.get_submodule(path)
     if name in module._parameters:
-        return module._parameters[name].requires_grad
+        return key in held
     while path and not any(True for _ in module.parameters()):
         path = path.rpartition('.')[0]
         module = model.get_submodule(path)
-    return any(p.requires_grad for p in module.parameters())
+    beside = dict(module.named_parameters(path))
+    return not any(p.requires_grad for p in beside.values()) and not held.isdisjoint(beside)
 
 
 def _ways_out(expected: Mapping[str, Size], got: Mapping[str, Tensor], wrong: Differences, training: bool) -> list[str]:
@@ -128,12 +178,12 @@ def _ways_out(expected: Mapping[str, Size], got: Mapping[str, Tensor], wrong: Di
             f'{_quoted(modules(by_classes, expected))} to policy.also.'
         )
     rest = [k for k in (*wrong.missing, *wrong.mis_shaped) if k not in by_classes]
-    parts, theirs = ({key.partition('.')[0] for key in keys} for keys in (expected, got))
+    parts, theirs, lost = ({key.partition('.')[0] for key in keys} for keys in (expected, got, rest))
     if rest and not parts & theirs:
         ways.append(
             f'The file holds a backbone or a classifier: nothing in it is of {_quoted(parts)}. Name a checkpoint of '
             "the whole model in load_from, or load this one with model.backbone.init_cfg=dict(type='Pretrained', "
-            f'checkpoint=...) and train the rest: add {_quoted(parts)} to policy.also.'
+            f'checkpoint=...) and train the rest: add {_quoted(lost)} to policy.also.'
         )
     elif rest:
         ways.append(

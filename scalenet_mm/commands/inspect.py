@@ -15,8 +15,9 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
+from ..compat import read_config
 from ..core.roles import Role, total
 from ..core.tying import TiedLayers
 from ..models.counts import Report, adjustments, inspect
@@ -100,6 +101,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('config', help='config file, or a short name: deit_{t,s,b}, swin_{t,s,b}')
     parser.add_argument('--json', action='store_true', help='print JSON')
     parser.add_argument('--input-size', nargs=2, type=int, metavar=('H', 'W'), help="default: the model's")
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings that replace those of the config, as key=value'
+    )
     parser.add_argument('--scale', metavar='DICT', help="replaces the config's scale, as written in a config")
     return parser.parse_args(argv)
 
@@ -108,7 +112,11 @@ def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     try:
         scale = args.scale and Config.fromstring(f'scale = {args.scale}', '.py').scale.to_dict()
-        report = inspect(args.config, scale, args.input_size and tuple(args.input_size))
+        model = args.config
+        if args.cfg_options:
+            model = read_config(model)
+            model.merge_from_dict(args.cfg_options)
+        report = inspect(model, scale, args.input_size and tuple(args.input_size))
     except (SyntaxError, TypeError) as error:  # of what was typed
         raise ValueError(str(error)) from error
     print(json.dumps(report.to_json(), indent=1) if args.json else as_text(report))

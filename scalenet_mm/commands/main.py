@@ -99,3 +99,10 @@ def command_parser(doc: str, **options) -> argparse.ArgumentParser:
     head, _, usage = doc.partition('\n\n')
     options = dict(description=head, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter) | options
     return argparse.ArgumentParser(**options)
+
+
+def at_least_one(text: str) -> int:
+    """The ``type`` of an option that counts."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text}')
+    return int(text)

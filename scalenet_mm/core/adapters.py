@@ -200,6 +200,7 @@ def parse_adjust(adjust: dict | None) -> tuple[Callable[[int, int], Adjustment],
         raise ValueError(f"adjust must be dict(type='ParallelAdapter'|'LoRA', ...) or None, got {adjust!r}.")
     options = dict(adjust)
     kind = options.pop('type', 'ParallelAdapter')
+    kind = getattr(kind, '__name__', str(kind).rpartition('.')[2])  # a class, or its name with or without its module
     if kind not in ADJUSTMENTS:
         raise ValueError(f'adjust.type must be one of {sorted(ADJUSTMENTS)} or adjust=None, got {kind!r}.')
     targets = options.pop('targets', ADJUSTMENTS[kind].targets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -29,6 +29,8 @@ class Role(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+
+BY_POLICY = '_frozen_by_policy'  # on a module: names of its own parameters that a policy froze
 
 # What a policy trains. 'increments' is what the paper trains of all models but DeiT-T and DeiT-S (Sec. IV-A1).
 TRAINED = {'increments': {Role.ADJUSTMENT, Role.NORM, Role.GROWN}, 'adjustments': {Role.ADJUSTMENT}, 'all': set(Role)}
@@ -106,9 +108,13 @@ def nearest(pattern: str, names: Iterable[str]) -> list[str]:
 class TrainPolicy:
     """Which parameters are trained.
 
+    What the model itself froze stays frozen unless it is named: ``'increments'`` and ``'adjustments'`` name what they
+    say, ``'all'`` names nothing, and a pattern names what it matches, or of a part that is frozen here and there the
+    rest.
+
     Attributes:
         train: ``'increments'`` (adjustments and norms of the scaled network, and new layers of a grown one),
-            ``'adjustments'`` alone, or ``'all'``.
+            ``'adjustments'`` alone, or ``'all'`` that the model itself would train.
         also: patterns (see ``matches``) of parameters trained besides, such as a new head: ``['head.fc']``.
     """
 
@@ -139,36 +145,64 @@ class TrainPolicy:
         Raises:
             ValueError: if a pattern matches nothing.
         """
-        found = roles(model)
+        return self._split(model)[0]
+
+    def _split(self, model: nn.Module) -> tuple[list[str], set[str]]:
+        """The parameters to train, and those that would be, had the model not frozen them itself."""
+        found, own = roles(model), frozen_by_model(model)
+        chosen = {name for name, role in found.items() if role in TRAINED[self.train]}
+        trained = chosen - own if self.train == 'all' else set(chosen)
         for pattern in self.also:
-            if not any(matches(name, pattern) for name in found):
+            named = {name for name in found if matches(name, pattern)}
+            if not named:
                 raise ValueError(
                     f'The pattern {pattern!r} of parameters to train matches none; patterns are whole path components. '
                     f'Nearest in this model: {nearest(pattern, found)}.'
                 )
-        chosen = TRAINED[self.train]
-        return [n for n, r in found.items() if r in chosen or any(matches(n, p) for p in self.also)]
+            trained |= named - own or named
+            chosen |= named
+        return [name for name in found if name in trained], chosen - trained
 
     def apply(self, model: nn.Module) -> list[str]:
         """Freezes everything else, for good: frozen BatchNorm and drop-out leaves stay in eval mode.
 
-        Drop path and drop-out inside a scaled network stay active: its increments are being trained.
+        Drop path and drop-out inside a scaled network stay active: its increments are being trained. A later policy
+        replaces this one whole.
 
         Returns:
             Names of the trainable parameters.
         """
-        trainable = set(self.trainable(model))
+        trained, spared = self._split(model)
+        trainable, own = set(trained), frozen_by_model(model)
         _require_full_precision(model, trainable)
         for module in model.modules():  # what an earlier policy held in eval mode
             for key, hook in list(module._forward_pre_hooks.items()):
                 if hook is _stay_in_eval:
                     del module._forward_pre_hooks[key]
+        by_policy = {id(p) for name, p in model.named_parameters() if name not in trainable | own}
+        for module in model.modules():
+            module.__dict__.pop(BY_POLICY, None)
+            names = {name for name, p in module._parameters.items() if id(p) in by_policy}
+            if names:
+                setattr(module, BY_POLICY, names)
         for name, p in model.named_parameters():
             p.requires_grad_(name in trainable)
-        for leaf in _frozen_leaves(model):
+        for leaf in _frozen_leaves(model, spared):
             leaf.register_forward_pre_hook(_stay_in_eval)
             leaf.eval()
         return sorted(trainable)
+
+
+def frozen_by_policy(model: nn.Module) -> set[str]:
+    """Names of the parameters that a policy froze."""
+    held = {id(m._parameters[name]) for m in model.modules() for name in getattr(m, BY_POLICY, ())}
+    return {name for name, p in model.named_parameters() if id(p) in held and not p.requires_grad}
+
+
+def frozen_by_model(model: nn.Module) -> set[str]:
+    """Names of the frozen parameters that no policy froze: the model or its user did."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return frozen - frozen_by_policy(model)
 
 
 def _require_full_precision(model: nn.Module, trainable: set[str]) -> None:
@@ -185,18 +219,27 @@ def _stay_in_eval(module: nn.Module, args) -> None:
     module.training = False
 
 
-def _frozen_leaves(model: nn.Module) -> Iterator[nn.Module]:
-    """BatchNorms without a trainable parameter, and drop-outs next to frozen parameters only, outside scaled hosts."""
+def _frozen_leaves(model: nn.Module, spared: Collection[str]) -> Iterator[nn.Module]:
+    """BatchNorms without a trainable parameter, and drop-outs next to frozen parameters only, outside scaled hosts.
+
+    Args:
+        model: frozen by a policy.
+        spared: parameters that the model froze and the policy did not: what stands beside them is the model's business.
+    """
     in_host = {id(m) for _, host in scaled_hosts(model) for m in host.modules()}
+    own = {id(p) for name, p in model.named_parameters() if name in spared}
+
+    def frozen(params: list[nn.Parameter]) -> bool:
+        return not any(p.requires_grad for p in params) and any(id(p) not in own for p in params)
+
     for parent in model.modules():
         beside = list(parent.parameters())
-        frozen = bool(beside) and not any(p.requires_grad for p in beside)
         for leaf in parent.children():
             params = list(leaf.parameters())
             if isinstance(leaf, nn.modules.batchnorm._NormBase):
-                if params and not any(p.requires_grad for p in params):
+                if frozen(params):
                     yield leaf
-            elif id(leaf) not in in_host and frozen and not params and _is_dropout(leaf):
+            elif id(leaf) not in in_host and not params and _is_dropout(leaf) and frozen(beside):
                 yield leaf
 
 

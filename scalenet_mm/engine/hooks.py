@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS
 from ..checkpoint.delta_file import read_delta
 from ..checkpoint.loading import for_model
 from ..checkpoint.reading import unwrap
-from ..checkpoint.supplied import check_supplied, warn_of_random
+from ..checkpoint.supplied import check_supplied
 from ..compat import bare
 from ..core.depth import RandomDepth, depth_range, set_depth
 from .delta_hook import ApplyDeltaHook
@@ -17,8 +17,8 @@ from .delta_hook import ApplyDeltaHook
 
 @HOOKS.register_module()
 class AnyDialectHook(Hook):
-    """Lets ``load_from`` take official DeiT and Swin and timm files, and requires what would stay frozen
-    (`checkpoint.supplied`).
+    """Lets ``load_from`` take official DeiT and Swin and timm files; of a file to evaluate or to resume from it
+    requires every tensor. (What training requires of a file, the frozen model asks: `checkpoint.supplied.watch`.)
 
     Raises:
         CheckpointError: before anything is loaded, if the file lacks what it must supply.
@@ -26,19 +26,16 @@ class AnyDialectHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def before_train(self, runner) -> None:
-        if not (runner._load_from or runner._resume):
-            warn_of_random(bare(runner.model))
-
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         model = bare(runner.model)
         if not runner._resume:
             checkpoint['state_dict'] = for_model(unwrap(checkpoint), model)
         # the optimizer wrapper is built, and the model frozen, before Runner.train() loads
-        training = isinstance(runner.optim_wrapper, OptimWrapper) and not runner._resume
+        if isinstance(runner.optim_wrapper, OptimWrapper) and not runner._resume:
+            return
         deltas = [read_delta(h.delta) for h in runner.hooks if isinstance(h, ApplyDeltaHook)]
         later = {key for delta in deltas for key in delta.tensors}
-        check_supplied(model, checkpoint['state_dict'], training, later)
+        check_supplied(model, checkpoint['state_dict'], False, later)
 
 
 @HOOKS.register_module()

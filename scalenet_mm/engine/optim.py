@@ -9,12 +9,14 @@ from torch import nn
 
 from ..compat import quiet
 from ..core.adapters import Gate
-from ..core.roles import Role, TrainPolicy, roles
+from ..core.roles import Role, TrainPolicy, frozen_by_model, roles
 from ..tables import format_table
 from .each_once import list_tied_once
+from .tied_groups import group_tied_layers, once
 from .wrapper import freeze
 
 FROM_CONFIG = dict(train='config')  # stands for the config's top-level policy, see runner.config.share_policy
+FROZEN, FROZEN_ITSELF = 'frozen', 'frozen by the model'  # the second: by no policy
 PARAMWISE_KEYS = {
     'custom_keys',
     'bias_lr_mult',
@@ -28,6 +30,7 @@ PARAMWISE_KEYS = {
 
 
 list_tied_once()
+group_tied_layers()
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -71,6 +74,7 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module=None) -> None:
         super().add_params(params, module, prefix, is_dcn_module)
         if not prefix:
+            params[:] = once(params)
             gates = {id(m.scale) for m in module.modules() if isinstance(m, Gate)}
             params[:] = _merge(params, gates, self.base_lr, self.base_wd)
 
@@ -81,16 +85,16 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             for g in wrapper.optimizer.param_groups
             for p in g['params']
         }
-        found = roles(model)
+        found, own = roles(model), frozen_by_model(model)
         rows: dict[tuple, list[int]] = {}
         for name, p in model.named_parameters():
-            lr, decay = settings.get(id(p), ('frozen', ''))
+            lr, decay = settings.get(id(p), (FROZEN_ITSELF if name in own else FROZEN, ''))
             row = rows.setdefault((found[name], lr, decay), [0, 0])
             row[0] += 1
             row[1] += p.numel()
-        order = sorted(rows, key=lambda k: (list(Role).index(k[0]), k[1] == 'frozen', k))
+        order = sorted(rows, key=lambda k: (list(Role).index(k[0]), k[1] in (FROZEN, FROZEN_ITSELF), k))
         body = [(str(role), rows[role, lr, d][0], rows[role, lr, d][1], lr, d) for role, lr, d in order]
-        trained = [r for r in body if r[3] != 'frozen']
+        trained = [r for r in body if r[3] not in (FROZEN, FROZEN_ITSELF)]
         body.append(('trained', sum(r[1] for r in trained), sum(r[2] for r in trained), '', ''))
         return format_table(('role', 'tensors', 'parameters', 'lr', 'decay'), body)
 

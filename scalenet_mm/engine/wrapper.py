@@ -9,6 +9,7 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoint.supplied import watch
 from ..core.roles import TrainPolicy
 from ..core.tying import is_sharded, require_tied
 
@@ -43,12 +44,12 @@ class ScaleNetDistributedDataParallel(MMDistributedDataParallel):
             if any(type(m).__name__ == 'SyncBatchNorm' for m in module.modules()):
                 print_log('On CPU, SyncBatchNorm is BatchNorm: statistics of a process.', 'current')
                 module = revert_sync_batchnorm(module)
-        TrainPolicy.from_cfg(policy).apply(module)
+        freeze(module, TrainPolicy.from_cfg(policy))
         super().__init__(module, *args, broadcast_buffers=broadcast_buffers, **kwargs)
 
 
 def freeze(model: nn.Module, policy: TrainPolicy) -> nn.Module:
-    """Applies a policy to a model that may be wrapped or sharded.
+    """Applies a policy to a model that may be wrapped or sharded, and has it watch what files supply.
 
     A plain DDP gets new buckets, in place; what was frozen by this policy before passes.
 
@@ -82,6 +83,7 @@ def freeze(model: nn.Module, policy: TrainPolicy) -> nn.Module:
                 f'{type(model).__name__} wrapped the model before it was frozen ({differ}), and {why}; {REMEDY}.'
             )
     policy.apply(bare)
+    watch(bare)
     if late and wrapped:
         _rebuild(model)
     return bare

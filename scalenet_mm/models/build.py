@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from mmengine.config import Config
@@ -12,14 +13,17 @@ from torch import nn
 from ..backbones import ScaleNetDeiT, ScaleNetSwin
 from ..checkpoint.loading import load_weights
 from ..checkpoint.strict import CheckpointError
-from ..compat import quiet, read_config, with_preprocessor
+from ..compat import quiet, read_config, scope_of, with_preprocessor
 
 BACKBONES = {'deit': ScaleNetDeiT, 'swin': ScaleNetSwin}
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
 
 
 def build(
-    model: str | Path | dict, scale: dict | None = None, num_classes: int | None = 1000, **backbone: Any
+    model: str | Path | dict | Config,
+    scale: dict | None = None,
+    num_classes: int | EllipsisType | None = ...,
+    **backbone: Any,
 ) -> nn.Module:
     """Builds a scaled model with random weights, in eval mode.
 
@@ -30,15 +34,20 @@ def build(
 
     Args:
         model: ``'deit_t'``, ``'deit_s'``, ``'deit_b'``, ``'swin_t'``, ... (also ``'swin-tiny'``), or a config file or
-            dict (whose own number of classes stays unless another than 1000 is asked for).
+            dict.
         scale: see ``ScaleNetDeiT`` and ``ScaleNetSwin``; the paper's when left out.
-        num_classes: of the classification head; None gives the bare backbone, which returns a tuple of features.
+        num_classes: of the classification head, by default the config's own, or 1000; None gives the bare backbone,
+            which returns a tuple of features.
         backbone: the backbone's other arguments (``img_size``, ``out_indices``, ``drop_path_rate``, ``with_cp``, ...).
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or a number of classes of a config whose model has no ``head.num_classes``.
     """
-    if isinstance(model, dict) or Path(model).suffix in ('.py', '.json', '.yaml', '.yml') or '::' in str(model):
+    if (
+        isinstance(model, (dict, Config))
+        or Path(model).suffix in ('.py', '.json', '.yaml', '.yml')
+        or '::' in str(model)
+    ):
         return _initialised(_from_config(model, scale, num_classes, backbone))
     host, _, size = str(model).lower().replace('-', '_').partition('_')
     if host not in BACKBONES or not size:
@@ -52,6 +61,7 @@ def build(
         return _initialised(net)
     dims = int(net.num_features[-1]) if host == 'swin' else net.embed_dims
     head = dict(type='LinearClsHead' if host == 'swin' else 'VisionTransformerClsHead', in_channels=dims)
+    num_classes = 1000 if num_classes is ... else num_classes
     cfg = dict(
         type='mmpretrain.ImageClassifier',
         backbone=net,
@@ -63,10 +73,10 @@ def build(
 
 
 def load(
-    model: str | Path | dict,
+    model: str | Path | dict | Config,
     checkpoint: str,
     scale: dict | None = None,
-    num_classes: int | None = 1000,
+    num_classes: int | EllipsisType | None = ...,
     **backbone: Any,
 ) -> nn.Module:
     """Builds a scaled model and loads a pretrained checkpoint of any dialect, scaled or not.
@@ -100,9 +110,11 @@ def _initialised(net: nn.Module) -> nn.Module:
     return net
 
 
-def _from_config(model: str | Path | dict, scale: dict | None, num_classes: int | None, backbone: dict) -> nn.Module:
+def _from_config(
+    model: str | Path | dict | Config, scale: dict | None, num_classes: int | EllipsisType | None, backbone: dict
+) -> nn.Module:
     cfg = Config(dict(model)) if isinstance(model, dict) else read_config(model)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    init_default_scope(scope_of(cfg) or 'mmpretrain')
     model_cfg = cfg.get('model', cfg)
     if 'backbone' not in model_cfg:
         model_cfg = dict(backbone=model_cfg)
@@ -112,6 +124,13 @@ def _from_config(model: str | Path | dict, scale: dict | None, num_classes: int 
         model_cfg['backbone']['scale'] = scale  # update() would merge it into the config's
     if num_classes is None:
         return MODELS.build(model_cfg['backbone'])
-    if num_classes != 1000 and 'num_classes' in model_cfg.get('head', {}):
-        model_cfg.head.num_classes = num_classes
+    if num_classes is not ...:
+        if 'num_classes' not in (model_cfg.get('head') or {}):
+            raise ValueError(
+                f'num_classes={num_classes} is of a classification head, and the model of this config has no '
+                'head.num_classes; set the classes of its heads in the config (docs/your_data.md).'
+            )
+        for part in (model_cfg['head'], cfg.get('data_preprocessor') or {}, model_cfg.get('data_preprocessor') or {}):
+            if 'num_classes' in part:
+                part['num_classes'] = num_classes
     return MODELS.build(with_preprocessor(model_cfg, cfg))

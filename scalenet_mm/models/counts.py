@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from mmengine.config import Config
 from torch import nn
 
 from ..backbones.scaled import UNSCALED
@@ -66,23 +67,24 @@ class Report:
         )
 
 
-def inspect(model: str | Path, scale: dict | None = None, input_size: tuple[int, int] | None = None) -> Report:
+def inspect(model: str | Path | Config, scale: dict | None = None, input_size: tuple[int, int] | None = None) -> Report:
     """Counts a scaled model, the unscaled one it is made from, and the deep one of independent copies.
 
     Args:
-        model: short name or config file, as ``scalenet_mm.build`` takes them.
+        model: short name, config file or config, as ``scalenet_mm.build`` takes them.
         scale: replaces the config's.
         input_size: (H, W) in pixels; by default the backbone's ``img_size``, or 224 x 224.
 
     Raises:
         ValueError: if the config's backbone is not a scaled one, or refuses images of that size.
     """
+    called = model.filename if isinstance(model, Config) else model
     with meta_parameters():
         net = build(model, scale).to('meta')
         layers = dict(scaled_layers(net))
         if not layers:
             raise ValueError(
-                f"{model} has no layers that scalenet_mm made; its backbone must be of type='ScaleNetDeiT' or "
+                f"{called} has no layers that scalenet_mm made; its backbone must be of type='ScaleNetDeiT' or "
                 "'ScaleNetSwin', "
                 "or of type='ScaleNetTimm' or 'ScaleNetHF' (scale=dict(times=1, adjust=None) keeps it unscaled)."
             )
@@ -96,7 +98,7 @@ def inspect(model: str | Path, scale: dict | None = None, input_size: tuple[int,
         cost = measure(net, size)
     except (AssertionError, RuntimeError) as e:  # how hosts refuse an input
         height, width = size
-        raise ValueError(f'{model} does not take images of {height} x {width}: {e}') from e
+        raise ValueError(f'{called} does not take images of {height} x {width}: {e}') from e
     counts = count_by_use(net)
     trainable = total(counts.values()).trainable
     networks = {
@@ -104,7 +106,7 @@ def inspect(model: str | Path, scale: dict | None = None, input_size: tuple[int,
         'unscaled network': measure(unscaled, size),
         'unshared deep network': unshared(net, cost),
     }
-    return Report(str(model), size, part, policy, layers, counts, networks)
+    return Report(str(called), size, part, policy, layers, counts, networks)
 
 
 def _source_outputs(model: nn.Module) -> dict[str, list[int]]:
@@ -126,9 +128,9 @@ def takes_images(model: nn.Module) -> tuple[str, nn.Module]:
     return 'backbone', model.backbone
 
 
-def train_policy(model: str | Path) -> TrainPolicy:
+def train_policy(model: str | Path | Config) -> TrainPolicy:
     """What a config trains; increments where there is no config."""
-    if not Path(model).is_file() and '::' not in str(model):
+    if not isinstance(model, Config) and not Path(model).is_file() and '::' not in str(model):
         return TrainPolicy()
     return trained_by(read_config(model))
 

@@ -22,7 +22,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
 from ..checkpoint.loading import build_model, load_weights
-from ..compat import read_config, type_name
+from ..compat import read_config, scope_of, type_class, type_name
 from ..runner.config import innermost
 from .side_by_side import Panel
 
@@ -54,7 +54,7 @@ def load_model(
         CheckpointError: if a file does not fit the model.
     """
     cfg = read_config(config)
-    scope = cfg.get('default_scope')
+    cfg.default_scope = scope = scope_of(cfg)
     if scope not in TASKS:
         raise ValueError(
             f'The config has default_scope={scope!r}, which says no task; it must be one of {sorted(TASKS)}.'
@@ -255,7 +255,7 @@ def test_dataset(cfg: Config) -> dict:
 
 def _metainfo(stored: dict | None, dataset: dict, model: nn.Module) -> dict[str, Any]:
     """Names of the classes: of the file, else of the config's data set, else numbers."""
-    kind = DATASETS.get(dataset['type']) if 'type' in dataset else None
+    kind = type_class(dataset, DATASETS)
     meta = {
         **getattr(kind, 'METAINFO', {}),
         **(dataset.get('metainfo') or {}),

@@ -12,6 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
 from ..checkpoint.writing import UNFINISHED, write_atomically
+from ..compat import type_class
 
 
 class AtomicBackend(LocalBackend):
@@ -119,7 +120,6 @@ def make_atomic(cfg: Config) -> None:
     """Gives a config, in place, the safe order: ``ScaleNetCheckpointHook`` for mmengine's; a hook of yours stays."""
     hooks = dict(cfg.get('default_hooks') or {})
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))  # the Runner's
-    stock = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
-    if checkpoint and checkpoint.get('type') in stock:
+    if checkpoint and type_class(checkpoint, HOOKS) is CheckpointHook:
         hooks['checkpoint'] = dict(checkpoint, type='ScaleNetCheckpointHook')
         cfg.default_hooks = hooks

@@ -9,7 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..compat import read_config, type_name
+from ..checkpoint.reading import safe_globals
+from ..compat import name_types, read_config, type_name
 from ..core.roles import TrainPolicy
 from ..engine.optim import FROM_CONFIG
 from ..one_run import one_run
@@ -60,6 +61,11 @@ class ScaleNetRunner(Runner):
     def from_cfg(cls, cfg: Config) -> Runner:
         return super().from_cfg(complete_config(copy.deepcopy(cfg)))
 
+    def load_checkpoint(self, *args, **kwargs):
+        """As mmengine's; official files may name their arguments."""
+        with safe_globals():
+            return super().load_checkpoint(*args, **kwargs)
+
     def train(self):
         """As mmengine's, while no other run trains in the same work dir.
 
@@ -73,13 +79,15 @@ class ScaleNetRunner(Runner):
 def complete_config(cfg: Config) -> Config:
     """Adds to a config, in place, what no list in a child config can drop then.
 
-    The top-level ``policy`` goes to constructor and DDP wrapper, training gets exact resume, and a config of ours the
-    check of what ``load_from`` supplies. What a config says itself stays; a second call changes nothing.
+    The top-level ``policy`` goes to constructor and DDP wrapper, training gets exact resume, and a config of ours
+    files of any dialect in ``load_from``. What a config says itself stays; a second call changes nothing.
     """
-    policy = share_policy(unwrap_overrides(cfg))
+    share_policy(unwrap_overrides(name_types(cfg)))
     hooks = list(cfg.get('custom_hooks') or [])
+    training = cfg.get('optim_wrapper') or {}
     ours = type_name(cfg.get('runner_type')) == ScaleNetRunner.__name__
-    if (ours or policy) and 'AnyDialectHook' not in (type_name(hook) for hook in hooks):
+    ours = ours or type_name(training.get('constructor')) == CONSTRUCTOR
+    if ours and 'AnyDialectHook' not in (type_name(hook) for hook in hooks):
         cfg.custom_hooks = [dict(type='AnyDialectHook'), *hooks]
     if cfg.get('train_dataloader'):
         make_resumable(cfg)
@@ -228,7 +236,9 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait: float) -
         'VisualizationHook': ('enable', 'out_dir'),
     }.get(type_name(hook), (None, None))
     if on is None:
-        raise SystemExit(f'--show and --show-dir do not know the hook {hook.type}; set its options with --cfg-options.')
+        raise SystemExit(
+            f'--show and --show-dir do not know the hook {type_name(hook)}; set its options with --cfg-options.'
+        )
     hook.update({on: True, 'interval': 1})
     if show:
         hook.update(show=True, wait_time=wait)

@@ -21,7 +21,7 @@ from mmengine.registry import DATASETS, HOOKS, LOOPS
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import Dataset
 
-from ..compat import bare
+from ..compat import bare, type_class
 from ..core.roles import role_rows
 from ..tables import format_table
 from .config import build_runner
@@ -226,10 +226,8 @@ def report(cfg: Config, runner, saved: int) -> str:
 
 def _by_epoch(cfg: Config) -> bool:
     """Whether the training is counted in epochs, as the Runner tells it."""
-    kind = cfg.train_cfg.get('type')
-    if kind is None:
-        return cfg.train_cfg.get('by_epoch', True)
-    return not issubclass(LOOPS.get(kind) if isinstance(kind, str) else kind, IterBasedTrainLoop)
+    kind = type_class(cfg.train_cfg, LOOPS)
+    return cfg.train_cfg.get('by_epoch', True) if kind is None else not issubclass(kind, IterBasedTrainLoop)
 
 
 def _batch_size(loader: dict) -> int:

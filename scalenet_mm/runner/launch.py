@@ -15,6 +15,8 @@ from mmengine.hooks import logger_hook
 from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
 
+from ..compat import type_class
+
 PLACE = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')  # as torch.distributed reads them
 VARIABLES = {  # where each launcher puts them
     'pytorch': PLACE,
@@ -75,6 +77,6 @@ def _no_devices(cfg: Config) -> None:
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
     )
-    kind = MODEL_WRAPPERS.get(wrapper.get('type', 'MMDistributedDataParallel'))
+    kind = type_class(wrapper, MODEL_WRAPPERS, 'MMDistributedDataParallel')
     if kind is not None and issubclass(kind, DistributedDataParallel):
         cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)

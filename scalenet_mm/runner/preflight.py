@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 
+from ..compat import type_class, type_name
 from .config import walk
 from .preflight_data import check_content
 from .preflight_labels import Labels, Note, some, taught
@@ -150,7 +151,7 @@ def _check_stage(cfg: Config, stage: str, dataset: dict, read: list[BaseDataset]
     numbers = set(head_classes(cfg).values())
     for where, leaf in leaves(dataset, f'{stage}_dataloader.dataset'):
         with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(leaf['type']) if isinstance(leaf['type'], str) else leaf['type']
+            kind = type_class(leaf, registry)
         if kind is None:
             yield (where, f'there is no data set type {leaf["type"]!r}; import it with custom_imports.')
         elif issubclass(kind, BaseDataset) and not leaf.get('backend_args'):
@@ -205,7 +206,7 @@ def _check_classes(cfg: Config, leaf: dict, dataset: BaseDataset) -> Iterator[st
     elif classes is not None:
         wrong = [f'{key} = {n}' for key, n in head_classes(cfg).items() if n != len(classes)]
         own = (leaf.get('metainfo') or {}).get('classes')
-        source = 'metainfo' if own else f"{leaf['type']}'s own, as metainfo names none"
+        source = 'metainfo' if own else f"{type_name(leaf)}'s own, as metainfo names none"
         if wrong:
             yield (
                 f'there are {len(classes)} classes ({source}: {some(list(classes))}), but {", ".join(wrong)}. Set '

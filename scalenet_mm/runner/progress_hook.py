@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from tqdm.contrib import DummyTqdmFile
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..compat import type_name
 from ..progress import EVERY, Progress
 
 
@@ -104,7 +105,7 @@ def peak_memory() -> str:
 def show_progress(cfg: Config, what: str = 'training') -> None:
     """Adds ``ProgressHook`` to a config that has none, in place."""
     hooks = list(cfg.get('custom_hooks') or [])
-    if not any(isinstance(h, dict) and h.get('type') in ('ProgressHook', ProgressHook) for h in hooks):
+    if ProgressHook.__name__ not in (type_name(hook) for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='ProgressHook', what=what)]
 
 
@@ -118,6 +119,6 @@ def log_to_tensorboard(cfg: Config) -> None:
         raise ModuleNotFoundError('Curves for TensorBoard need it: pip install tensorboard')
     visualizer = cfg.get('visualizer') or dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
     backends = list(visualizer.get('vis_backends') or [])
-    if not any(str(b['type']).endswith('TensorboardVisBackend') for b in backends):
+    if 'TensorboardVisBackend' not in (type_name(backend) for backend in backends):
         backends.append(dict(type='TensorboardVisBackend'))
     cfg.visualizer = {**visualizer, 'vis_backends': backends}

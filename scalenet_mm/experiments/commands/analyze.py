@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ...commands.main import command_parser
+from ...commands.main import at_least_one, command_parser
 from ...core.layers import TENSORS
 from ...progress import Progress
 from ...runner.progress_hook import peak_memory
@@ -115,8 +115,8 @@ def parser() -> argparse.ArgumentParser:
         f.add_argument('--out', type=Path, default=Path('work_dirs/analysis'), metavar='DIR')
         f.add_argument('--split', choices=SPLITS, default=split, help=f'whose images ({split})')
         if batch:
-            f.add_argument('--images', type=int, default=images, help=f'how many ({images})')
-            f.add_argument('--batch', type=int, default=batch, help=f'at a time ({batch})')
+            f.add_argument('--images', type=at_least_one, default=images, help=f'how many ({images})')
+            f.add_argument('--batch', type=at_least_one, default=batch, help=f'at a time ({batch})')
         f.add_argument('--seed', type=int, default=0, help='of the draw of images')
         f.add_argument('--device', help='by default a GPU where there is one')
         if name == 'droppath':
@@ -124,19 +124,25 @@ def parser() -> argparse.ArgumentParser:
         f.add_argument('models', nargs='+', metavar='CONFIG CKPT')
         f.add_argument('--labels', nargs='+', help='names in the legend, one a model')
         f.add_argument('--random', action='store_true', help='images of noise, random labels')
-        f.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'), help="of --random; default: the model's")
+        f.add_argument(
+            '--size', nargs=2, type=at_least_one, metavar=('H', 'W'), help="of --random; default: the model's"
+        )
         f.add_argument(
             '--layers', nargs='+', default=(), metavar='PATTERN', help='containers of layers of an unknown host'
         )
         return f
 
     f = figure('gradients', gradients, 'gradient norm of every source layer', 'train', 256, None)
-    f.add_argument('--batch', dest='images', type=int, default=256, help='images whose mean loss is derived (256)')
-    f.add_argument('--micro-batch', type=int, default=16, help='images at a time; changes memory, not norms (16)')
+    f.add_argument(
+        '--batch', dest='images', type=at_least_one, default=256, help='images whose mean loss is derived (256)'
+    )
+    f.add_argument(
+        '--micro-batch', type=at_least_one, default=16, help='images at a time; changes memory, not norms (16)'
+    )
     f.add_argument('--tensors', choices=TENSORS, default='shared', help='shared weights, or norms and adapters too')
     f = figure('features', features, 'histograms of activations', 'val', 256, 16)
-    f.add_argument('--panels', type=int, default=4, metavar='N', help='layers a model (4)')
-    f.add_argument('--bins', type=int, default=BINS, help=f'over {RANGE[0]:g}..{RANGE[1]:g} ({BINS})')
+    f.add_argument('--panels', type=at_least_one, default=4, metavar='N', help='layers a model (4)')
+    f.add_argument('--bins', type=at_least_one, default=BINS, help=f'over {RANGE[0]:g}..{RANGE[1]:g} ({BINS})')
     figure('cka', similarity, 'linear CKA between the layers of two models', 'val', 512, 64)
     f = figure('droppath', droppath, 'top-1 and loss against drop path', 'val', 10**9, 64)
     f.add_argument('config', nargs='?', metavar='CONFIG')

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ...compat import type_name
 from ...core.flops import INPUT_SIZE, image_channels
 
 SPLITS = ('train', 'val', 'test')
@@ -41,7 +42,7 @@ class Batches:
                 f'The config has no {split}_dataloader; choose --split {" or ".join(there) or "(it has none)"}, or '
                 '--random for images of noise.'
             )
-        if loader.dataset['type'] != 'SeededDataset':
+        if type_name(loader.dataset) != 'SeededDataset':
             loader.dataset = dict(type='SeededDataset', dataset=loader.dataset)
         draw = dict(type='DefaultSampler', shuffle=True)
         loader.sampler = dict(type='SeededSampler', sampler=draw)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...checkpoint.delta_file import SUFFIX
 from ...checkpoint.loading import build_model, load_weights
-from ...compat import quiet, read_config
+from ...compat import quiet, read_config, type_name
 from ...runner.resume import seed_everything
 
 RANDOM = 'none'  # in place of a checkpoint
@@ -88,10 +88,17 @@ def parts_of(checkpoint: str) -> tuple[str, str | None]:
 
     Raises:
         FileNotFoundError: if there is no such file, or a folder without a checkpoint.
+        ValueError: if increments are to stand on random weights.
     """
     base, plus, delta = checkpoint.rpartition('+')
     if not (plus and delta.endswith(SUFFIX)):
         base, delta = checkpoint, None
+    if delta and base == RANDOM:
+        raise ValueError(
+            f'{checkpoint}: increments stand on the base they were trained from, so name it: BASE+{delta}.'
+        )
+    if delta and '://' not in delta and not Path(delta).is_file():
+        raise FileNotFoundError(f'There are no increments {delta} (of {checkpoint}).')
     if base != RANDOM and '://' not in base and not Path(base).is_file():
         found = find_latest_checkpoint(base) if Path(base).is_dir() else None
         if not found:
@@ -125,7 +132,7 @@ def _initialise(model: nn.Module) -> None:
         wanted = getattr(module, 'init_cfg', None)
         if wanted:
             cfgs = [wanted] if isinstance(wanted, dict) else wanted
-            module.init_cfg = [c for c in cfgs if c['type'] != 'Pretrained'] or None
+            module.init_cfg = [c for c in cfgs if type_name(c) not in ('Pretrained', 'PretrainedInit')] or None
     with quiet('WARNING'):
         model.init_weights()
     for module in getattr(model, 'head', nn.Identity()).modules():

@@ -171,7 +171,9 @@ def step(name: str, command: Sequence[str], folder: Path) -> None:
                 print(line, end='', flush=True)
                 file.write(line)
             process.wait()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if isinstance(stop, SystemExit):  # told to end; Ctrl-C has reached the tool already
+                process.terminate()
             file.writelines(process.stdout)  # a full pipe would keep it from ending
             process.wait()
         finally:

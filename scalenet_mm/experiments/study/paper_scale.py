@@ -49,7 +49,13 @@ def train(job: Job, folder: Path, source: None) -> dict[str, Any]:
     there = torch.cuda.device_count()
     gpus = ['--gpus', str(there)] if there and '--gpus' not in job.settings else []
     command = [*COMMAND, key, '--run', '--seed', str(job.seed), '--out', str(folder)]
-    code = subprocess.run([*command, *gpus, *job.settings]).returncode
+    with subprocess.Popen([*command, *gpus, *job.settings]) as process:
+        try:
+            code = process.wait()
+        except BaseException:  # this study is ended: it ends the run, and that its own processes
+            process.terminate()
+            process.wait()
+            raise
     found = sorted(folder.glob('*/bundle/result.json'))
     if code or not found:
         lines = (folder / 'console.log').read_text().strip().splitlines() or ['no output']

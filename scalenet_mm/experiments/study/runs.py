@@ -85,8 +85,17 @@ def digest(row: Row) -> str:
 
 @cache
 def shortened(row: Row, times: int) -> Row:
-    """A row with so many times fewer steps, to try the road and not the method."""
-    return replace(row, steps=max(1, row.steps // times), source=row.source and shortened(row.source, times))
+    """A row with so many times fewer steps, to try the road and not the method.
+
+    Raises:
+        ValueError: if fewer than two would be left, one to warm up and one to train.
+    """
+    if row.steps < 2 * times:
+        raise ValueError(
+            f'--shorten {times} leaves less than two of the {row.steps} steps of {row.name}; use at most '
+            f'{row.steps // 2}.'
+        )
+    return replace(row, steps=row.steps // times, source=row.source and shortened(row.source, times))
 
 
 def jobs(studies: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list[Job]:
