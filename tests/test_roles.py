@@ -164,7 +164,7 @@ ENCODER, FIXED = (
         (dict(train='increments', also=['neck']), set()),
         (dict(train='increments', also=['neck.fixed', 'encoder.1']), FIXED | {'encoder.1.weight', 'encoder.1.bias'}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else f'{len(value)} besides',
 )
 def test_what_the_model_froze_stays_frozen_unless_a_policy_names_it(policy, besides):
     model = Partly()
