@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from safetensors import safe_open
 from safetensors.torch import save_file
-from toy_run import toy_config, write_base
+from toy_run import ToyClassifier, toy_config, write_base
 
 from scalenet_mm.checkpoint import CheckpointError
 from scalenet_mm.checkpoint.assemble import apply_to_file, assemble, export_delta, verify_delta
@@ -353,10 +354,21 @@ def test_statistics_of_a_norm_in_training_are_in_the_delta_and_those_of_a_frozen
         assert same(assemble(delta, base).state_dict(), full(work_dir / 'epoch_4.pth')['state_dict'])
 
 
+@MODELS.register_module()
+class FrozenHead(ToyClassifier):
+    """One that freezes its head itself; a policy that did would refuse a base without it."""
+
+    def __init__(self, backbone: dict):
+        super().__init__(backbone)
+        self.bn.requires_grad_(False)
+        self.fc.requires_grad_(False)
+
+
 def test_what_the_base_lacks_is_in_the_delta_although_it_is_frozen(tmp_path):
     base = write_base(tmp_path / 'base.pth', head=False)
-    policy = dict(train='increments')
-    Runner.from_cfg(toy_config(tmp_path / 'w', base, policy=policy, hooks=HOOKS)).train()
+    cfg = toy_config(tmp_path / 'w', base, policy=dict(train='increments'), hooks=HOOKS)
+    cfg.model.type = 'FrozenHead'
+    Runner.from_cfg(cfg).train()
     delta = read_delta(tmp_path / 'w' / 'epoch_4.delta.safetensors')
     assert {'fc.weight', 'fc.bias'} <= delta.tensors.keys()
     state = full(tmp_path / 'w' / 'epoch_4.pth')['state_dict']

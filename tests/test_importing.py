@@ -62,8 +62,8 @@ for make in (Palette, lambda: nn.Sequential(Palette()), Twice):
         cfg = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1))
         try:
             told.append(len(DefaultOptimWrapperConstructor(cfg, paramwise)(make()).optimizer.param_groups))
-        except ValueError as e:
-            told.append(str(e))
+        except Exception as e:
+            told.append(f'{type(e).__name__}: {e}')
 buffer = io.BytesIO()
 torch.save(dict(args=argparse.Namespace(rank=1)), buffer)
 buffer.seek(0)

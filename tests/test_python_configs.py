@@ -116,6 +116,7 @@ def config(written: str, folder: Path, run: Path) -> Path:
 
 def test_a_run_of_classes_has_every_hook_once_its_deltas_and_its_check(run):
     assert (run / 'epoch_1.delta.safetensors').is_file(), 'beside its checkpoint'
+    assert "type='mmpretrain.visualization.UniversalVisualizer'" in (run / 'classes.py').read_text(), 'dumped by name'
     log = next(run.rglob('*.log')).read_text()
     hooks = log.partition('after_train_iter:')[2].partition('---')[0]
     listed = [line.split(')')[1].strip() for line in hooks.splitlines() if line.startswith('(')]

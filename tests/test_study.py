@@ -444,9 +444,13 @@ def test_a_paper_scale_run_that_is_ended_ends_its_reproduction(tmp_path, monkeyp
     def stop():
         while not (told.is_file() and told.read_text() == 'runs'):
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the pool does
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):  # how the pool ends a worker
-        paper_scale.train(paper_scale.jobs(['table8'], [0])[0], tmp_path, None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            paper_scale.train(paper_scale.jobs(['table8'], [0])[0], tmp_path, None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert told.read_text() == 'has ended its own'

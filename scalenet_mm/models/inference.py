@@ -166,7 +166,7 @@ def find_images(names: Sequence[str | Path]) -> list[Path]:
         files = [p for p in files if p.is_file()]
         if not files:
             raise FileNotFoundError(
-                f'There is no image in {name}; give files, a folder of {", ".join(SUFFIXES)}, or a quoted pattern.'
+                f'There is no image {name}; give files, a folder of {", ".join(SUFFIXES)}, or a quoted pattern.'
             )
         found.update(dict.fromkeys(sorted(files)))
     return list(found)
