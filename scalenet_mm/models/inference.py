@@ -158,15 +158,17 @@ def find_images(names: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for name in map(str, names):
-        files = [Path(name)]
+        files, where = [Path(name)], f'in {name}'
         if Path(name).is_dir():
             files = [p for p in Path(name).iterdir() if p.suffix.lower() in SUFFIXES]
         elif has_magic(name) and not Path(name).exists():
             files = [Path(p) for p in glob(name, recursive=True)]
+        else:
+            where = name
         files = [p for p in files if p.is_file()]
         if not files:
             raise FileNotFoundError(
-                f'There is no image {name}; give files, a folder of {", ".join(SUFFIXES)}, or a quoted pattern.'
+                f'There is no image {where}; give files, a folder of {", ".join(SUFFIXES)}, or a quoted pattern.'
             )
         found.update(dict.fromkeys(sorted(files)))
     return list(found)
