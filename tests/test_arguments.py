@@ -281,7 +281,7 @@ def test_the_scope_tells_whose_defaults_where_every_argument_is_left_out(kind):
 @pytest.mark.parametrize('ours', [ScaleNetSwin, ScaleNetDeiT])
 def test_without_a_scope_arguments_that_fit_two_classes_are_refused(ours):
     for args in ({}, dict(patch_size=4), dict(norm_cfg=LN, with_cp=True)):
-        with pytest.raises(ValueError, match="cannot tell whose defaults .*write arch='.*' for the first"):
+        with pytest.raises(ValueError, match="cannot tell whose defaults .*Write arch='.*' for the first"):
             ours(**args, scale=UNSCALED)
     with pytest.raises(TypeError, match="'arch'.* belong to mmpretrain's .*'mlp_ratio'.* to the one of"):
         ours('base', mlp_ratio=4)

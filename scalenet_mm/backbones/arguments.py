@@ -66,10 +66,10 @@ def in_hosts_terms(ours: type, host: type, other: OtherClass, given: dict[str, A
         name = None if scope is None else scope.scope_name
         if name not in ('mmpretrain', *other.libraries):
             raise ValueError(
-                f'{ours.__name__} cannot tell whose defaults are meant, since {sorted(given) or "no argument"} fits '
-                f"mmpretrain's {host.__name__} and the one of {libraries}: write arch={hosts['arch']!r} for the first "
-                f'or {other.example} for the second, or build it in the scope of its library '
-                f'(default_scope={other.libraries[0]!r}).'
+                f'{ours.__name__} cannot tell whose defaults are meant: what is given, {sorted(given)}, fits '
+                f"mmpretrain's {host.__name__} and the one of {libraries} alike. Write "
+                f'arch={hosts["arch"]!r} for the first or {other.example} for the second, or build it in the '
+                f'scope of its library (default_scope={other.libraries[0]!r}).'
             )
         by_other = name in other.libraries
     if by_other:
