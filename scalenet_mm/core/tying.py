@@ -96,7 +96,7 @@ class Place(NamedTuple):
     """
 
     key: str
-    held: dict[str, Tensor | None]
+    held: dict[str, Tensor]
     name: str
 
     @property
