@@ -129,7 +129,8 @@ def _each_test_alone():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
+    for name in ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'LOCAL_RANK'):  # the second by a call of the training command
+        os.environ.pop(name, None)
     DefaultScope._instance_dict.clear()
     environment = dict(os.environ)
     yield
