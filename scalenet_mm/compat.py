@@ -238,6 +238,14 @@ def type_name(node) -> str | None:
     return kind if kind is None else getattr(kind, '__name__', type(kind).__name__)
 
 
+def init_cfgs(module) -> tuple[list, list]:
+    """A module's ``init_cfg``: the entries that read a file, and those that draw random weights."""
+    given = getattr(module, 'init_cfg', None) or []
+    given = [given] if isinstance(given, Mapping) else list(given)
+    read = [cfg for cfg in given if type_name(cfg) in ('Pretrained', 'PretrainedInit')]
+    return read, [cfg for cfg in given if cfg not in read]
+
+
 def type_class(node: Mapping, registry, default=None) -> type | None:
     """The class that a config builds, its ``type`` given as a class or by name; None where the registry has none."""
     kind = node.get('type', default)

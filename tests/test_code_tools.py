@@ -201,3 +201,15 @@ def test_the_table_of_tools_in_the_documentation_is_what_these_tests_gave():
     assert list(written) == list(NETWORKS)
     for name, row in CELLS.items():
         assert row == {tool: written[name][tool] for tool in row}, name
+
+
+@pytest.mark.parametrize(
+    'part', [lambda: scaled_vit(adjust=None), lambda: scaled_vit().blocks[1]], ids=['tied', 'block']
+)
+def test_scripting_is_refused_in_words_without_adapters_and_of_one_block(part):
+    with pytest.raises(TypeError, match=r'torch\.jit\.script cannot read .* use torch\.jit\.trace'):
+        torch.jit.script(part())
+
+
+def scaled_vit(**scale) -> nn.Module:
+    return scalenet_mm.scale(ZOO['timm ViT'].make((3,)).eval(), **scale)

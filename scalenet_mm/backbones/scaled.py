@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.model.weight_init import PretrainedInit
 from torch import Tensor
 
 from ..checkpoint.dialects import split, to_host
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
 from ..checkpoint.strict import CheckpointError, StrictBackbone, require
-from ..compat import type_name
+from ..compat import init_cfgs
 from ..core.adapters import Adjustment
 from ..core.growth import Growth, grow
 from ..core.layer_map import LayerMap
@@ -148,10 +147,8 @@ class ScaledBackbone(StrictBackbone):
         if self.is_init:
             print_log(f'{type(self).__name__}: initialised already; nothing is changed.', 'current', logging.WARNING)
             return
-        init_cfg = self.init_cfg
-        cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
-        pretrained = [c for c in cfgs if type_name(c) in ('Pretrained', PretrainedInit.__name__)]
-        self.init_cfg = [c for c in cfgs if c not in pretrained] or None
+        init_cfg, (pretrained, drawn) = self.init_cfg, init_cfgs(self)
+        self.init_cfg = drawn or None
         super().init_weights()
         self.init_cfg = init_cfg
         for cfg in pretrained:

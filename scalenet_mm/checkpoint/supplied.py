@@ -12,6 +12,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Size, Tensor, nn
 
+from ..compat import init_cfgs
 from ..core.roles import frozen_by_policy
 from .dialects import DERIVED
 from .strict import CheckpointError, Differences, StrictBackbone, compare
@@ -72,10 +73,8 @@ def check_supplied(
 
 
 def pretrained_files(module: nn.Module) -> list[str]:
-    """The files that a module's ``init_cfg`` names; other kinds of ``init_cfg`` draw random weights."""
-    init_cfg = getattr(module, 'init_cfg', None) or []
-    cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
-    return [cfg['checkpoint'] for cfg in cfgs if 'checkpoint' in cfg]
+    """The files that a module's ``init_cfg`` names."""
+    return [cfg['checkpoint'] for cfg in init_cfgs(module)[0]]
 
 
 def watch(model: nn.Module) -> None:

@@ -64,9 +64,11 @@ def main(argv: Sequence[str]) -> None:
     pages = -(-len(images) // args.rows)
     with Progress('comparing', len(images), unit='image') as progress:
         for i, image in enumerate(images, 1):
-            results = [as_panel(predict(m, image), args.score_thr) for m in (a, b)]
+            sample = read_image(a, image)
+            pixels = as_picture(sample)
+            results = [as_panel(predict(m, x), args.score_thr) for m, x in ((a, sample), (b, image))]
             panels, reports[str(image)] = compare(*results, truths[image], classes)
-            rows.append(Row(as_picture(read_image(a, image)), panels))
+            rows.append(Row(pixels, panels))
             if len(rows) == args.rows or i == len(images):
                 page = args.out / f'page_{-(-i // args.rows)}.png'
                 draw_side_by_side(rows, columns, page, classes, compared=tuple(args.names))

@@ -44,8 +44,10 @@ def main(argv: Sequence[str]) -> None:
     classes, told = list(model.dataset_meta['classes']), {}
     with Progress('predicting', len(images), unit='image') as progress:
         for i, image in enumerate(images):
-            result = predict(model, image)
-            pixels, panel = as_picture(read_image(model, image)), as_panel(result, args.score_thr)
+            sample = read_image(model, image)
+            pixels = as_picture(sample)
+            result = predict(model, sample)
+            panel = as_panel(result, args.score_thr)
             out = args.out if len(images) == 1 else args.out.with_stem(f'{args.out.stem}_{i + 1}')
             row = Row(pixels, [Panel(), panel])
             draw_side_by_side([row], [image.name, Path(args.config).stem], out, classes)

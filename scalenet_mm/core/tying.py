@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .adapters import Adjustment
+from .adapters import Adjustment, refuse_scripting
 from .guests import tell_guests
 from .layer_map import LayerMap
 from .spread import check_stored_map, expand
@@ -32,6 +32,7 @@ def is_norm(module: nn.Module) -> bool:
 class MappedLayers:
     """Mixed into the class of a container by ``mapped``: its blocks are instances of a pretrained network's layers."""
 
+    __prepare_scriptable__ = refuse_scripting
     layer_map: LayerMap
     shared_names: list[str]  # what ``shared_names`` said of a block when the network was scaled
 

@@ -11,8 +11,7 @@ from ..compat import quiet
 from ..core.adapters import Gate
 from ..core.roles import Role, TrainPolicy, frozen_by_model, roles
 from ..tables import format_table
-from .each_once import list_tied_once
-from .tied_groups import group_tied_layers, once
+from .tied_groups import group_tied_layers, keep_first
 from .wrapper import freeze
 
 FROM_CONFIG = dict(train='config')  # stands for the config's top-level policy, see runner.config.share_policy
@@ -29,7 +28,6 @@ PARAMWISE_KEYS = {
 }
 
 
-list_tied_once()
 group_tied_layers()
 
 
@@ -74,7 +72,7 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module=None) -> None:
         super().add_params(params, module, prefix, is_dcn_module)
         if not prefix:
-            params[:] = once(params)
+            keep_first(params)
             gates = {id(m.scale) for m in module.modules() if isinstance(m, Gate)}
             params[:] = _merge(params, gates, self.base_lr, self.base_wd)
 

@@ -12,7 +12,8 @@ import numpy as np
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import nn
 
-from .inference import TASKS, reads_annotations, test_dataset
+from ..runner.config import reads_annotations
+from .inference import TASKS, test_dataset
 from .matching import BOTH_WRONG, IGNORE, ONLY_A_RIGHT, ONLY_B_RIGHT, difference_map, match
 from .side_by_side import Panel, difference_panel, mark_against, mark_pair
 

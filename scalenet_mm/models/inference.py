@@ -23,7 +23,7 @@ from torch import nn
 
 from ..checkpoint.loading import build_model, load_weights
 from ..compat import read_config, scope_of, type_class, type_name
-from ..runner.config import innermost
+from ..runner.config import innermost, reads_annotations, reads_pixels
 from .side_by_side import Panel
 
 TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
@@ -77,7 +77,7 @@ def predict(model: nn.Module, image: str | Path | np.ndarray | Sequence) -> Any:
     Args:
         model: from ``load_model``.
         image: a path, read by the loading step of the config's test pipeline; or (H, W, 3) uint8 in BGR as
-            ``cv2.imread`` gives it, where that step reads 8-bit colour.
+            ``cv2.imread`` gives it, where that step reads 8-bit colour; or what ``read_image`` gave, which is used up.
 
     Returns:
         mmpretrain's ``DataSample``, mmdet's ``DetDataSample`` or mmseg's ``SegDataSample``.
@@ -90,9 +90,9 @@ def predict(model: nn.Module, image: str | Path | np.ndarray | Sequence) -> Any:
         for i in image:
             read_image(model, i)
         return [predict(model, i) for i in image]
-    data = read_image(model, image)
+    data = image if isinstance(image, dict) else read_image(model, image)
     with DefaultScope.overwrite_default_scope(model.cfg.default_scope), torch.inference_mode():
-        steps = [t for t in model.cfg.test_pipeline if not is_loader(t)]
+        steps = [t for t in model.cfg.test_pipeline if not reads_pixels(t)]
         return model.test_step(pseudo_collate([Compose(steps)(data)]))[0]
 
 
@@ -174,16 +174,6 @@ def find_images(names: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def is_loader(step) -> bool:
-    """Whether a step of a pipeline reads the image."""
-    return type_name(step).startswith('Load') and not reads_annotations(step)
-
-
-def reads_annotations(step) -> bool:
-    """Whether a step of a pipeline reads what is to be predicted."""
-    return type_name(step).startswith('Load') and 'Annotation' in type_name(step)
-
-
 def read_image(model: nn.Module, image: str | Path | np.ndarray) -> dict[str, Any]:
     """A sample with its image, ``img``, as the loading step of the model's test pipeline makes it of a file.
 
@@ -193,7 +183,7 @@ def read_image(model: nn.Module, image: str | Path | np.ndarray) -> dict[str, An
         FileNotFoundError: if there is no such file.
         ValueError: if it is no image, or an array has another shape or type than the loading step gives.
     """
-    loaders = [t for t in model.cfg.test_pipeline if is_loader(t)]
+    loaders = [t for t in model.cfg.test_pipeline if reads_pixels(t)]
     if isinstance(image, np.ndarray):
         return _of_array(image, loaders)
     if not loaders:

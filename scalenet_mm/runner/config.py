@@ -199,6 +199,16 @@ def walk(node, path: tuple = ()):
             yield (*path, key), value
 
 
+def reads_annotations(step: dict) -> bool:
+    """Whether a step of a pipeline reads what is to be predicted."""
+    return type_name(step).startswith('Load') and 'Annotation' in type_name(step)
+
+
+def reads_pixels(step: dict) -> bool:
+    """Whether a step of a pipeline reads the image."""
+    return type_name(step).startswith('Load') and not reads_annotations(step)
+
+
 def innermost(dataset: dict) -> dict:
     """The config of the data set inside wrappers, which say nothing of pipeline and classes."""
     while 'dataset' in dataset:

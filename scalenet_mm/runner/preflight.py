@@ -162,12 +162,14 @@ def _check_stage(cfg: Config, stage: str, dataset: dict, read: list[BaseDataset]
                 yield where, f'cannot be built from {paths}: {type(e).__name__}: {e}'
                 continue
             read.append(built)
-            paths = [] if getattr(built, 'download', False) else list(_missing_paths(cfg, where, leaf, built))
-            if not paths and not getattr(built, 'download', False):
+            wrong = []
+            if not getattr(built, 'download', False):
                 given = built.metainfo.get('classes')
                 number = len(given) if given else next(iter(numbers)) if len(numbers) == 1 else None
-                paths = list(check_content(leaf, built, labelled, number, _ignored(cfg), teaches))
-            yield from ((where, text) for text in [*_check_classes(cfg, leaf, built), *paths])
+                wrong = list(_missing_paths(cfg, where, leaf, built)) or list(
+                    check_content(leaf, built, labelled, number, _ignored(cfg), teaches)
+                )
+            yield from ((where, text) for text in [*_check_classes(cfg, leaf, built), *wrong])
     if stage == 'train' and teaches:
         classes = read[0].metainfo.get('classes') or range(max(numbers, default=0))
         yield from ((f'{stage}_dataloader.dataset', text) for text in taught(teaches, list(map(str, classes))))

@@ -13,6 +13,7 @@ from pathlib import Path
 from mmengine.dataset import BaseDataset
 
 from ..compat import type_name
+from .config import reads_annotations
 from .preflight_files import look_at_files, lost_files
 from .preflight_labels import Labels, Note, count, outside, some
 
@@ -65,7 +66,7 @@ def _check_samples(
 ) -> Iterator[str]:
     samples = dataset.data_list
     wrong = list(lost_files(samples, 'img_path', 'check data_prefix and the file names of the annotations'))
-    if labelled and any('Annotation' in type_name(s) for s in cfg.get('pipeline') or ()):
+    if labelled and any(map(reads_annotations, cfg.get('pipeline') or ())):
         suffix = f' and seg_map_suffix={dataset.seg_map_suffix!r}' if hasattr(dataset, 'seg_map_suffix') else ''
         wrong += lost_files(samples, 'seg_map_path', f'it has the name of its image; check data_prefix{suffix}')
     wrong += _check_masks(cfg, dataset) if labelled else []

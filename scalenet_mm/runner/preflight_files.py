@@ -11,7 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
-from ..compat import type_name
+from .config import reads_annotations, reads_pixels
 from .preflight_labels import SHOWN, Labels
 
 LOOKED_AT = 32  # images or label maps that are opened
@@ -56,8 +56,8 @@ def look_at_files(cfg: dict, dataset: BaseDataset, labelled: bool, ignored: set[
         ignored: numbers in label maps that no loss counts.
         labels: takes what the label maps hold.
     """
-    steps = [s for s in cfg.get('pipeline') or () if type_name(s).startswith('Load')]
-    steps = [TRANSFORMS.build(s) for s in steps if labelled or 'Annotation' not in type_name(s)]
+    pipeline = cfg.get('pipeline') or ()
+    steps = [TRANSFORMS.build(s) for s in pipeline if reads_pixels(s) or (labelled and reads_annotations(s))]
     keys = ('img_path', 'seg_map_path') if labelled else ('img_path',)
     bad, sizes, looked = [], [], 0
     for i in drawn(len(dataset)) if steps else ():

@@ -138,7 +138,6 @@ def make_resumable(cfg) -> None:
     loader = cfg.get('train_dataloader')
     for key, kind in (('dataset', 'SeededDataset'), ('sampler', 'SeededSampler')):
         if loader and type_name(loader[key]) != kind:
-            seed = (
-                dict(seed=cfg.randomness['seed']) if key == 'sampler' else {}
-            )  # none is handed on with diff_rank_seed
-            loader[key] = dict(type=kind, **{key: loader[key]}, **seed)
+            loader[key] = dict(type=kind, **{key: loader[key]})
+            if key == 'sampler':  # mmengine hands none on with diff_rank_seed
+                loader[key]['seed'] = cfg.randomness['seed']

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...checkpoint.delta_file import SUFFIX
 from ...checkpoint.loading import build_model, load_weights
-from ...compat import quiet, read_config, type_name
+from ...compat import init_cfgs, quiet, read_config
 from ...runner.resume import seed_everything
 
 RANDOM = 'none'  # in place of a checkpoint
@@ -129,10 +129,8 @@ def _initialise(model: nn.Module) -> None:
     gradients.
     """
     for module in model.modules():
-        wanted = getattr(module, 'init_cfg', None)
-        if wanted:
-            cfgs = [wanted] if isinstance(wanted, dict) else wanted
-            module.init_cfg = [c for c in cfgs if type_name(c) not in ('Pretrained', 'PretrainedInit')] or None
+        if getattr(module, 'init_cfg', None):
+            module.init_cfg = init_cfgs(module)[1] or None
     with quiet('WARNING'):
         model.init_weights()
     for module in getattr(model, 'head', nn.Identity()).modules():

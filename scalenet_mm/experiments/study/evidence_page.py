@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -131,7 +132,7 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
     Args:
         spread: of the pilot; nan where it was not run.
     """
-    decidable = f'{family.detectable(spread):.2f}' if spread == spread else '–'
+    decidable = f'{family.detectable(spread):.2f}' if isfinite(spread) else '–'
     found = {v.claim: v for v in verdicts(records, family)}
     lines = []
     for claim in family.claims:
