@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from torch import Size, Tensor, nn
 
 from .dialects import DERIVED
-from .strict import CheckpointError, Differences, StrictBackbone, compare
+from .strict import CheckpointError, Differences, StrictBackbone, compare, require_values
 
 
 def check_supplied(
@@ -39,8 +39,11 @@ def check_supplied(
         derived = key.endswith('num_batches_tracked') or DERIVED.fullmatch(key)
         return not derived and not key.startswith(hosts)
 
-    expected = {k: v.shape for k, v in model.state_dict().items() if isinstance(v, Tensor) and counted(k)}
-    found = compare(expected, {k: v for k, v in state_dict.items() if counted(k)})
+    mine = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor) and counted(k)}
+    theirs = {k: v for k, v in state_dict.items() if counted(k)}
+    require_values(mine, theirs)
+    expected = {k: v.shape for k, v in mine.items()}
+    found = compare(expected, theirs)
     free = {key for key in expected if key in later or (training and _trained(model, key))}
     wrong = Differences(
         missing={k: v for k, v in found.missing.items() if k not in free},
