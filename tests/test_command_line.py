@@ -92,7 +92,7 @@ def test_every_subcommand_tells_its_usage(words, monkeypatch, capsys):
         (['inspect', 'nothing.py'], r'scalenet inspect: error: There is no config nothing\.py'),
         (['predict', 'no.jpg', 'c.py', 'c.pth'], r'scalenet predict: error: There is no image no\.jpg'),
         (['run', 'nothing'], r'scalenet run: error: SCRIPT must be a Python file'),
-        (['convert', 'a.pth', 'b.txt'], r'scalenet convert: error: DST must end in'),
+        (['convert', 'a.pth', 'b.txt'], r'scalenet convert: error: argument DST: b.txt must end in'),
     ],
 )
 def test_what_a_user_can_mend_ends_with_2_and_one_line(words, says, monkeypatch, capsys):

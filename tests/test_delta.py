@@ -14,12 +14,12 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from safetensors import safe_open
 from safetensors.torch import save_file
-from toy_run import ToyClassifier, toy_config, write_base
+from toy_run import SCALED, ToyClassifier, toy_config, write_base
 
 from scalenet_mm.checkpoint import CheckpointError
-from scalenet_mm.checkpoint.assemble import apply_to_file, assemble, export_delta, verify_delta
+from scalenet_mm.checkpoint.assemble import apply_to_file, assemble, export_delta, make_delta, verify_delta
 from scalenet_mm.checkpoint.config_text import parse_config
-from scalenet_mm.checkpoint.delta_file import PUSHED, DeltaSwitch, apply_delta, read_delta
+from scalenet_mm.checkpoint.delta_file import PUSHED, SEAL, DeltaSwitch, apply_delta, read_delta
 from scalenet_mm.checkpoint.loading import build_model
 from scalenet_mm.checkpoint.publish import push_delta
 from scalenet_mm.checkpoint.reading import read_checkpoint
@@ -45,10 +45,10 @@ def header(path: Path) -> dict:
 
 
 def rewritten(path: Path, out: Path, **changes: str) -> Path:
-    """The same tensors under another header."""
+    """The same tensors under another header, which carries no seal, as those of 0.1.0."""
     with safe_open(path, framework='pt') as file:
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    save_file(tensors, out, {**header(path), **changes})
+    save_file(tensors, out, {k: v for k, v in {**header(path), **changes}.items() if k != SEAL})
     return out
 
 
@@ -496,7 +496,7 @@ def test_the_tool_exports_shows_verifies_and_applies(toy, command, tmp_path):
     code, _ = command('apply', base, delta, out)
     assert 'is there already; add --force' in code
     code, _ = command('verify', write_base(tmp_path / 'other.pth', seed=5), delta)
-    assert code.startswith('scalenet delta: error: The delta stands on base.pth')
+    assert code.startswith('scalenet delta: error: ') and '.safetensors: The delta stands on base.pth' in code
     torch.save(dict(state_dict=state), tmp_path / 'plain.pth')
     export = 'export', tmp_path / 'plain.pth', '--base', base
     code, _ = command(*export)
@@ -565,3 +565,24 @@ def test_verify_names_a_base_that_is_another_one(toy, tmp_path):
     assert verify_delta(base, delta).base == 'base.pth'
     with pytest.raises(CheckpointError, match=r'\d+ of \d+ tensors differ'):
         verify_delta(write_base(tmp_path / 'b.pth', seed=5), delta)
+
+
+@pytest.mark.parametrize('train', ['increments', 'adjustments'])
+def test_a_delta_of_new_layers_that_no_base_has_holds_them(train, tmp_path):
+    base = write_base(tmp_path / 'base.pth')
+    cfg = toy_config(tmp_path / 'w', base, policy=dict(train=train, also=['fc']), hooks=HOOKS)
+    scale = dict(growth='random', new_layers=1, adjust=dict(type='LoRA', rank=2))
+    cfg.model.backbone, cfg.train_cfg.max_epochs = dict(SCALED, scale=scale), 1
+    build_runner(cfg).train()
+    torch.manual_seed(9)  # other values of what is drawn at random
+    model = assemble(tmp_path / 'w' / 'epoch_1.delta.safetensors', base)
+    assert same(model.state_dict(), full(tmp_path / 'w' / 'epoch_1.pth')['state_dict'])
+
+
+def test_a_changed_header_is_refused(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    make_delta(model.state_dict(), ['bias'], model, 'base.pth', 'heads = 2\n').save(tmp_path / 'x.delta.safetensors')
+    data = (tmp_path / 'x.delta.safetensors').read_bytes()
+    (tmp_path / 'x.delta.safetensors').write_bytes(data.replace(b'heads = 2', b'heads = 4'))
+    with pytest.raises(CheckpointError, match=r'x\.delta\.safetensors is damaged: its header is not'):
+        read_delta(tmp_path / 'x.delta.safetensors')

@@ -30,7 +30,7 @@ from scalenet_mm.experiments.study import lm_data as toy_data
 from scalenet_mm.experiments.study import lm_study as toy_study
 from scalenet_mm.lm import alpaca
 from scalenet_mm.lm.saving import from_pretrained, load_increments, save_increments
-from scalenet_mm.lm.training import Recipe, make_trainer, trainable_table
+from scalenet_mm.lm.training import Recipe, checkpoint_of, make_trainer, trainable_table
 
 SHAPE = dict(
     vocab_size=50,
@@ -629,6 +629,17 @@ def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_written(sour
     assert main(['lm-train', *map(str, args)]) == 2
     assert f'{source_folder} gives no tokenizer: name a folder' in capsys.readouterr().err
     assert not (folder / 'out').exists()
+
+
+def test_a_run_that_would_lose_later_checkpoints_is_refused(tmp_path):
+    for name in ('a/checkpoint-4', 'a/checkpoint-8', 'b/checkpoint-4'):
+        (tmp_path / name).mkdir(parents=True)
+    last = str(tmp_path / 'a' / 'checkpoint-8')
+    assert checkpoint_of(tmp_path / 'a', True) == checkpoint_of(tmp_path / 'a', last) == last
+    assert checkpoint_of(tmp_path / 'c', last) == last
+    for other in ('a/checkpoint-4', 'b/checkpoint-4'):
+        with pytest.raises(ValueError, match=r'a has the checkpoint \S*checkpoint-8, which .* --resume alone'):
+            checkpoint_of(tmp_path / 'a', str(tmp_path / other))
 
 
 def test_a_run_is_not_resumed_with_another_scale_or_policy(source_folder, capsys):

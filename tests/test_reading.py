@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from yacs.config import CfgNode
 
 from scalenet_mm.checkpoint import CheckpointError, compare, read_checkpoint, register_schemes, require, unwrap
+from scalenet_mm.checkpoint.strict import require_values
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -300,6 +302,91 @@ def test_a_whole_pickled_model_is_refused(tmp_path):
     torch.save(torch.nn.Linear(1, 1), tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match=r'refused: it stores torch\.nn\.modules\.linear\.Linear'):
         read_checkpoint(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('name', ['x.pth', "it's my $model.pth"])
+@pytest.mark.parametrize('inside', ['alone', 'model', 'net'])
+def test_the_message_about_a_pickled_model_gives_a_command_that_works(inside, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Linear(2, 1)
+    torch.save(model if inside == 'alone' else {'epoch': 3, inside: model}, tmp_path / name)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(name)
+    command = re.search(r'python -c ".*"$', str(caught.value))[0]
+    shell = ['bash', '-c', f'python() {{ printf %s "$2"; }}; {command}']  # what a shell hands to python
+    code = subprocess.run(shell, capture_output=True, text=True, check=True).stdout
+    exec(code)
+    written = name.replace('.pth', '.weights.pth')
+    assert same(unwrap(read_checkpoint(written)), model.state_dict())
+    with pytest.raises(FileExistsError, match='is there already'):
+        exec(code)
+
+
+def test_a_local_file_is_held_to_the_digest_in_its_name(weights, tmp_path):
+    torch.save(weights, tmp_path / 'x.pth', _use_new_zipfile_serialization=False)
+    digest = hashlib.sha256((tmp_path / 'x.pth').read_bytes()).hexdigest()[:8]
+    good, bad = tmp_path / f'deit-{digest}.pth', tmp_path / 'deit-0123abcd.pth'
+    for path in (good, bad):
+        (tmp_path / 'x.pth').rename(path)
+        (tmp_path / 'x.pth').write_bytes(path.read_bytes())
+    assert same(read_checkpoint(good), weights)
+    with pytest.raises(CheckpointError, match=rf'deit-0123abcd\.pth .*begins with 0123abcd, .*{digest}\. Remove it'):
+        read_checkpoint(bad)
+
+
+def test_a_changed_byte_of_a_tensor_is_found_by_the_checksum_that_torch_stores(weights, tmp_path):
+    torch.save(weights, tmp_path / 'x.pth')
+    data = (tmp_path / 'x.pth').read_bytes()
+    at = data.index(weights['a'].numpy().tobytes())
+    (tmp_path / 'x.pth').write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    assert not torch.equal(torch.load(tmp_path / 'x.pth')['a'], weights['a'])  # torch does not look
+    with pytest.raises(CheckpointError, match=r'x\.pth \(.*is damaged: x/data/\d is not what was written'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_the_content_says_how_a_file_is_read(weights, tmp_path):
+    save_file(weights, tmp_path / 'a.pth')
+    torch.save(weights, tmp_path / 'b.safetensors')
+    assert same(read_checkpoint(tmp_path / 'a.pth')['state_dict'], OrderedDict(sorted(weights.items())))
+    assert same(read_checkpoint(tmp_path / 'b.safetensors'), weights)
+
+
+def test_a_header_whose_length_reads_like_a_web_page_is_a_header(weights, tmp_path):
+    save_file(weights, tmp_path / 'x.safetensors', {'text': ''})
+    empty = int.from_bytes((tmp_path / 'x.safetensors').read_bytes()[:8], 'little')
+    save_file(weights, tmp_path / 'x.safetensors', {'text': 'x' * (0x3C20 - empty)})
+    assert (tmp_path / 'x.safetensors').read_bytes()[:2] == b' <'
+    assert len(read_checkpoint(tmp_path / 'x.safetensors')['state_dict']) == len(weights)
+
+
+VALUES = {
+    'int8': (torch.int8, r'w: torch\.int8 values'),
+    'bool': (torch.bool, r'w: torch\.bool values'),
+    'complex64': (torch.complex64, r'w: torch\.complex64 values'),
+    'float8': (torch.float8_e4m3fn, r'w: torch\.float8_e4m3fn values'),
+}
+
+
+@pytest.mark.parametrize('kind', VALUES)
+def test_values_that_are_no_weights_are_refused_by_name(kind):
+    dtype, said = VALUES[kind]
+    with pytest.raises(CheckpointError, match=said):
+        require_values({'w': torch.zeros(3)}, {'w': torch.ones(3).to(dtype)})
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), 1e300])
+def test_what_is_not_finite_in_the_models_type_is_refused_with_its_number(value):
+    with pytest.raises(CheckpointError, match='w: NaN or infinity in 1 of 3 values'):
+        require_values({'w': torch.zeros(3)}, {'w': torch.tensor([0, value, 1], dtype=torch.float64)})
+
+
+def test_values_of_every_float_and_whole_counts_are_taken():
+    large = torch.full((3,), 6e4)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):  # the sum of halves is no half
+        require_values({'w': torch.zeros(3)}, {'w': large.to(dtype), 'other': torch.ones(1, dtype=torch.int8)})
+    require_values({'n': torch.tensor(0)}, {'n': torch.tensor(7.0)})
+    with pytest.raises(CheckpointError, match=r'n: torch\.float32 values that are no torch\.int64'):
+        require_values({'n': torch.tensor(0)}, {'n': torch.tensor(7.5)})
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

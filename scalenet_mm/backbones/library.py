@@ -17,7 +17,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoint.reading import strip_prefix
-from ..checkpoint.strict import CheckpointError
+from ..checkpoint.strict import CheckpointError, require_values
 from ..core.scale import ADJUST
 from ..core.scale import scale as scale_live
 from ..core.spread import expand
@@ -230,6 +230,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         converted = {f'net.{k}': v for k, v in self._converted(entries, scaled).items()}
         for name, layers in self._containers():
             expand(converted, f'{name}.', layers)
+        require_values(expected, converted)
         besides = [k for k in converted if k not in expected and UNUSED.fullmatch(k[len('net.') :])]
         if besides:
             print_log(f'{type(self).__name__}: {besides} are not used here.', 'current', logging.WARNING)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoint.dialects import split, to_host
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
-from ..checkpoint.strict import CheckpointError, StrictBackbone, require
+from ..checkpoint.strict import CheckpointError, StrictBackbone, naming, require, require_values
 from ..compat import init_cfgs
 from ..core.adapters import Adjustment
 from ..core.growth import Growth, grow
@@ -164,16 +164,14 @@ class ScaledBackbone(StrictBackbone):
         Raises:
             CheckpointError: before anything is changed, if the file does not fit.
         """
-        state_dict = unwrap(read_checkpoint(checkpoint))
-        try:
+        with naming(checkpoint):
+            state_dict = unwrap(read_checkpoint(checkpoint))
             if prefix:
                 state_dict = strip_prefix(state_dict, prefix.rstrip('.') + '.')
                 if not state_dict:
                     raise CheckpointError(f'no key starts with {prefix!r}, which init_cfg names as the prefix.')
             own = self.own_names(state_dict)
             self.load_state_dict(split(state_dict)[0] if own is None else own)
-        except (CheckpointError, ValueError) as e:
-            raise CheckpointError(f'{checkpoint}: {e}', getattr(e, 'differences', None)) from e
         print_log(f'{type(self).__name__}: loaded {checkpoint}', 'current')
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
@@ -193,6 +191,7 @@ class ScaledBackbone(StrictBackbone):
         self._check_stored(local_metadata, prefix)
         for name, layers in self._containers():
             expand(entries, f'{name}.', layers)
+        require_values(self.state_dict(), entries)  # before sizes are adapted, which takes numbers
         self._adapt(entries)
         state_dict.update({prefix + k: v for k, v in entries.items()})
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)

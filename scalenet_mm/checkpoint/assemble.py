@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from ..compat import read_config
 from ..core.adapters import Adjustment
 from ..core.roles import roles
+from ..file_names import require_suffix
 from ..version import __version__
 from .config_text import parse_config
-from .delta_file import SHORT, Delta, check, digests, fingerprint, read_delta, structure
+from .delta_file import SHORT, Delta, check, read_delta, structure
+from .digests import digests, fingerprint
 from .loading import build_model, load_base, load_weights
 from .reading import read_checkpoint, unwrap
-from .strict import CheckpointError, require
+from .strict import CheckpointError, naming, require
 from .writing import pickled, write_atomically
 
 
@@ -41,6 +43,8 @@ def export_delta(
     Raises:
         CheckpointError: if there is no config, or a file does not fit it.
     """
+    if out is not None:
+        require_suffix(out, '.safetensors')
     content = read_checkpoint(checkpoint)
     state, meta = unwrap(content), content.get('meta') or {}
     cfg = _config(config, meta.get('cfg'), checkpoint)
@@ -155,6 +159,7 @@ def apply_to_file(
     Raises:
         CheckpointError: if the parts do not fit each other.
     """
+    require_suffix(out, '.pth')
     read = read_delta(delta)
     model = assemble(read, base, config)
     meta = dict(cfg=_config(config, read.config, delta).pretty_text, dataset_meta=read.dataset_meta, **read.position)
@@ -171,7 +176,8 @@ def verify_delta(base: str | Path, delta: str | Path, config: str | Path | Confi
     read = read_delta(delta)
     model = build_model(_config(config, read.config, delta))
     load_base(model, base)
-    check(read, model.state_dict())
+    with naming(delta):
+        check(read, model.state_dict())
     return read
 
 

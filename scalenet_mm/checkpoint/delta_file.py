@@ -17,14 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from ..compat import bare
+from ..file_names import require_suffix
 from ..version import __version__
+from .digests import digests, fingerprint
 from .reading import read_checkpoint
-from .strict import SHOWN, CheckpointError, require
+from .strict import SHOWN, CheckpointError, naming, require, require_values
 from .writing import write_atomically
 
 FORMAT, FORMAT_VERSION = 'scalenet_mm.delta', 1
 SUFFIX = '.delta.safetensors'
 PUSHED = f'model{SUFFIX}'  # the file of a pushed folder or Hub repository
+SEAL = 'header_sha256'  # of all other entries of the header; files of 0.1.0 have none
 SHORT = 8  # hex digits that tell one base tensor from another; the fingerprint has all
 
 
@@ -61,11 +64,14 @@ class Delta:
     metrics: dict[str, float]
 
     def save(self, path: str | Path) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file, whole or not at all; its name ends in ``.safetensors``."""
         from safetensors.torch import save
+
+        require_suffix(path, '.safetensors')
 
         header = {f.name: json.dumps(getattr(self, f.name)) for f in fields(self)[1:]}
         header |= dict(format=FORMAT, format_version=str(FORMAT_VERSION), contents=self.contents)
+        header[SEAL] = _sealed(header)
         tensors = {k: v.detach().cpu().clone().contiguous() for k, v in self.tensors.items()}
         write_atomically(path, save(tensors, header))
 
@@ -120,7 +126,13 @@ def read_delta(source: str | Path) -> Delta:
             f'{address} is not a delta: a delta is a .safetensors whose header says format={FORMAT}. A full checkpoint '
             'becomes one with: scalenet delta export CKPT --base BASE'
         )
-    version = int(header['format_version'])
+    if header.get(SEAL, _sealed(header)) != _sealed(header):
+        raise CheckpointError(f'{address} is damaged: its header is not the one that was written; fetch it again.')
+    try:
+        version = int(header['format_version'])
+        given = {f.name: json.loads(header[f.name]) for f in fields(Delta)[1:]} if version == FORMAT_VERSION else {}
+    except (KeyError, ValueError) as e:
+        raise CheckpointError(f'{address} is damaged: its header has no readable {e}; fetch it again.') from e
     if version != FORMAT_VERSION:
         way_out = (
             'update scalenet_mm'
@@ -131,11 +143,7 @@ def read_delta(source: str | Path) -> Delta:
             f'{address} is a delta of format {version}, and this scalenet_mm ({__version__}) reads format '
             f'{FORMAT_VERSION}; {way_out}.'
         )
-    given = {f.name: json.loads(header[f.name]) for f in fields(Delta)[1:]}
-    delta = Delta(tensors=dict(content['state_dict']), **given)
-    if delta.contents != header['contents']:
-        raise CheckpointError(f'{address} is damaged: its tensors are not those that were written; fetch it again.')
-    return delta
+    return Delta(tensors=dict(content['state_dict']), **given)
 
 
 def check(delta: Delta, state: Mapping[str, Tensor]) -> None:
@@ -163,6 +171,7 @@ def check(delta: Delta, state: Mapping[str, Tensor]) -> None:
         what="the model (entries beside the base's)",
         where='the delta',
     )
+    require_values(state, delta.tensors, 'the delta')
     found = digests({k: state[k] for k in delta.base_digests if k in state})
     wrong = [k for k, digest in delta.base_digests.items() if found.get(k, '')[:SHORT] != digest]
     if wrong or fingerprint(found) != delta.fingerprint:
@@ -185,7 +194,9 @@ def apply_delta(model: nn.Module, delta: Delta | str | Path) -> Delta:
     Raises:
         CheckpointError: before anything is changed, see ``read_delta`` and ``check``.
     """
-    delta = delta if isinstance(delta, Delta) else read_delta(delta)
+    if not isinstance(delta, Delta):
+        with naming(delta):
+            return apply_delta(model, read_delta(delta))
     state = bare(model).state_dict()
     check(delta, state)
     _set(state, delta.tensors)
@@ -253,18 +264,6 @@ def _set(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         state[name].copy_(tensor)
 
 
-def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The SHA-256 (hex) of each tensor with its name, type and shape, in sorted order of the names."""
-    return {name: _digest(name, tensors[name]) for name in sorted(tensors)}
-
-
-def fingerprint(digests: Mapping[str, str]) -> str:
-    """One SHA-256 (hex) of the tensors that ``digests`` stands for, in sorted order of their names."""
-    return hashlib.sha256(''.join(digests[name] for name in sorted(digests)).encode()).hexdigest()
-
-
-def _digest(name: str, tensor: Tensor) -> str:
-    found = hashlib.sha256(f'{name} {tensor.dtype} {tuple(tensor.shape)} '.encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    found.update(flat.view(torch.uint8).numpy())
-    return found.hexdigest()
+def _sealed(header: Mapping[str, str]) -> str:
+    """SHA-256 of a header, apart from its seal."""
+    return hashlib.sha256(json.dumps(sorted((k, v) for k, v in header.items() if k != SEAL)).encode()).hexdigest()

@@ -13,10 +13,9 @@ from urllib.parse import unquote, urlparse
 import torch
 from torch import distributed
 
+from ..file_names import DIGEST
 from .strict import CheckpointError
 
-# `name-<first digits of the file's SHA-256>.pth`; eight digits that are a date are no hash
-HASH = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
 HUB = re.compile(r'hf://(?P<repo>[^/@]+/[^/@]+)/(?P<path>[^@]+)(?:@(?P<revision>\S+))?')
 
 
@@ -36,7 +35,7 @@ def fetch_url(url: str) -> Path:
     name = Path(unquote(urlparse(url).path)).name
     if not name:
         raise CheckpointError(f'{url} names no file; give the address of the checkpoint itself')
-    digest = HASH.search(name)
+    digest = DIGEST.search(name)
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     target = (folder if digest else folder / hashlib.sha256(url.encode()).hexdigest()[:16]) / name
     with _first_process_first():

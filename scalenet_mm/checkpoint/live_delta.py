@@ -18,8 +18,9 @@ from ..core.tying import TiedLayers
 from ..ops import scale
 from .assemble import make_delta
 from .config_text import parse_config
-from .delta_file import Delta, apply_delta, check, digests, read_delta
-from .strict import CheckpointError
+from .delta_file import Delta, apply_delta, check, read_delta
+from .digests import digests
+from .strict import CheckpointError, naming
 
 
 def delta_of(model: nn.Module, source: nn.Module | Mapping[str, Tensor], base: str | Path = 'the source') -> Delta:
@@ -73,7 +74,9 @@ def scale_by_delta(model: nn.Module, delta: Delta | str | Path, facts: HostFacts
         CheckpointError: before anything is changed, see ``read_delta`` and ``check``.
         ValueError: if the network is scaled already.
     """
-    delta = delta if isinstance(delta, Delta) else read_delta(delta)
+    if not isinstance(delta, Delta):
+        with naming(delta):
+            return scale_by_delta(model, read_delta(delta), facts)
     if delta.config.lstrip().startswith('{'):  # the config that a Hugging Face model wrote
         spec = json.loads(delta.config).get('scalenet')
     else:

@@ -15,7 +15,7 @@ from ..compat import scope_of, with_preprocessor
 from .delta_file import apply_delta
 from .dialects import CLASSIFIERS, HEADS, classifier_of, head_to_mmpretrain, rewrite
 from .reading import add_prefix, read_checkpoint, unwrap
-from .strict import CheckpointError, StrictBackbone
+from .strict import StrictBackbone, naming, require_values
 from .supplied import check_supplied
 
 
@@ -53,10 +53,8 @@ def load_weights(model: nn.Module, checkpoint: str | Path, delta: str | Path | N
         model.load_pretrained(str(checkpoint))
         return None
     content = read_checkpoint(checkpoint)
-    try:
+    with naming(checkpoint):
         fill(model, unwrap(content))
-    except CheckpointError as e:
-        raise CheckpointError(f'{checkpoint}: {e}', e.differences) from e
     return (content.get('meta') or {}).get('dataset_meta')
 
 
@@ -84,11 +82,13 @@ def load_base(model: nn.Module, base: str | Path) -> None:
     """
     from mmengine.runner.checkpoint import load_state_dict
 
-    state = for_model(unwrap(read_checkpoint(base)), model)
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.fill_(float('nan'))
-    load_state_dict(model, state, strict=False, logger='silent')
+    with naming(base):
+        state = for_model(unwrap(read_checkpoint(base)), model)
+        require_values(model.state_dict(), state)
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.fill_(float('nan'))
+        load_state_dict(model, state, strict=False, logger='silent')
 
 
 def for_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:

@@ -16,22 +16,18 @@ import torch
 from torch import Tensor
 
 from ..compat import allowed_globals
+from .digests import digests, fingerprint
 from .fetching import fetch_hub, fetch_url
 from .strict import CheckpointError
+from .whole import is_safetensors, require_whole
 
 # Where a checkpoint keeps its weights. mmengine's EMA hook swaps the two on saving: its 'state_dict'
 # is the average and its 'ema_state_dict' the raw weights, so the latter never comes first.
 PLAIN = ('state_dict', 'model', 'model_state_dict')
 AVERAGED = ('state_dict_ema', 'model_ema')  # timm, official DeiT
 LAST = ('ema_state_dict', 'module')
+SHA256 = re.compile('[0-9a-f]{64}')
 WRAPPERS = ('module.', '_orig_mod.')  # DataParallel and averaged models; torch.compile
-
-# How files that are no checkpoint begin
-FOREIGN = (
-    (b'version https://git-lfs', 'it is a git-lfs pointer; run `git lfs pull` to get the file'),
-    (b'<', 'it is a web page; the download address leads to a page, not to the file'),
-    (b'{', 'it is a JSON text, no weights'),
-)
 
 
 def read_checkpoint(source: str | Path, map_location: str | torch.device | None = 'cpu') -> dict[str, Any]:
@@ -140,9 +136,9 @@ def _read_file(path: Path, map_location: Any) -> dict[str, Any]:
         raise FileNotFoundError(f'there is no checkpoint {path} (looked from {Path.cwd()})')
     if not path.is_file():
         raise CheckpointError(f'{path} is a folder; name the checkpoint file inside it')
-    _refuse_foreign(path)
+    require_whole(path)
     with _explained(str(path), f'{path} ({path.stat().st_size:,} bytes)'), safe_globals():
-        if path.suffix == '.safetensors':
+        if is_safetensors(path):
             return _read_safetensors(path, map_location)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     if not isinstance(checkpoint, Mapping):
@@ -159,6 +155,9 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
     with safe_open(path, framework='pt', device=str(map_location or 'cpu')) as file:
         header = dict(file.metadata() or {})
         state = OrderedDict((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
+    # a file of ours says what it holds: deltas, and what `scalenet convert` wrote
+    if SHA256.fullmatch(header.get('contents', '')) and fingerprint(digests(state)) != header['contents']:
+        raise CheckpointError(f'{path} is damaged: its tensors are not those that were written; fetch it again.')
     # what `.pth` keeps in the state dict's `_metadata`, written by our converter
     state._metadata = OrderedDict(json.loads(header.pop('_metadata', '{}')))
     return {'state_dict': state, 'metadata': header}
@@ -213,34 +212,29 @@ def _explained(name: str, described: str) -> Iterator[None]:
     """Turn what a broken or unsafe file raises into one sentence on what to do."""
     try:
         yield
-    except (CheckpointError, FileNotFoundError, MemoryError):
+    except (CheckpointError, FileNotFoundError):
         raise
     except Exception as error:
         refused = re.search(r'GLOBAL (\S+(?:\(.*?\))?)', str(error))
         if refused:
+            old = Path(name) if Path(name).is_file() else Path('OLD')
+            files = ', '.join(_in_double_quotes(repr(str(f))) for f in (old, old.with_name(f'{old.stem}.weights.pth')))
             raise CheckpointError(
                 f'{name} was refused: it stores {refused[1]}, and only weights are read '
-                '(weights_only=True), since anything else can run code. If you trust whoever made '
-                'the file, write its weights to a new one, where that class can be imported: '
-                "python -c \"import torch; c = torch.load('OLD', weights_only=False); "
-                "torch.save({'state_dict': c.get('state_dict', c.get('model', c))}, 'NEW')\""
+                '(weights_only=True), since anything else can run code. If you trust whoever made the file: to resume '
+                'from it, allow that class with torch.serialization.add_safe_globals; to use its weights, write them '
+                'to a new file, where that class can be imported: '
+                f'python -c "from scalenet_mm.checkpoint.trusted import write_weights; write_weights({files})"'
             ) from error
+        why = f' ({type(error).__name__}: {str(error).splitlines()[0][:200]})' if str(error) else ''
         raise CheckpointError(
-            f'{described} cannot be read as a checkpoint: it is truncated or of another kind; '
-            f'fetch it again. ({type(error).__name__}: {str(error).splitlines()[0][:200]})'
-            if str(error)
-            else f'{described} cannot be read as a checkpoint: it is truncated; fetch it again'
+            f'{described} cannot be read as a checkpoint: it is truncated or of another kind; fetch it again.{why}'
         ) from error
 
 
-def _refuse_foreign(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open('rb') as file:
-        start = file.read(64)
-    reason = next((why for sign, why in FOREIGN if start.lstrip().startswith(sign)), None)
-    if reason or not start:
-        reason = reason or 'it is empty; fetch it again'
-        raise CheckpointError(f'{path} ({size:,} bytes) is not a checkpoint: {reason}')
+def _in_double_quotes(text: str) -> str:
+    """Text for a shell's double quotes."""
+    return re.sub(r'([\\"$`])', r'\\\1', text)
 
 
 def _all_under(state_dict: Mapping[str, Tensor], prefix: str) -> bool:

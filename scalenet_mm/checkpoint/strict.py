@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Size, Tensor
 
+WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what a file may hold of a weight
 SHOWN = 10  # entries of each kind that a message prints; all are in `CheckpointError.differences`
 
 
@@ -96,6 +100,62 @@ def require(
             'Check that the file belongs to this model (architecture, depth, window size, scale).',
             differences,
         )
+
+
+def require_values(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where: str = 'the checkpoint') -> None:
+    """Raise unless every tensor of a file holds values that the model's tensor of its name can take.
+
+    A weight takes finite floating-point numbers; a tensor of integers takes what it can hold exactly.
+
+    Args:
+        expected: The model's tensors, of which the types count; other names of the file are not looked at.
+        got: The tensors of the file.
+
+    Raises:
+        CheckpointError: With the name of each and what it holds instead.
+    """
+    wrong = {k: why for k, t in got.items() if k in expected and (why := _unfit(expected[k], t))}
+    if wrong:
+        lines = [f'  {key}: {why}' for key, why in list(wrong.items())[:SHOWN]]
+        lines += [f'  ... and {len(wrong) - SHOWN} more'] * (len(wrong) > SHOWN)
+        raise CheckpointError(
+            f'{where} holds values that are no weights of this model, and nothing was loaded; weights are finite '
+            'floating-point numbers:\n' + '\n'.join(lines) + '\n'
+            'Take the file before it was quantised or converted, an earlier checkpoint of a run that diverged, or '
+            'fetch the file again if it is damaged.'
+        )
+
+
+def _unfit(expected: Tensor, got: Tensor) -> str | None:
+    """What a file's tensor holds instead of values for the model's."""
+    dtype = expected.dtype
+    if got.is_meta:
+        return None if expected.is_meta else 'no values (it was saved on the meta device)'
+    if got.layout != torch.strided:
+        return f'a tensor of layout {got.layout}'
+    if got.data_ptr() == expected.data_ptr():
+        return None  # the model's own value, where a file has none
+    if not dtype.is_floating_point:
+        exact = got.dtype == dtype or (not got.is_quantized and torch.equal(got.to(dtype).to(got.dtype), got))
+        return None if exact else f'{got.dtype} values that are no {dtype}'
+    if got.dtype not in WEIGHTS:
+        return f'{got.dtype} values'
+    values = got.detach().to(dtype)
+    if values.sum().isfinite():  # one pass; a sum of NaN or infinity is one
+        return None
+    lost = values.numel() - int(values.isfinite().sum())
+    return f'NaN or infinity in {lost} of {values.numel()} values' if lost else None
+
+
+@contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """Puts the name of the file before what is wrong with it."""
+    try:
+        yield
+    except (CheckpointError, ValueError) as error:
+        if str(file) in str(error):
+            raise
+        raise CheckpointError(f'{file}: {error}', getattr(error, 'differences', None)) from error
 
 
 class StrictBackbone:

@@ -15,7 +15,7 @@ from torch import Size, Tensor, nn
 from ..compat import init_cfgs
 from ..core.roles import frozen_by_policy
 from .dialects import DERIVED
-from .strict import CheckpointError, Differences, StrictBackbone, compare
+from .strict import CheckpointError, Differences, StrictBackbone, compare, require_values
 
 SUPPLIED = '_supplied_by_a_file'  # on a module that is watched: names of its own parameters
 
@@ -47,8 +47,11 @@ def check_supplied(
         derived = key.endswith('num_batches_tracked') or DERIVED.fullmatch(key)
         return not derived and not key.startswith(hosts)
 
-    expected = {k: v.shape for k, v in model.state_dict().items() if isinstance(v, Tensor) and counted(k)}
-    found = compare(expected, {k: v for k, v in state_dict.items() if counted(k)})
+    mine = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor) and counted(k)}
+    theirs = {k: v for k, v in state_dict.items() if counted(k)}
+    require_values(mine, theirs)
+    expected = {k: v.shape for k, v in mine.items()}
+    found = compare(expected, theirs)
     held = frozen_by_policy(model) & unsupplied(model)
     free = {key for key in expected if key in later or (training and not _held(model, key, held))}
     wrong = Differences(

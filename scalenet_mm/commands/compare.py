@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..file_names import a_folder, require_other
 from ..models.comparison import compare, task_of, totals, truth_of
 from ..models.inference import SCORE, as_panel, as_picture, find_images, load_model, predict, read_image
 from ..models.side_by_side import Row, draw_side_by_side
@@ -33,7 +34,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     truth = p.add_mutually_exclusive_group()
     truth.add_argument('--ann', type=Path, help='ground truth: a COCO json, or a folder of label maps')
     truth.add_argument('--gt', action='store_true', help="ground truth: config A's test data")
-    p.add_argument('--out', type=Path, default=Path('work_dirs/compare'), metavar='DIR')
+    p.add_argument('--out', type=a_folder, default=Path('work_dirs/compare'), metavar='DIR')
     p.add_argument('--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})')
     p.add_argument('--names', nargs=2, default=('A', 'B'), metavar=('A', 'B'), help='heads of the columns')
     p.add_argument('--rows', type=int, default=4, help='images a page (4)')
@@ -44,6 +45,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     images = find_images(args.images)
+    pages = -(-len(images) // args.rows)
+    drawn, file = [args.out / f'page_{n + 1}.png' for n in range(pages)], args.out / 'differences.json'
+    require_other([*drawn, file], [*images, *([args.ann] if args.ann else [])])
     a = load_model(args.config_a, args.checkpoint_a, args.delta_a, args.device)
     b = load_model(args.config_b, args.checkpoint_b, args.delta_b, args.device)
     task = task_of(a, b)
@@ -61,7 +65,6 @@ def main(argv: Sequence[str]) -> None:
     columns = ['ground truth'] * bool(args.ann or args.gt) + list(args.names)
     columns += ['difference'] * (task == 'segmentation')
     classes, reports, rows = list(a.dataset_meta['classes']), {}, []
-    pages = -(-len(images) // args.rows)
     with Progress('comparing', len(images), unit='image') as progress:
         for i, image in enumerate(images, 1):
             sample = read_image(a, image)
@@ -70,8 +73,7 @@ def main(argv: Sequence[str]) -> None:
             panels, reports[str(image)] = compare(*results, truths[image], classes)
             rows.append(Row(pixels, panels))
             if len(rows) == args.rows or i == len(images):
-                page = args.out / f'page_{-(-i // args.rows)}.png'
-                draw_side_by_side(rows, columns, page, classes, compared=tuple(args.names))
+                draw_side_by_side(rows, columns, drawn[(i - 1) // args.rows], classes, compared=tuple(args.names))
                 rows = []
             progress.update(i)
     summed = totals(list(reports.values()))
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
         'total': summed,
         'images': reports,
     }
-    (args.out / 'differences.json').write_text(json.dumps(told, indent=1))
+    file.write_text(json.dumps(told, indent=1))
     shown = [(k, v) for k, v in summed.items() if not k.startswith('by_class.')]
     print(format_table((f'{len(images)} images', ''), shown))
     print(f'Pictures: {args.out}/page_1.png ... page_{pages}.png   Differences: {args.out}/differences.json')

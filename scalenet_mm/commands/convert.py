@@ -15,11 +15,15 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..checkpoint import read_checkpoint, recognise, rewrite, unwrap
+from ..checkpoint.digests import digests, fingerprint
 from ..checkpoint.reading import strip_prefix, with_metadata
+from ..checkpoint.strict import naming, require_values
 from ..checkpoint.writing import pickled, write_atomically
+from ..file_names import file_ending
 from .main import command_parser
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -28,14 +32,12 @@ SUFFIXES = ('.pth', '.safetensors')
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser(__doc__)
     parser.add_argument('source', metavar='SRC')
-    parser.add_argument('target', metavar='DST', type=Path)
+    parser.add_argument('target', metavar='DST', type=file_ending(*SUFFIXES))
     parser.add_argument('--to', choices=['mmpretrain'], default='mmpretrain', help='names to write')
     parser.add_argument('--backbone-only', action='store_true', help='leave heads out, and the prefix `backbone.`')
     parser.add_argument('--ema', action='store_true', help='take the averaged weights where the file has both')
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
     args = parser.parse_args(argv)
-    if args.target.suffix not in SUFFIXES:
-        parser.error(f'DST must end in {" or ".join(SUFFIXES)}, got {args.target}')
     if args.target.exists() and not args.force:
         parser.error(f'{args.target} is there already; add --force to replace it')
     return args
@@ -46,6 +48,9 @@ def convert(source: str, backbone_only: bool = False, ema: bool = False) -> tupl
     state = unwrap(read_checkpoint(source), prefer_ema=ema)
     dialect = recognise(state).name
     translated = rewrite(state)
+    weight = torch.empty(())  # no host has other tensors
+    with naming(source):
+        require_values({k: weight for k in translated if k.startswith('backbone.')}, translated)
     if backbone_only:
         translated = strip_prefix(translated, 'backbone.')
     return dialect, own_storage(translated)
@@ -70,7 +75,8 @@ def write(state_dict: OrderedDict[str, Tensor], target: Path, meta: dict[str, st
         from safetensors.torch import save
 
         # `_metadata` holds the layer maps of scaled nets; a header takes text only
-        data = save(state_dict, {**meta, '_metadata': json.dumps(state_dict._metadata)})
+        header = {**meta, 'contents': fingerprint(digests(state_dict))}
+        data = save(state_dict, {**header, '_metadata': json.dumps(state_dict._metadata)})
     else:
         data = pickled({'meta': meta, 'state_dict': state_dict})
     write_atomically(target, data)

@@ -19,6 +19,7 @@ from pathlib import Path
 from ..checkpoint.assemble import apply_to_file, export_delta, verify_delta
 from ..checkpoint.delta_file import SUFFIX, Delta, read_delta
 from ..checkpoint.publish import push_delta
+from ..file_names import a_folder, file_ending
 from ..tables import format_table
 from .main import command_parser
 
@@ -29,7 +30,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     export = commands.add_parser('export', help="a full checkpoint's delta")
     export.add_argument('checkpoint', metavar='CKPT')
     export.add_argument('--base', required=True)
-    export.add_argument('--out', type=Path, help='by default beside CKPT')
+    export.add_argument('--out', type=file_ending('.safetensors'), help='by default beside CKPT')
     info = commands.add_parser('info', help='what is in a delta')
     info.add_argument('delta', metavar='DELTA')
     verify = commands.add_parser('verify', help='is a delta whole, and of this base?')
@@ -37,10 +38,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     for command in (verify, apply):
         command.add_argument('base', metavar='BASE')
         command.add_argument('delta', metavar='DELTA')
-    apply.add_argument('out', metavar='OUT.pth', type=Path)
+    apply.add_argument('out', metavar='OUT.pth', type=file_ending('.pth'))
     push = commands.add_parser('push', help='to a folder or hf://owner/repo, with a model card')
     push.add_argument('delta', metavar='DELTA')
-    push.add_argument('dest', metavar='DEST')
+    push.add_argument('dest', metavar='DEST', type=folder_or_hub)
     push.add_argument('--license', default='apache-2.0', help='of the weights, as the Hub names it')
     push.add_argument('--base-model', help="the base's Hub repository, owner/repo")
     for command in (export, verify, apply):
@@ -50,10 +51,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def new_file(path: Path, suffix: str, force: bool) -> Path:
-    """Refuses, before any work, a name that cannot be written."""
-    if path.suffix != suffix:
-        sys.exit(f'{path} must end in {suffix}')
+def folder_or_hub(text: str) -> str:
+    return text if '://' in text else str(a_folder(text))
+
+
+def new_file(path: Path, force: bool) -> Path:
+    """Refuses, before any work, to write over a file."""
     if path.exists() and not force:
         sys.exit(f'{path} is there already; add --force to replace it')
     return path
@@ -89,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
         out = args.out or Path(args.checkpoint.rpartition('/')[2]).with_suffix(SUFFIX)
         if args.out is None and '://' not in args.checkpoint:
             out = Path(args.checkpoint).with_suffix(SUFFIX)
-        new_file(out, '.safetensors', args.force)
+        new_file(out, args.force)
         report(export_delta(args.checkpoint, args.base, out, args.config), out)
     elif args.command == 'info':
         report(read_delta(args.delta))
@@ -97,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
         delta = verify_delta(args.base, args.delta, args.config)
         print(f'{args.delta} is whole and stands on {args.base} (sha256 {delta.fingerprint}).')
     elif args.command == 'apply':
-        out = new_file(args.out, '.pth', args.force)
+        out = new_file(args.out, args.force)
         apply_to_file(args.base, args.delta, out, args.config)
         print(f'written {out} ({out.stat().st_size:,} bytes)')
     else:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
+from ..file_names import a_folder
 from ..one_run import one_run
 from .main import command_parser
 
@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     usual = Recipe()
     p.add_argument('--model', required=True, help='folder or Hub name of the source model')
     p.add_argument('--data', required=True, help='JSON list of {instruction, input, output}')
-    p.add_argument('--out', required=True, type=Path, metavar='DIR')
+    p.add_argument('--out', required=True, type=a_folder, metavar='DIR')
     p.add_argument('--times', type=float, default=2, help='depth factor (default 2)')
     p.add_argument('--order', choices=['interpolate', 'stack'], default='interpolate')
     p.add_argument('--rank', type=int, default=ADAPTER_RANK, help=f'of the adapters (default {ADAPTER_RANK})')

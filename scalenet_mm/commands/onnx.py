@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
+from ..file_names import file_ending
 from ..models.inference import load_model
 from ..models.onnx_export import export_backbone
 from .main import command_parser
@@ -23,14 +23,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p = command_parser(__doc__)
     p.add_argument('config', metavar='CONFIG')
     p.add_argument('checkpoint', metavar='CKPT')
-    p.add_argument('out', metavar='OUT.onnx', type=Path)
+    p.add_argument('out', metavar='OUT.onnx', type=file_ending('.onnx'))
     p.add_argument('--delta', help='increments on CKPT')
     p.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'), help='of the images')
     p.add_argument('--dynamic', action='store_true', help='any image size')
-    args = p.parse_args(argv)
-    if args.out.suffix != '.onnx':
-        p.error(f'OUT must end in .onnx, got {args.out}')
-    return args
+    return p.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:

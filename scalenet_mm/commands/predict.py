@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..file_names import file_ending, require_other
 from ..models.inference import SCORE, as_json, as_panel, as_picture, find_images, load_model, predict, read_image
 from ..models.side_by_side import Panel, Row, draw_side_by_side
 from ..progress import Progress
@@ -25,35 +26,33 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument('config', metavar='CONFIG')
     p.add_argument('checkpoint', metavar='CKPT')
     p.add_argument('--delta', help='increments, or a folder or hf://owner/repo that holds them')
-    p.add_argument('--out', type=Path, default=Path('work_dirs/predict/result.png'), metavar='FILE.png')
-    p.add_argument('--json', type=Path, metavar='FILE', help='by default beside the picture')
+    p.add_argument('--out', type=file_ending('.png'), default=Path('work_dirs/predict/result.png'), metavar='FILE.png')
+    p.add_argument('--json', type=file_ending('.json'), metavar='FILE', help='by default beside the picture')
     p.add_argument('--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})')
     p.add_argument('--device', help='by default a GPU where there is one')
-    args = p.parse_args(argv)
-    if args.out.suffix != '.png':
-        p.error(f'--out must end in .png, got {args.out}')
-    return args
+    return p.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     images = find_images(args.images)
+    outs = [args.out.with_stem(f'{args.out.stem}_{i + 1}') for i in range(len(images))] if images[1:] else [args.out]
+    file = args.json or args.out.with_suffix('.json')
+    require_other([*outs, file], [*images, args.config])
     model = load_model(args.config, args.checkpoint, args.delta, args.device)
     for image in images:
         read_image(model, image)
     classes, told = list(model.dataset_meta['classes']), {}
     with Progress('predicting', len(images), unit='image') as progress:
-        for i, image in enumerate(images):
+        for i, (image, out) in enumerate(zip(images, outs), start=1):
             sample = read_image(model, image)
             pixels = as_picture(sample)
             result = predict(model, sample)
             panel = as_panel(result, args.score_thr)
-            out = args.out if len(images) == 1 else args.out.with_stem(f'{args.out.stem}_{i + 1}')
             row = Row(pixels, [Panel(), panel])
             draw_side_by_side([row], [image.name, Path(args.config).stem], out, classes)
             told[str(image)] = as_json(model, result, args.score_thr)
-            progress.update(i + 1)
-    file = args.json or args.out.with_suffix('.json')
+            progress.update(i)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(told, indent=1))
     print(f'Picture: {out}   Results: {file}')

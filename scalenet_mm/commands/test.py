@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.dist import get_rank
 
+from ..file_names import a_folder, file_ending, require_other
 from ..runner.config import build_runner, draw_predictions, use_tta
 from ..runner.launch import prepare
 from ..runner.preflight import preflight
@@ -18,15 +19,17 @@ from .train import parse, run_parser
 def main(argv: Sequence[str]) -> None:
     p = run_parser(__doc__)
     p.add_argument('checkpoint', help='checkpoint file')
-    p.add_argument('--out', help='also write the metrics to this JSON file')
+    p.add_argument('--out', type=file_ending('.json'), help='also write the metrics to this JSON file')
     p.add_argument('--show', action='store_true', help='show the predictions in a window')
-    p.add_argument('--show-dir', help='draw the predictions into this folder')
+    p.add_argument('--show-dir', type=a_folder, help='draw the predictions into this folder')
     p.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
     p.add_argument('--tta', action='store_true', help="test-time augmentation, the config's own")
     p.add_argument('--delta', help='increments that CHECKPOINT is the base of; file or hf:// address')
     args, cfg = parse(p, argv)
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         p.error(f'there is no checkpoint {args.checkpoint}.')
+    if args.out:
+        require_other([args.out], [args.config])
     cfg.load_from, cfg.resume = args.checkpoint, False
     if not args.no_preflight:
         preflight(cfg, ('test',))
@@ -40,4 +43,5 @@ def main(argv: Sequence[str]) -> None:
     show_progress(cfg, 'test')
     metrics = build_runner(cfg).test()
     if args.out and get_rank() == 0:
-        Path(args.out).write_text(json.dumps(metrics, indent=1, default=float))
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(metrics, indent=1, default=float))

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.config import DictAction
-from mmengine.runner.checkpoint import find_latest_checkpoint
 
+from ..file_names import a_folder
 from ..one_run import one_run
 from ..runner.atomic import make_atomic
 from ..runner.config import build_runner, load_config, write_deltas
+from ..runner.continuing import settle
 from ..runner.dry_run import dry_run
 from ..runner.launch import prepare
 from ..runner.preflight import preflight
@@ -24,7 +25,7 @@ def run_parser(doc: str) -> argparse.ArgumentParser:
     """The options that training and testing share."""
     p = command_parser(doc)
     p.add_argument('config', help='config file; mmpretrain::, mmdet::, mmseg:: and scalenet_mm:: are understood')
-    p.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    p.add_argument('--work-dir', type=a_folder, help='for logs and checkpoints (default: work_dirs/<config name>)')
     p.add_argument(
         '--cfg-options',
         nargs='+',
@@ -48,7 +49,7 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str]):
             'model.backbone.scale.growth=stack model.backbone.scale.new_layers=1'
         )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args, load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+    return args, load_config(args.config, args.work_dir and str(args.work_dir), args.cfg_options, args.launcher)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,10 +82,11 @@ def main(argv: Sequence[str]) -> None:
         p.error('--dry-run starts anew; leave --resume out.')
     write_deltas(cfg)
     if args.resume:
-        found = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
-        if found:
-            cfg.resume, cfg.load_from = True, found
-        else:
+        cfg.resume, base = True, cfg.get('load_from')
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+        settle(cfg)
+        if not cfg.resume:
+            cfg.load_from = base
             print(f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.')
     if not args.no_preflight:
         preflight(cfg)

@@ -160,6 +160,13 @@ class GrownLayers(MappedLayers):
         return tuple(i for i in range(len(self)) if self.layer_map.owner(i) != i)
 
 
+def own_start(model: nn.Module) -> set[str]:
+    """The entries that no file of the unscaled network fills: new layers as their host initialised them."""
+    grown = [(n, m) for n, m in model.named_modules() if isinstance(m, GrownLayers)]
+    grown = [(n, m) for n, m in grown if GROWTH[m.growth.type].fill is _as_initialised]
+    return {f'{n}.{i}.{k}'.lstrip('.') for n, m in grown for i in m.new for k in m[i].state_dict()}
+
+
 def grow(layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | Growth, period: int = 1) -> nn.Module:
     """Makes a container of ``len(layer_map)`` blocks one that a file of the unscaled network fills by ``growth``.
 

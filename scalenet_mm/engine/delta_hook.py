@@ -12,10 +12,12 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
 from ..checkpoint.assemble import base_name, make_delta
-from ..checkpoint.delta_file import SUFFIX, apply_delta, digests, read_delta
+from ..checkpoint.delta_file import SUFFIX, apply_delta, read_delta
+from ..checkpoint.digests import digests
 from ..checkpoint.reading import read_checkpoint, unwrap
 from ..checkpoint.supplied import pretrained_files
 from ..compat import bare
+from ..core.growth import own_start
 from ..core.roles import scaled_hosts
 
 RECORD = 'delta_base'  # what the run started from, kept in its checkpoints for when it is resumed
@@ -26,8 +28,8 @@ class DeltaHook(Hook):
     """Writes ``<checkpoint>.delta.safetensors`` beside each checkpoint of the run, the best one included.
 
     A delta is made of its checkpoint's file (so of the averaged weights, with EMA): the trainable entries, those the
-    run's ``load_from`` did not supply, and any other that changed since the start, such as statistics of BatchNorms in
-    training. It goes when its checkpoint goes.
+    run's ``load_from`` did not supply (new layers of ``growth='random'`` among them), and any other that changed since
+    the start, such as statistics of BatchNorms in training. It goes when its checkpoint goes.
     """
 
     priority = 'LOWEST'  # after CheckpointHook
@@ -69,6 +71,7 @@ class DeltaHook(Hook):
             new = [name for name in values if name not in self._supplied]
         else:
             base, new = self._of_init_cfg(runner, values)
+        new = sorted({*new, *own_start(bare(runner.model))})
         runner.message_hub.update_info(RECORD, dict(base=base, new=new, digests=found))
 
     @staticmethod

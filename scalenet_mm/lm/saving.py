@@ -81,16 +81,19 @@ def load_parts(name: str | Path) -> tuple[Any, Callable[[Any], nn.Module]]:
 
 
 def _load(model: nn.Module, files: list[Path], dtype: torch.dtype) -> None:
-    from safetensors.torch import load_file
+    from ..checkpoint.reading import read_checkpoint
+    from ..checkpoint.strict import naming, require_values
 
     state: dict[str, torch.Tensor] = {}
     for file in files:
-        for name, tensor in load_file(file).items():
+        for name, tensor in read_checkpoint(file)['state_dict'].items():
             state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     by_tensor = {id(t): name for name, t in model.state_dict(keep_vars=True).items() if name in state}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name not in state and id(tensor) in by_tensor:  # an output layer tied to the embedding
             state[name] = state[by_tensor[id(tensor)]]
+    with naming(files[0].parent):
+        require_values(model.state_dict(), state)
     model.load_state_dict(state, assign=True)
     model.tie_weights()
 

@@ -156,7 +156,7 @@ def checkpoint_of(out: str | Path, resume: bool | str | None) -> str | None:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if a run that starts anew finds another one's checkpoints.
+        ValueError: if the run would lose checkpoints that are there: it starts anew, or continues from another one.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -167,6 +167,11 @@ def checkpoint_of(out: str | Path, resume: bool | str | None) -> str | None:
     if resume and not (found and Path(found).is_dir()):
         raise FileNotFoundError(
             f'--resume: there is no checkpoint {found or f"in {out}"}; leave --resume out to start the run.'
+        )
+    if found and last and Path(found).resolve() != Path(last).resolve():
+        raise ValueError(
+            f'{out} has the checkpoint {last}, which a run that continues from {found} would write over or remove; '
+            'continue from the last one with --resume alone, or name another --out.'
         )
     return found
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..core.flops import INPUT_SIZE, image_channels
 from ..core.roles import unique_bytes
+from ..file_names import require_suffix
 from ..ops import set_ops
 
 TOLERANCE = 1e-4  # of the largest value, where that is above 1
@@ -72,7 +73,7 @@ def export_backbone(
 
     Raises:
         ModuleNotFoundError: if onnx, onnxscript or onnxruntime is missing.
-        ValueError: for another kind of backbone, or one whose image size cannot be free.
+        ValueError: for another kind of backbone, one whose image size cannot be free, or a name without ``.onnx``.
         RuntimeError: if a tensor would be stored twice, or outputs differ.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
@@ -81,7 +82,7 @@ def export_backbone(
     size = tuple(size or getattr(backbone, 'img_size', INPUT_SIZE))
     channels = image_channels(backbone)
     _require_exportable(backbone, size, dynamic)
-    path = Path(path)
+    path = require_suffix(path, '.onnx')
     path.parent.mkdir(parents=True, exist_ok=True)
     reference = copy.deepcopy(backbone).cpu().float()
     reference.eval()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
+from mmengine.runner.checkpoint import find_latest_checkpoint
 
+from ..checkpoint.delta_file import SUFFIX
 from ..checkpoint.writing import UNFINISHED, write_atomically
 from ..compat import type_class
+from .continuing import NUMBERED, checkpoint_folder
 
 
 class AtomicBackend(LocalBackend):
@@ -42,12 +47,36 @@ class ScaleNetCheckpointHook(CheckpointHook):
         local = '://' not in folder
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='atomic')
+        resumed = runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir))
+        if local and resumed:
+            self._forget_others(runner, Path(resumed))
         super().before_train(runner)
         if local and is_main_process():
             for place in {Path(self.out_dir), Path(runner.work_dir)}:
                 for leftover in place.glob('*' + UNFINISHED):
                     leftover.unlink()
                     runner.logger.info(f'Removed {leftover}, which a killed run had not finished.')
+
+    def _forget_others(self, runner, resumed: Path) -> None:
+        """Leaves alone what the resumed checkpoint's run has not written here.
+
+        What that lists for removal is its own only in the folder that it lies in now; a best checkpoint of a later
+        position is renamed, as this run may come to write one of its name.
+        """
+        folder, known = checkpoint_folder(runner.work_dir, self.out_dir), runner.message_hub.runtime_info
+        continued = resumed.resolve().parent == folder.resolve()
+        if not continued:
+            known.pop('keep_ckpt_ids', None)
+        for key in [k for k in known if k.startswith('best_ckpt')]:
+            here = folder / Path(known[key] or '').name
+            if continued and here.is_file():
+                known[key] = str(here)
+            else:
+                del known[key]
+        for path in sorted(folder.glob('best_*.pth')) if is_main_process() else ():
+            match = NUMBERED.fullmatch(path.name)
+            if match and int(match['number']) > getattr(runner, match['unit']):
+                _set_aside(path)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         outdated: list[int] = []
@@ -107,6 +136,15 @@ class _RemovesLater:
 
     def __getattr__(self, name: str):
         return getattr(self._backend, name)
+
+
+def _set_aside(path: Path) -> None:
+    """Gives a file, and the delta beside it, a name that is free: ``best_epoch_3.earlier_1.pth``."""
+    free = next(p for n in count(1) if not (p := path.with_stem(f'{path.stem}.earlier_{n}')).exists())
+    path.rename(free)
+    if path.with_suffix(SUFFIX).exists():
+        path.with_suffix(SUFFIX).rename(free.with_suffix(SUFFIX))
+    print_log(f'{path} is later than the checkpoint resumed from; it is kept as {free.name}.', 'current')
 
 
 def _remove(backend, path: str) -> None:

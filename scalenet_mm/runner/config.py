@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
-from ..checkpoint.reading import safe_globals
-from ..compat import name_types, read_config, type_name
+from ..checkpoint.reading import read_checkpoint
+from ..checkpoint.strict import naming
+from ..compat import bare, name_types, read_config, type_name
 from ..core.roles import TrainPolicy
 from ..engine.optim import FROM_CONFIG
 from ..one_run import one_run
+from .atomic import make_atomic
+from .continuing import require_continuable, settle
 from .resume import make_resumable
 
 CONSTRUCTOR, WRAPPER = 'ScaleNetOptimWrapperConstructor', 'ScaleNetDistributedDataParallel'
@@ -61,10 +67,27 @@ class ScaleNetRunner(Runner):
     def from_cfg(cls, cfg: Config) -> Runner:
         return super().from_cfg(complete_config(copy.deepcopy(cfg)))
 
-    def load_checkpoint(self, *args, **kwargs):
-        """As mmengine's; official files may name their arguments."""
-        with safe_globals():
-            return super().load_checkpoint(*args, **kwargs)
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str | Callable = 'cpu',
+        strict: bool = False,
+        revise_keys: Sequence[tuple[str, str]] = ((r'^module.', ''),),
+    ) -> Mapping[str, Any]:
+        """As mmengine's, of a file that is read as every other is here: whole, and nothing in it is run.
+
+        Raises:
+            CheckpointError: naming the file, before the model is changed.
+        """
+        checkpoint = read_checkpoint(filename, map_location)
+        if self._resume:
+            require_continuable(self.cfg, filename, checkpoint)
+        with naming(filename):
+            self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+            checkpoint = _load_checkpoint_to_model(bare(self.model), checkpoint, strict, revise_keys=revise_keys)
+        self._has_loaded = True
+        self.logger.info(f'Loaded {filename}')
+        return checkpoint
 
     def train(self):
         """As mmengine's, while no other run trains in the same work dir.
@@ -80,7 +103,8 @@ def complete_config(cfg: Config) -> Config:
     """Adds to a config, in place, what no list in a child config can drop then.
 
     The top-level ``policy`` goes to constructor and DDP wrapper, training gets exact resume, and a config of ours
-    files of any dialect in ``load_from``. What a config says itself stays; a second call changes nothing.
+    files of any dialect in ``load_from``. Checkpoints are written whole, and it is settled which one a resumed run
+    continues from. What a config says itself stays; a second call changes nothing.
     """
     share_policy(unwrap_overrides(name_types(cfg)))
     hooks = list(cfg.get('custom_hooks') or [])
@@ -91,6 +115,8 @@ def complete_config(cfg: Config) -> Config:
         cfg.custom_hooks = [dict(type='AnyDialectHook'), *hooks]
     if cfg.get('train_dataloader'):
         make_resumable(cfg)
+        make_atomic(cfg)
+        settle(cfg)
     return cfg
 
 

@@ -12,8 +12,11 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 
+from ..checkpoint.strict import CheckpointError
+from ..checkpoint.whole import require_whole
 from ..compat import type_class, type_name
 from .config import walk
+from .continuing import require_continuable
 from .preflight_data import check_content
 from .preflight_labels import Labels, Note, some, taught
 
@@ -260,12 +263,25 @@ def _ways(cfg: Config, key: str = '') -> str:
 
 
 def _check_checkpoints(cfg: Config, training: bool) -> Iterator[tuple[str, str]]:
-    wanted = {'load_from': cfg.get('load_from')}
+    if cfg.get('resume') and cfg.get('load_from'):
+        try:
+            require_continuable(cfg, cfg.load_from)
+        except (CheckpointError, FileNotFoundError) as e:
+            yield '--resume', str(e)
+    wanted = {} if cfg.get('resume') else {'load_from': cfg.get('load_from')}
     for path, value in walk((cfg.get('model') or {}) if training else {}):
         if path[-1] == 'checkpoint' and isinstance(value, str):
             wanted['.'.join(map(str, ('model', *path)))] = value
     for key, path in wanted.items():
-        if _local(path) and not os.path.isfile(os.path.expanduser(path)):
+        if not _local(path):
+            continue
+        file = Path(path).expanduser()
+        if file.is_file():
+            try:
+                require_whole(file)
+            except CheckpointError as e:
+                yield key, str(e)
+        else:
             yield (
                 key,
                 f'there is no checkpoint {path} (looked for from {Path.cwd()}). Give its path or address with '

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ...commands.main import at_least_one, command_parser
 from ...core.layers import TENSORS
+from ...file_names import a_folder
 from ...progress import Progress
 from ...runner.progress_hook import peak_memory
 from ..figures import plots
@@ -112,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     def figure(name: str, make, text: str, split: str, images: int, batch: int | None):
         f = figures.add_parser(name, help=text, description=text)
         f.set_defaults(make=make, random=False)
-        f.add_argument('--out', type=Path, default=Path('work_dirs/analysis'), metavar='DIR')
+        f.add_argument('--out', type=a_folder, default=Path('work_dirs/analysis'), metavar='DIR')
         f.add_argument('--split', choices=SPLITS, default=split, help=f'whose images ({split})')
         if batch:
             f.add_argument('--images', type=at_least_one, default=images, help=f'how many ({images})')

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...file_names import file_ending
 
 OUT = Path('docs/results/performance.md')
 
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--pairs', help='comma-separated, see --list (default: P1 to P10)')
     p.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     p.add_argument('--dtype', help="fp32, bf16 or both, comma-separated (default: each pair's own)")
-    p.add_argument('--json', type=Path, metavar='FILE', help='add the run to this file')
+    p.add_argument('--json', type=file_ending('.json'), metavar='FILE', help='add the run to this file')
     p.add_argument('--size', choices=['full', 'quick', 'micro'], default='full', help=argparse.SUPPRESS)
     p.add_argument('--quick', action='store_const', dest='size', const='quick', help='one image a batch')
     p.add_argument('--rounds', type=int, default=7, metavar='N', help='rounds after warm-up (7)')
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--report', type=Path, nargs='+', metavar='JSON', help='measure nothing, write the table of these files'
     )
-    p.add_argument('--out', type=Path, default=OUT, help=f'where --report writes ({OUT})')
+    p.add_argument('--out', type=file_ending('.md'), default=OUT, help=f'where --report writes ({OUT})')
     return p
 
 

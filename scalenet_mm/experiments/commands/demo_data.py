@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from ...commands.main import command_parser
+from ...file_names import a_folder, file_ending
 from ..data import LAYOUTS, make_demo_data
 from ..data.preview import draw_preview
 
@@ -21,7 +21,7 @@ from ..data.preview import draw_preview
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     defaults = ', '.join(f'{name} {spec.train}/{spec.val} at {spec.size} px' for name, spec in LAYOUTS.items())
     parser = command_parser(f'{__doc__}\nDefaults (train/val scenes): {defaults}.')
-    parser.add_argument('out', type=Path, help='folder that receives one folder a layout')
+    parser.add_argument('out', type=a_folder, help='folder that receives one folder a layout')
     parser.add_argument('--layout', nargs='+', default=['all'], choices=[*LAYOUTS, 'all'])
     parser.add_argument('--train', type=int, help='training scenes of each layout')
     parser.add_argument('--val', type=int, help='validation scenes of each layout')
@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, default=1, help='processes; same files for any')
     parser.add_argument('--overwrite', action='store_true', help='replace other demo data there')
-    parser.add_argument('--preview', type=Path, metavar='PNG', help='also draw some scenes here')
+    parser.add_argument('--preview', type=file_ending('.png'), metavar='PNG', help='also draw some scenes here')
     return parser.parse_args(argv)
 
 

@@ -16,6 +16,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from ... import LayerMap
 from ...commands.main import command_parser
+from ...file_names import file_ending
 
 COLOURS = ['#aed6f1', '#a9dfbf', '#f9e79f']
 ADAPTER, NORM = '#e67e22', '#8e44ad'
@@ -56,7 +57,7 @@ def column(ax, x, layer_map, title, scaled):
 
 def main(argv: Sequence[str]) -> None:
     p = command_parser(__doc__)
-    p.add_argument('path', nargs='?', type=Path, default=Path('docs/figures/method.png'))
+    p.add_argument('path', nargs='?', type=file_ending('.png', '.svg', '.pdf'), default=Path('docs/figures/method.png'))
     path = p.parse_args(argv).path
     fig, ax = plt.subplots(figsize=(12.5, 5.4), layout='constrained')
     column(ax, 0, LayerMap((0, 1, 2)), 'pretrained', scaled=False)

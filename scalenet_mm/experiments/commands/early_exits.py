@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...file_names import a_folder
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -28,8 +29,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help='folder with results.jsonl of a study: its finished runs of the same settings are taken',
     )
     parser.add_argument('--report', action='store_true', help='measure and write what is done, train nothing')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/elastic'))
-    parser.add_argument('--out', type=Path, help='where tables and figure go (default: WORK_DIR)')
+    parser.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/elastic'))
+    parser.add_argument('--out', type=a_folder, help='where tables and figure go (default: WORK_DIR)')
     args = parser.parse_args(argv)
     if min(args.seeds, args.jobs, args.shorten) < 1:
         parser.error('--seeds, --jobs and --shorten must be at least 1.')

@@ -15,9 +15,9 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
 from ...commands.main import command_parser
+from ...file_names import a_folder
 from ...tables import format_table
 from ..paper.recount import DECIMALS, NEW_LAYERS, ROWS, TABLES, compute
 
@@ -136,7 +136,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help='only these, also as 1, 2, ...',
     )
     parser.add_argument('--json', action='store_true', help='print JSON')
-    parser.add_argument('--out', type=Path, metavar='DIR', help='write paper_tables.md and .json there instead')
+    parser.add_argument('--out', type=a_folder, metavar='DIR', help='write paper_tables.md and .json there instead')
     return parser.parse_args(argv)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...file_names import a_folder
 from ...one_run import one_run
 from ..data import make_demo_data
 from ..quickstart import quickstart_page as report
@@ -67,11 +68,11 @@ def main(argv: Sequence[str]) -> None:
     add('--task', choices=list(TASKS), default='det', help='default: det')
     add(
         '--work-dir',
-        type=Path,
+        type=a_folder,
         default=Path('work_dirs/quickstart'),
         help='receives one folder a task: checkpoints, logs, table, picture',
     )
-    add('--data', type=Path, default=Path('data/demo'), help='where the demo data is, or is made')
+    add('--data', type=a_folder, default=Path('data/demo'), help='where the demo data is, or is made')
     add('--epochs', type=positive, nargs=2, metavar=('SOURCE', 'AFTER'), help="default: the configs' own")
     add('--scenes', type=positive, nargs=2, metavar=('TRAIN', 'VAL'), help='for a trial on less data; default: all')
     add('--seed', type=int, default=0)

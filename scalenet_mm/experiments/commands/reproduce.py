@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...file_names import a_folder
 from ...tables import format_table
 from ..paper import check, make_plan, run
 from ..paper.instructions import as_dict, describe
@@ -35,7 +36,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--json', action='store_true', help='print as JSON')
     add('--check', action='store_true', help='check GPUs, data and checkpoint (which is fetched)')
     add('--run', action='store_true', help='check, train, test and write the bundle')
-    add('--out', type=Path, default=Path('work_dirs/reproduce'), help='receives a folder a run')
+    add('--out', type=a_folder, default=Path('work_dirs/reproduce'), help='receives a folder a run')
     add('--gpus', type=int, help="default: the paper's 8; 1 for a config")
     add('--cpu', action='store_true', help='go on where there is no GPU')
     add('--seed', type=int, default=0)

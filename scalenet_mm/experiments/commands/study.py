@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...file_names import a_folder
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -40,8 +41,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         '--reproduce', default='', metavar='OPTIONS', help='paper scale: options of scalenet experiment reproduce'
     )
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/study'))
-    parser.add_argument('--out', type=Path, help='where tables and plots go (default: WORK_DIR)')
+    parser.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/study'))
+    parser.add_argument('--out', type=a_folder, help='where tables and plots go (default: WORK_DIR)')
     args = parser.parse_args(argv)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         parser.error('--seeds and --jobs must be at least 1.')

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import nn
 
 from ...checkpoint.delta_file import SUFFIX
 from ...checkpoint.loading import build_model, load_weights
 from ...compat import init_cfgs, quiet, read_config
+from ...runner.continuing import latest
 from ...runner.resume import seed_everything
 
 RANDOM = 'none'  # in place of a checkpoint
@@ -100,7 +100,7 @@ def parts_of(checkpoint: str) -> tuple[str, str | None]:
     if delta and '://' not in delta and not Path(delta).is_file():
         raise FileNotFoundError(f'There are no increments {delta} (of {checkpoint}).')
     if base != RANDOM and '://' not in base and not Path(base).is_file():
-        found = find_latest_checkpoint(base) if Path(base).is_dir() else None
+        found = latest(base) if Path(base).is_dir() else None
         if not found:
             raise FileNotFoundError(
                 f'There is no checkpoint {base}; name a file, the folder of a run, an address, or {RANDOM!r} for '

@@ -10,8 +10,8 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from ...checkpoint.fetching import HASH
 from ...compat import configs_dir
+from ...file_names import DIGEST
 from ...runner.config import load_config, walk
 from .public import PublicData, public_data
 from .recount import ROWS, Row, find
@@ -177,7 +177,7 @@ def _checkpoint(cfg: Config, given: str | None) -> Checkpoint | None:
 
 
 def _digits(name: str) -> str | None:
-    found = HASH.search(name)
+    found = DIGEST.search(name)
     return found[1] if found else None
 
 

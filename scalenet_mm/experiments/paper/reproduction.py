@@ -127,13 +127,12 @@ def run(plan: Plan, folder: Path) -> Path:
     work = folder / WORK
     tested = work / plan.last if plan.trains else checkpoint
     if plan.trains and not tested.is_file():
-        resume = ['--resume'] if (work / 'last_checkpoint').is_file() else []
         train = plan.train(str(work), str(checkpoint) if checkpoint else None)
         at = train.index('--cfg-options')
-        step('train', [*train[:at], *resume, *train[at:]], folder)
+        step('train', [*train[:at], '--resume', *train[at:]], folder)
         require(tested, 'training')
     if not (folder / METRICS).is_file():
-        unfinished = folder / f'{METRICS}.unfinished'
+        unfinished = folder / f'unfinished_{METRICS}'
         step('test', plan.test(str(tested), str(work), str(unfinished)), folder)
         require(unfinished, 'evaluation')
         os.replace(unfinished, folder / METRICS)

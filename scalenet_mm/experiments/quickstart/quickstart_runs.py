@@ -20,6 +20,7 @@ from ...core.roles import count, total
 from ...models.counts import measure, train_policy
 from ...runner.atomic import make_atomic
 from ...runner.config import build_runner, load_config
+from ...runner.continuing import latest
 from ...runner.progress_hook import show_progress
 from ..data import LAYOUTS
 from .quickstart_tasks import Task
@@ -105,8 +106,8 @@ class Job:
         done = folder / f'{self.task.unit}_{cfg.train_cfg[f"max_{self.task.unit}s"]}.pth'
         if not done.exists():
             cfg = cfg.copy()
-            cfg.resume = (folder / 'last_checkpoint').exists()
-            cfg.load_from = None if cfg.resume else cfg.load_from
+            last = latest(folder)
+            cfg.resume, cfg.load_from = last is not None, last or cfg.load_from
             before = json.loads(clock.read_text()) if cfg.resume and clock.exists() else 0.0
             begin = time.time()
             try:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import nn
 
 from ...compat import configs_dir
@@ -23,6 +22,7 @@ from ...core.roles import count, total
 from ...models.counts import measure
 from ...runner.atomic import make_atomic
 from ...runner.config import load_config
+from ...runner.continuing import latest
 from ...runner.progress_hook import show_progress
 from ...runner.resume import make_resumable
 from ..benchmark.machine import describe
@@ -133,8 +133,8 @@ def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
     cfg = config(row, seed, work_dir, source)
     cfg.experiment_name = f'{row.key}_{seed}_{os.getpid()}'.replace('/', '_')
     begun = 0
-    if last := find_latest_checkpoint(work_dir):
-        cfg.resume, cfg.load_from = True, None
+    if last := latest(work_dir):
+        cfg.resume, cfg.load_from = True, last
         begun = int(Path(last).stem.removeprefix('iter_'))
     make_resumable(cfg)
     make_atomic(cfg)

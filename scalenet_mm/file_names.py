@@ -1,0 +1,72 @@
+"""What the name of a file says of it: its kind, and perhaps its digest. Asked before the work that writes it starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+# `name-<first digits of the file's SHA-256>.pth`; eight digits that are a date are no hash
+DIGEST = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
+WEIGHTS = {'.pth', '.safetensors'}
+FILES = {*WEIGHTS, '.pt', '.bin', '.pkl', '.onnx', '.png', '.jpg', '.svg', '.pdf'}
+FILES |= {'.json', '.jsonl', '.csv', '.md', '.txt', '.html', '.py', '.yaml', '.log'}
+
+
+def require_suffix(path: str | Path, *suffixes: str) -> Path:
+    """The path, if its suffix is that of what is written there.
+
+    Raises:
+        ValueError: if it is not, or the name promises a digest that a new file does not have.
+    """
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise ValueError(f'{path} must end in {" or ".join(suffixes)}, which says what is written there.')
+    if path.suffix in WEIGHTS and (digest := DIGEST.search(path.name)):
+        raise ValueError(
+            f'{path} would say that its SHA-256 begins with {digest[1]}, as published files do; choose a name without.'
+        )
+    return path
+
+
+def file_ending(*suffixes: str) -> Callable[[str], Path]:
+    """The ``type`` of an argparse argument that names a file to write."""
+
+    def named(text: str) -> Path:
+        try:
+            path = require_suffix(text, *suffixes)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+        if path.is_dir():
+            raise ArgumentTypeError(f'{path} is a folder; name a file in it.')
+        _require_room(path.parent)
+        return path
+
+    return named
+
+
+def a_folder(text: str) -> Path:
+    """The ``type`` of an argparse argument that names a folder to write into."""
+    path = Path(text)
+    if path.suffix in FILES:
+        raise ArgumentTypeError(f'{path} is the name of a file, and a folder is written; leave {path.suffix} out.')
+    _require_room(path)
+    return path
+
+
+def require_other(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
+    """Raises SystemExit if a file would be written over one that is read."""
+    read = {Path(i).resolve() for i in inputs}
+    lost = next((o for o in outputs if o.resolve() in read), None)
+    if lost:
+        raise SystemExit(f'{lost} is read and would be written over; name another file.')
+
+
+def _require_room(place: Path) -> None:
+    nearest = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ArgumentTypeError(f'{nearest} is a file, so there can be no folder {place}; name another.')
+    if not os.access(nearest, os.W_OK):
+        raise ArgumentTypeError(f'{nearest} cannot be written to; name another folder.')

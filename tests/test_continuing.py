@@ -1,0 +1,190 @@
+"""`--resume` finds a run's checkpoint wherever its folder went, and loses no other one."""
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy_run import toy_config, write_base
+
+from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.runner.config import build_runner
+from scalenet_mm.runner.continuing import latest, require_continuable
+
+ROOT = Path(__file__).parents[1]
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob('*.pth')}
+
+
+def files(folder: Path, *names: str, pointer: str | None = None) -> Path:
+    """A folder of empty checkpoints, each written a second after the one before, `last_checkpoint` before the last."""
+    folder.mkdir(parents=True)
+    for second, name in enumerate(names):
+        (folder / name).touch()
+        os.utime(folder / name, (1000 + second, 1000 + second))
+    if pointer:
+        (folder / 'last_checkpoint').write_text(pointer)
+        os.utime(folder / 'last_checkpoint', (998.5 + len(names), 998.5 + len(names)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('names', 'pointer', 'found'),
+    [
+        ((), None, None),
+        (('epoch_1.pth', 'epoch_2.pth'), '/gone/run/epoch_2.pth', 'epoch_2.pth'),  # moved or renamed
+        (('epoch_2.pth', 'epoch_10.pth'), None, 'epoch_10.pth'),  # the .pth alone were copied
+        (('iter_400.pth', 'best_acc_iter_400.pth'), None, 'iter_400.pth'),
+        (('epoch_1.pth',), 'epoch_9.pth', 'epoch_1.pth'),  # the last one was removed
+        (('epoch_1.pth', 'epoch_2.pth'), 'epoch_1.pth', 'epoch_2.pth'),  # killed between file and pointer
+        (('epoch_9.pth', 'epoch_1.pth'), 'epoch_1.pth', 'epoch_1.pth'),  # 9 is of a run before
+        (('best_acc_epoch_1.pth', 'epoch_1.pth'), 'epoch_1.pth', 'epoch_1.pth'),
+    ],
+)
+def test_the_last_checkpoint_is_found_in_the_folder_as_it_is_now(names, pointer, found, tmp_path):
+    folder = files(tmp_path / 'run', *names, pointer=pointer)
+    assert latest(folder) == (found and str(folder / found))
+
+
+def test_the_checkpoint_of_the_copy_is_taken_and_not_that_of_the_original(tmp_path):
+    original = files(tmp_path / 'a', 'epoch_1.pth', pointer=str(tmp_path / 'a' / 'epoch_1.pth'))
+    shutil.copytree(original, tmp_path / 'b')
+    assert latest(tmp_path / 'b') == str(tmp_path / 'b' / 'epoch_1.pth')
+
+
+def test_a_hooks_folder_elsewhere_is_looked_in(tmp_path):
+    elsewhere = files(tmp_path / 'big' / 'run', 'epoch_1.pth')
+    assert latest(tmp_path / 'run', tmp_path / 'big') == str(elsewhere / 'epoch_1.pth')
+
+
+@pytest.mark.parametrize(
+    ('names', 'pointer', 'said'),
+    [
+        (('best_acc_epoch_3.pth',), None, '--resume {}/best_acc_epoch_3.pth'),
+        (('epoch_3.pth', 'iter_90.pth'), None, '--resume {0}/epoch_3.pth, or --resume {0}/iter_90.pth'),
+        ((), '/gone/epoch_3.pth', 'names /gone/epoch_3.pth, which is not there.*Leave --resume out'),
+    ],
+)
+def test_where_it_is_not_clear_which_is_the_last_all_are_named(names, pointer, said, tmp_path):
+    folder = files(tmp_path / 'run', *names, pointer=pointer)
+    with pytest.raises(SystemExit, match=said.format(re.escape(str(folder)))):
+        latest(folder)
+
+
+def checkpoint(epoch: int) -> dict:
+    return dict(meta=dict(epoch=epoch, iter=4 * epoch), message_hub={}, state_dict={})
+
+
+@pytest.mark.parametrize(
+    ('there', 'resumed', 'lost'),
+    [
+        (('epoch_1.pth', 'epoch_3.pth'), 'run/epoch_2.pth', 'epoch_3.pth'),
+        (('epoch_1.pth', 'iter_12.pth'), 'run/best_acc_epoch_2.pth', 'iter_12.pth'),
+        (('epoch_1.pth', 'best_acc_epoch_1.pth'), 'other/epoch_2.pth', 'best_acc_epoch_1.pth, epoch_1.pth'),
+        (('epoch_1.pth', 'best_acc_epoch_1.pth'), 'run/epoch_2.pth', None),
+        (('mine.pth',), 'other/epoch_2.pth', None),
+    ],
+)
+def test_a_run_that_would_write_over_other_checkpoints_is_refused(there, resumed, lost, tmp_path):
+    cfg = dict(work_dir=str(files(tmp_path / 'run', *there)))
+    (tmp_path / 'other').mkdir()
+    torch.save(checkpoint(2), tmp_path / resumed)
+    if lost is None:
+        return require_continuable(cfg, str(tmp_path / resumed))
+    with pytest.raises(CheckpointError, match=f'holds {lost}, which a run .*epoch 2, iteration 8.*--work-dir'):
+        require_continuable(cfg, str(tmp_path / resumed))
+
+
+@pytest.mark.parametrize('content', [dict(state_dict={}), dict(checkpoint(1), meta=dict(epoch=1))])
+def test_weights_alone_are_no_checkpoint_to_resume_from(content, tmp_path):
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'x\.pth is no checkpoint.*leave --resume out.*load_from=\S*x\.pth\.$'):
+        require_continuable(dict(work_dir=str(tmp_path)), str(tmp_path / 'x.pth'))
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A run of two epochs that keeps one checkpoint and the best, and its config for three more epochs elsewhere."""
+    base = write_base(tmp_path_factory.mktemp('base') / 'base.pth')
+
+    def config(folder, epochs=5):  # ToyMetric counts anew in a resumed run: the third validation is better again
+        cfg = toy_config(folder, base, max_keep_ckpts=1, save_best='acc')
+        cfg.train_cfg.max_epochs = epochs
+        return cfg
+
+    folder = tmp_path_factory.mktemp('work') / 'run'
+    build_runner(config(folder, 2)).train()
+    assert {*content(folder)} == {'epoch_2.pth', 'best_acc_epoch_2.pth'}
+    return folder, config
+
+
+def resumed(cfg, file=None):
+    cfg.resume, cfg.load_from = True, file and str(file)
+    build_runner(cfg).train()
+
+
+def test_a_copied_run_continues_and_the_original_keeps_every_file(run, tmp_path):
+    folder, config = run
+    before = content(folder)
+    shutil.copytree(folder, tmp_path / 'copy')
+    resumed(config(tmp_path / 'copy'))
+    assert content(folder) == before
+    assert {*content(tmp_path / 'copy')} == {'epoch_5.pth', 'best_acc_epoch_5.pth'}
+
+
+def test_a_run_continued_elsewhere_removes_nothing_of_either_folder(run, tmp_path):
+    folder, config = run
+    before = content(folder)
+    (tmp_path / 'new').mkdir()
+    (tmp_path / 'new' / 'mine.pth').write_bytes(b'x')
+    resumed(config(tmp_path / 'new'), folder / 'epoch_2.pth')
+    assert content(folder) == before
+    assert {*content(tmp_path / 'new')} == {'mine.pth', 'epoch_5.pth', 'best_acc_epoch_5.pth'}
+
+
+def test_a_best_checkpoint_of_a_later_position_is_kept_by_another_name(run, tmp_path):
+    folder, config = run
+    shutil.copytree(folder, tmp_path / 'copy')
+    (tmp_path / 'copy' / 'best_acc_epoch_5.pth').write_bytes(b'of a run before')
+    resumed(config(tmp_path / 'copy'))
+    assert (tmp_path / 'copy' / 'best_acc_epoch_5.earlier_1.pth').read_bytes() == b'of a run before'
+    assert torch.load(tmp_path / 'copy' / 'best_acc_epoch_5.pth', weights_only=False)['meta']['epoch'] == 5
+
+
+def test_the_runner_refuses_before_anything_is_written_over_whichever_tool_built_it(run, tmp_path):
+    folder, config = run
+    shutil.copytree(folder, tmp_path / 'copy')
+    shutil.copy(folder / 'epoch_2.pth', tmp_path / 'copy' / 'epoch_3.pth')
+    before = content(tmp_path / 'copy')
+    with pytest.raises(CheckpointError, match=r'holds epoch_3\.pth, which'):
+        resumed(config(tmp_path / 'copy'), tmp_path / 'copy' / 'epoch_2.pth')
+    assert content(tmp_path / 'copy') == before
+
+
+@pytest.mark.slow
+def test_the_command_says_what_to_do_and_that_works_on_two_processes(run, tmp_path):
+    folder, config = run
+    (tmp_path / 'copy').mkdir()
+    shutil.copy(folder / 'best_acc_epoch_2.pth', tmp_path / 'copy')
+    config('unused').dump(tmp_path / 'c.py')
+    env = {**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', 'OMP_NUM_THREADS': '1'}
+
+    def train(*resume):
+        command = ['bash', ROOT / 'tools' / 'dist_train.sh', tmp_path / 'c.py', '2', '--work-dir', tmp_path / 'copy']
+        env['PATH'] = f'{Path(sys.executable).parent}:{env["PATH"]}'
+        return subprocess.run([*map(str, command), *resume], env=env, cwd=tmp_path, capture_output=True, text=True)
+
+    refused = train('--resume')
+    advice = re.search(r'Name the checkpoint to continue from: (--resume \S+\.pth)', refused.stdout + refused.stderr)
+    assert refused.returncode and advice, refused.stderr[-3000:]
+    done = train(*shlex.split(advice[1]))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {*content(tmp_path / 'copy')} >= {'epoch_5.pth'}
