@@ -1650,4 +1650,13 @@ MUTATIONS = (
         '    if False:',
         'tests/test_live.py::test_refused_before_anything_is_changed[layers of several widths]',
     ),
+    Mutation(
+        'configs',
+        'a key that nothing reads is kept without a word',
+        'scalenet_mm/runner/slips.py',
+        "    return '' if alike == 'none' else alike\n",
+        "    return ''\n",
+        'tests/test_runner_config.py::test_an_option_that_the_config_has_not_and_that_is_a_slip_of_what_stands_beside_it_is'
+        '_refused[train_cfg.max_epoch-max_epochs]',
+    ),
 )

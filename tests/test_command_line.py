@@ -10,6 +10,7 @@ from conftest import ROOT, scalenet
 from scalenet_mm.commands.main import COMMANDS, main
 from scalenet_mm.experiments.commands import COMMANDS as EXPERIMENTS
 
+DIGITS = str(ROOT / 'configs/demo/deit_digits.py')
 EVERY = [(name,) for name in COMMANDS] + [('experiment', name) for name in EXPERIMENTS]
 
 
@@ -88,7 +89,18 @@ def test_every_subcommand_tells_its_usage(words, monkeypatch, capsys):
     ('words', 'says'),
     [
         (['predct'], r"scalenet: error: there is no 'predct'; did you mean predict\?"),
+        (['trian', 'cfg.py'], r"scalenet: error: there is no 'trian'; did you mean train\?"),
         (['experiment', 'studdy'], r"scalenet experiment: error: there is no 'studdy'; did you mean study\?"),
+        (
+            ['experiment', 'quikstart'],
+            r"scalenet experiment: error: there is no 'quikstart'; did you mean quickstart\?",
+        ),
+        (['experiment', 'quickstart', '--task', 'dett'], r"invalid choice: 'dett' \(choose from '?det'?, '?seg'?"),
+        (['train', DIGITS, '--cfg-options', 'modle.backbone.x=1', '--dry-run'], r"'modle', and 'model' is near"),
+        (['train', DIGITS, '--cfg-options', 'trian_cfg.max_epochs=1'], r"'trian_cfg', and 'train_cfg' is near"),
+        (['train', DIGITS, '--cfg-options', 'model.bakcbone.depth=2'], r"no 'bakcbone', and 'backbone' is near"),
+        (['test', DIGITS, 'a.pth', '--cfg-options', 'test_cfgs.fp16=True'], r"'test_cfgs', and 'test_cfg' is near"),
+        (['inspect', DIGITS, '--cfg-options', 'modle.backbone.x=1'], r"'modle', and 'model' is near"),
         (['inspect', 'nothing.py'], r'scalenet inspect: error: There is no config nothing\.py'),
         (['predict', 'no.jpg', 'c.py', 'c.pth'], r'scalenet predict: error: There is no image no\.jpg'),
         (['run', 'nothing'], r'scalenet run: error: SCRIPT must be a Python file'),

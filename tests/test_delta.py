@@ -563,8 +563,9 @@ def test_training_refuses_a_delta_hook_that_is_for_evaluation(toy, tmp_path):
 def test_verify_names_a_base_that_is_another_one(toy, tmp_path):
     _, base, _, delta = toy
     assert verify_delta(base, delta).base == 'base.pth'
-    with pytest.raises(CheckpointError, match=r'\d+ of \d+ tensors differ'):
+    with pytest.raises(CheckpointError, match=r'\d+ of \d+ tensors differ') as e:
         verify_delta(write_base(tmp_path / 'b.pth', seed=5), delta)
+    assert str(e.value).endswith(f'Name base.pth in the place of {tmp_path / "b.pth"}.')
 
 
 @pytest.mark.parametrize('train', ['increments', 'adjustments'])

@@ -16,6 +16,7 @@ from mmengine.runner.checkpoint import load_state_dict
 
 from scalenet_mm.checkpoint.strict import CheckpointError
 from scalenet_mm.checkpoint.supplied import check_supplied, unsupplied, watch
+from scalenet_mm.commands.main import main
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.engine import AnyDialectHook
 from scalenet_mm.experiments.data import make_demo_data
@@ -112,6 +113,18 @@ def test_a_detector_does_not_start_from(kind, data, source, tmp_path):
     with pytest.raises(CheckpointError, match='init_cfg=dict') as e:
         build_runner(config(data, path, tmp_path / 'w')).train()
     assert "nothing in it is of 'neck', 'roi_head', 'rpn_head'" in str(e.value)
+
+
+def test_a_segmentor_is_named_as_a_model_of_other_parts(data, source, tmp_path, monkeypatch, capsys):
+    state = {k: v for k, v in state_of(source).items() if k.startswith('backbone.')}
+    path = written(tmp_path / 'upernet.pth', {**state, 'decode_head.conv_seg.bias': torch.zeros(11)})
+    cfg = config(data, path, tmp_path / 'w')
+    cfg.dump(tmp_path / 'c.py')
+    monkeypatch.setattr('sys.argv', ['scalenet'])
+    assert main(['train', str(tmp_path / 'c.py'), '--work-dir', str(tmp_path / 'w')]) == 2
+    told = capsys.readouterr().err
+    assert "holds a model of other parts, 'decode_head': nothing in it is of 'neck'" in told
+    assert 'upernet.pth' in told and 'Traceback' not in told
 
 
 class Net(torch.nn.Module):

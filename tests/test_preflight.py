@@ -16,6 +16,7 @@ from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.runner.config import load_config, move_data_root
 from scalenet_mm.runner.preflight import head_classes, preflight, problems
 from scalenet_mm.runner.preflight_labels import Note
+from scalenet_mm.runner.slips import misspelt_arguments
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 DEMO = {'coco': 'mask_rcnn_swin_digits.py', 'ade': 'upernet_swin_digits.py', 'imagenet': 'deit_digits.py'}
@@ -496,3 +497,20 @@ def test_data_that_come_without_files_are_counted_too(tmp_path, configs):
         pipeline=[dict(type='PackInputs')],
     )
     assert "its only class is '00' (label 0)" in said(cfg, ('train',))
+
+
+@pytest.mark.parametrize(
+    ('key', 'told'),
+    [
+        ('model.backbone.embed_dim', r"model.backbone: ScaleNetSwin takes no \['embed_dim'\] \(near are: embed_dims"),
+        ('model.bakcbone', r"model: MaskRCNN takes no \['bakcbone'\] \(near are: backbone"),
+        ('model.roi_head.bbox_haed', r"StandardRoIHead takes no \['bbox_haed'\] \(near are: bbox_head"),
+        ('model.backbone.norm_cfg.requires_grad', None),
+    ],
+)
+def test_a_misspelt_argument_of_a_part_of_the_model_is_named_with_the_nearest(key, told):
+    cfg = load_config(str(CONFIGS / 'demo' / 'mask_rcnn_scalenet_swin_digits.py'))
+    assert not list(misspelt_arguments(cfg))
+    cfg.merge_from_dict({'model.backbone.norm_cfg': dict(type='LN'), key: True})
+    found = [f'{where}: {text}' for where, text in misspelt_arguments(cfg)]
+    assert bool(found) == bool(told) and (not told or re.search(told, found[0]))

@@ -1,6 +1,8 @@
 """What a config says is enough: the policy once, data sets plain, hooks free to change."""
 
+import ast
 import copy
+import importlib
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.runner import ScaleNetRunner
 from scalenet_mm.runner.config import build_runner, complete_config, load_config, trained_by
 from scalenet_mm.runner.preflight import preflight
+from scalenet_mm.runner.slips import refuse_slips
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = [p for p in sorted(CONFIGS.rglob('*.py')) if p.parent.name != '_base_']
@@ -265,3 +268,61 @@ def test_the_runner_of_a_foreign_config_is_ours_unless_it_names_another(data, tm
     assert type(build_runner(cfg)) is ScaleNetRunner
     cfg.runner_type, cfg.experiment_name = 'Runner', 'named'
     assert type(build_runner(cfg)) is Runner
+
+
+@pytest.mark.parametrize(
+    ('line', 'near'),
+    [
+        ('trian_cfg = dict(max_epochs=1)', 'train_cfg'),
+        ('modle = dict(backbone=dict(img_size=64))', 'model'),
+        ('optim_wraper = dict(accumulative_counts=2)', 'optim_wrapper'),
+        ('custom_hook = []', 'custom_hooks'),
+        ('_trian_cfg = dict(max_epochs=1)', None),
+        ('train_loader = dict(batch_size=3)\ntrain_dataloader = dict(**train_loader)', None),
+        ("birds = ['robin']", None),
+    ],
+)
+def test_a_top_level_key_that_nothing_reads_and_that_is_a_slip_is_refused_with_the_nearest(line, near, tmp_path):
+    path = tmp_path / 'child.py'
+    path.write_text(f'_base_ = {str(CONFIGS / "demo" / "deit_digits.py")!r}\n{line}\n')
+    if near is None:
+        load_config(str(path))
+        return
+    with pytest.raises(SystemExit) as e:
+        load_config(str(path))
+    wrong = line.partition(' ')[0]
+    assert str(e.value).startswith(
+        f'{path}: nothing reads a top-level {wrong!r}, and {near!r} is near. Write {near!r};'
+    )
+
+
+@pytest.mark.parametrize(
+    ('option', 'near'),
+    [
+        ('train_cfg.max_epoch', 'max_epochs'),
+        ('model.backbone.ptach_size', 'patch_size'),
+        ('default_hooks.chckpoint.interval', 'checkpoint'),
+        ('model.backbone.frozen_stages', None),
+        ('optim_wrapper.paramwise_cfg.custom_keys.norm3.lr_mult', None),
+        ('train_dataloader.dataset.pipeline.0.to_float32', None),
+        ('my_own.key', None),
+    ],
+)
+def test_an_option_that_the_config_has_not_and_that_is_a_slip_of_what_stands_beside_it_is_refused(option, near):
+    digits, options = str(CONFIGS / 'demo' / 'scalenet_deit_digits.py'), {option: 1}
+    if near is None:
+        options['optim_wrapper.paramwise_cfg.custom_keys'] = dict(norm1={})
+        load_config(digits, options=options)
+        return
+    with pytest.raises(SystemExit, match=f'^--cfg-options {option}=1: .* of .*{digits} has no .* and {near!r} is near'):
+        load_config(digits, options=options)
+
+
+@pytest.mark.parametrize('library', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_no_config_of_a_library_has_a_key_that_counts_as_a_slip(library):
+    folder = Path(importlib.import_module(library).__file__).parent / '.mim' / 'configs'
+    files = [path.read_text() for path in sorted(folder.rglob('*.py'))]
+    assert len(files) > 300
+    for text in files:
+        keys = {t.id for n in ast.parse(text).body if isinstance(n, ast.Assign) for t in n.targets if hasattr(t, 'id')}
+        refuse_slips(Config(dict.fromkeys(keys - {'_base_'}), cfg_text=text), library, {})

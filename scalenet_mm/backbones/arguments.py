@@ -51,8 +51,7 @@ def in_hosts_terms(ours: type, host: type, other: OtherClass, given: dict[str, A
         ValueError: if nothing tells the class, or a value is outside the class's rules.
     """
     hosts = arguments_of(host)
-    own = {k: v for k, v in arguments_of(ours).items() if k != 'host'}
-    if told := unknown(given, {**hosts, **other.defaults, **own}):
+    if told := unknown(given, taken_by(ours, host, other)):
         raise TypeError(f'{ours.__name__} got an unexpected keyword argument {told}.')
     by_host, by_other = set(given) - set(other.defaults), set(given) - set(hosts)
     libraries = ' and '.join(other.libraries)
@@ -77,6 +76,11 @@ def in_hosts_terms(ours: type, host: type, other: OtherClass, given: dict[str, A
     return given.pop('arch', hosts['arch']), given
 
 
+def taken_by(ours: type, host: type, other: OtherClass) -> set[str]:
+    """The names of all arguments that a backbone of ours takes."""
+    return {*arguments_of(host), *other.defaults, *arguments_of(ours)} - {'host'}
+
+
 def arguments_of(kind: type) -> dict[str, Any]:
     """The arguments of a class and their defaults."""
     return {name: p.default for name, p in inspect.signature(kind).parameters.items()}
@@ -93,9 +97,9 @@ def unknown(given: Iterable[str], known: Iterable[str]) -> str:
     return f'{names} (near are: {"; ".join(nearest(name, known) for name in names)})' if names else ''
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.3, most: int = 5) -> str:
     """What ``name`` may have meant, in one line."""
-    return ', '.join(get_close_matches(name, list(names), n=5, cutoff=0.3)) or 'none'
+    return ', '.join(get_close_matches(name, list(names), n=most, cutoff=cutoff)) or 'none'
 
 
 def per_source(cfgs: Any, sources: Sequence[int], depth: int, what: str) -> Any:

@@ -9,7 +9,7 @@ from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 
 from ..checkpoint.strict import CheckpointError
 from ..ops import Ops
-from .arguments import in_hosts_terms, per_source
+from .arguments import in_hosts_terms, per_source, taken_by
 from .dense_args import VIT
 from .scaled import ScaledBackbone
 
@@ -64,6 +64,10 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
             host['layer_cfgs'] = per_source(host['layer_cfgs'], layer_map.sources, layer_map.depth, 'layer_cfgs')
         super().__init__({**source, 'num_layers': len(layer_map)}, **host)
         self._scale([layer_map], scale, with_cp, ops)
+
+    @classmethod
+    def arguments_taken(cls) -> set[str]:
+        return taken_by(ScaleNetDeiT, VisionTransformer, VIT)
 
     def _containers(self):
         return [('layers', self.layers)]

@@ -16,7 +16,7 @@ from ..checkpoint.dialects import relative_position_index
 from ..checkpoint.strict import CheckpointError
 from ..core.layer_map import LayerMap, stage_maps
 from ..ops import Ops
-from .arguments import in_hosts_terms, per_source
+from .arguments import in_hosts_terms, per_source, taken_by
 from .dense_args import SWIN
 from .scaled import ScaledBackbone
 
@@ -80,6 +80,10 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
         with _LinspaceOnCpu():
             super().__init__({**source, 'depths': [len(m) for m in maps]}, **host)
         self._scale(maps, scale, with_cp, ops)
+
+    @classmethod
+    def arguments_taken(cls) -> set[str]:
+        return taken_by(ScaleNetSwin, SwinTransformer, SWIN)
 
     def _containers(self):
         return [(f'stages.{i}.blocks', stage.blocks) for i, stage in enumerate(self.stages)]

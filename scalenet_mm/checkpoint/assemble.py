@@ -177,7 +177,7 @@ def verify_delta(base: str | Path, delta: str | Path, config: str | Path | Confi
     model = build_model(_config(config, read.config, delta))
     load_base(model, base)
     with naming(delta):
-        check(read, model.state_dict())
+        check(read, model.state_dict(), base)
     return read
 
 

@@ -146,11 +146,12 @@ def read_delta(source: str | Path) -> Delta:
     return Delta(tensors=dict(content['state_dict']), **given)
 
 
-def check(delta: Delta, state: Mapping[str, Tensor]) -> None:
+def check(delta: Delta, state: Mapping[str, Tensor], base: str | Path | None = None) -> None:
     """Raises unless the delta fits a model that holds its base.
 
     Args:
         state: the model's state dict, with its ``_metadata``.
+        base: the file that it was filled from, where a user named one.
 
     Raises:
         CheckpointError: for another layer map, kind of adjustment, set of names, shape, or base; the message names
@@ -177,28 +178,30 @@ def check(delta: Delta, state: Mapping[str, Tensor]) -> None:
     if wrong or fingerprint(found) != delta.fingerprint:
         more = f'\n  ... and {len(wrong) - SHOWN} more' if len(wrong) > SHOWN else ''
         raise CheckpointError(
-            f'The delta stands on {delta.base} (sha256 {delta.fingerprint[:16]}), and the model holds another base '
-            f'(sha256 {fingerprint(found)[:16]}), so nothing was changed. {len(wrong)} of {len(delta.base_digests)} '
-            'tensors differ or are missing:\n'
+            f'The delta stands on {delta.base} (sha256 {delta.fingerprint[:16]}), and {base or "the model"} holds '
+            f'another base (sha256 {fingerprint(found)[:16]}), so nothing was changed. '
+            f'{len(wrong)} of {len(delta.base_digests)} tensors differ or are missing:\n'
             + '\n'.join(f'  {name}' for name in wrong[:SHOWN])
-            + f'{more}\nLoad {delta.base} into the model first.'
+            + f'{more}\n'
+            + (f'Name {delta.base} in the place of {base}.' if base else f'Load {delta.base} into the model first.')
         )
 
 
-def apply_delta(model: nn.Module, delta: Delta | str | Path) -> Delta:
+def apply_delta(model: nn.Module, delta: Delta | str | Path, base: str | Path | None = None) -> Delta:
     """Puts a delta on a model that holds its base, in place: ties, optimizers and wrappers keep their tensors.
 
     Args:
         delta: a delta, or what ``read_delta`` takes.
+        base: the file that the model was filled from, for the message.
 
     Raises:
         CheckpointError: before anything is changed, see ``read_delta`` and ``check``.
     """
     if not isinstance(delta, Delta):
         with naming(delta):
-            return apply_delta(model, read_delta(delta))
+            return apply_delta(model, read_delta(delta), base)
     state = bare(model).state_dict()
-    check(delta, state)
+    check(delta, state, base)
     _set(state, delta.tensors)
     return delta
 

@@ -48,7 +48,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path, delta: str | Path | N
     """
     if delta is not None:
         load_base(model, checkpoint)
-        return apply_delta(model, delta).dataset_meta
+        return apply_delta(model, delta, checkpoint).dataset_meta
     if isinstance(model, StrictBackbone):
         model.load_pretrained(str(checkpoint))
         return None

@@ -56,6 +56,8 @@ class CheckpointError(RuntimeError):
         differences: The complete lists behind a message that shows their beginning.
     """
 
+    told = True  # a command ends with the message, without a traceback
+
     def __init__(self, message: str, differences: Differences | None = None) -> None:
         super().__init__(message)
         self.differences = differences or Differences()

@@ -182,8 +182,10 @@ def _ways_out(expected: Mapping[str, Size], got: Mapping[str, Tensor], wrong: Di
     rest = [k for k in (*wrong.missing, *wrong.mis_shaped) if k not in by_classes]
     parts, theirs, lost = ({key.partition('.')[0] for key in keys} for keys in (expected, got, rest))
     if rest and not parts & theirs:
+        others = theirs - {'backbone', 'head'} if 'backbone' in theirs else ()
+        holds = f'a model of other parts, {_quoted(others)}' if others else 'a backbone or a classifier'
         ways.append(
-            f'The file holds a backbone or a classifier: nothing in it is of {_quoted(parts)}. Name a checkpoint of '
+            f'The file holds {holds}: nothing in it is of {_quoted(parts)}. Name a checkpoint of '
             "the whole model in load_from, or load this one with model.backbone.init_cfg=dict(type='Pretrained', "
             f'checkpoint=...) and train the rest: add {_quoted(lost)} to policy.also.'
         )

@@ -22,6 +22,7 @@ from ..core.roles import Role, total
 from ..core.tying import TiedLayers
 from ..models.counts import Report, adjustments, inspect
 from ..models.layer_table import draw_maps
+from ..runner.slips import refuse_slips
 from ..tables import format_table
 from .main import command_parser
 
@@ -115,6 +116,7 @@ def main(argv: Sequence[str]) -> None:
         model = args.config
         if args.cfg_options:
             model = read_config(model)
+            refuse_slips(model, args.config, args.cfg_options)
             model.merge_from_dict(args.cfg_options)
         report = inspect(model, scale, args.input_size and tuple(args.input_size))
     except (SyntaxError, TypeError) as error:  # of what was typed

@@ -30,7 +30,7 @@ COMMANDS = {
 ELSEWHERE = {'experiment': 'scalenet_mm.experiments.commands'}  # by name: nothing outside experiments imports it
 ALONE = {'doctor', 'experiment'}  # start without torch
 USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError)
-NOT_CAUGHT = {'train', 'test', 'run'}  # the traceback of a run belongs to it
+NOT_CAUGHT = {'train', 'test', 'run'}  # the traceback of a run belongs to it, but for a file that is refused
 NOT_OURS = {'run'}  # another project's script keeps its own rules
 
 
@@ -83,7 +83,7 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
             raise
         return refused(called, end.code)
     except USER_ERRORS as error:
-        if name in NOT_CAUGHT:
+        if name in NOT_CAUGHT and not getattr(error, 'told', False):
             raise
         return refused(called, str(error))
 

@@ -21,6 +21,7 @@ from ..one_run import one_run
 from .atomic import make_atomic
 from .continuing import require_continuable, settle
 from .resume import make_resumable
+from .slips import refuse_slips
 
 CONSTRUCTOR, WRAPPER = 'ScaleNetOptimWrapperConstructor', 'ScaleNetDistributedDataParallel'
 
@@ -36,7 +37,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
         launcher: as mmengine's.
 
     Raises:
-        SystemExit: if there is no such file, or it is not clear which folder ``data_root`` replaces.
+        SystemExit: if there is no such file, a key is a slip, or it is not clear which folder ``data_root`` replaces.
     """
     try:
         cfg = read_config(path)
@@ -46,6 +47,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
     options = dict(options or {})
     if 'data_root' in options:
         move_data_root(cfg, options['data_root'])
+    refuse_slips(cfg, path, options)
     cfg.merge_from_dict(options)
     try:
         trained_by(unwrap_overrides(cfg))  # refuses what contradicts itself before anything else is read
