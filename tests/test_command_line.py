@@ -11,6 +11,7 @@ from scalenet_mm.commands.main import COMMANDS, main
 from scalenet_mm.experiments.commands import COMMANDS as EXPERIMENTS
 
 DIGITS = str(ROOT / 'configs/demo/deit_digits.py')
+SCALED = str(ROOT / 'configs/scalenet_swin_t_100e.py')
 EVERY = [(name,) for name in COMMANDS] + [('experiment', name) for name in EXPERIMENTS]
 
 
@@ -100,6 +101,10 @@ def test_every_subcommand_tells_its_usage(words, monkeypatch, capsys):
         (['train', DIGITS, '--cfg-options', 'trian_cfg.max_epochs=1'], r"'trian_cfg', and 'train_cfg' is near"),
         (['train', DIGITS, '--cfg-options', 'model.bakcbone.depth=2'], r"no 'bakcbone', and 'backbone' is near"),
         (['test', DIGITS, 'a.pth', '--cfg-options', 'test_cfgs.fp16=True'], r"'test_cfgs', and 'test_cfg' is near"),
+        (
+            ['inspect', SCALED, '--cfg-options', 'model.backbone.embed_dim=48'],
+            r"\['embed_dim'\] \(near are: embed_dims",
+        ),
         (['inspect', DIGITS, '--cfg-options', 'modle.backbone.x=1'], r"'modle', and 'model' is near"),
         (['inspect', 'nothing.py'], r'scalenet inspect: error: There is no config nothing\.py'),
         (['predict', 'no.jpg', 'c.py', 'c.pth'], r'scalenet predict: error: There is no image no\.jpg'),

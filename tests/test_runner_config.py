@@ -301,7 +301,7 @@ def test_a_top_level_key_that_nothing_reads_and_that_is_a_slip_is_refused_with_t
     [
         ('train_cfg.max_epoch', 'max_epochs'),
         ('model.backbone.ptach_size', 'patch_size'),
-        ('default_hooks.chckpoint.interval', 'checkpoint'),
+        ('default_hooks.param_scheduller.interval', 'param_scheduler'),
         ('model.backbone.frozen_stages', None),
         ('optim_wrapper.paramwise_cfg.custom_keys.norm3.lr_mult', None),
         ('train_dataloader.dataset.pipeline.0.to_float32', None),

@@ -15,6 +15,12 @@ from typing import Any
 from mmengine.registry import DefaultScope
 
 
+class ArgumentsError(TypeError):
+    """Arguments that no class takes, or no one class; the message says which and the way out."""
+
+    told = True  # a command ends with the message, without a traceback
+
+
 @dataclass(frozen=True)
 class OtherClass:
     """A class of the same network in other libraries.
@@ -47,16 +53,16 @@ def in_hosts_terms(ours: type, host: type, other: OtherClass, given: dict[str, A
         ``arch`` and the other arguments of ``host``.
 
     Raises:
-        TypeError: for an argument that nobody takes, naming the nearest, and for arguments of both classes.
+        ArgumentsError: for one that nobody takes, naming the nearest, and for arguments of both classes.
         ValueError: if nothing tells the class, or a value is outside the class's rules.
     """
     hosts = arguments_of(host)
     if told := unknown(given, taken_by(ours, host, other)):
-        raise TypeError(f'{ours.__name__} got an unexpected keyword argument {told}.')
+        raise ArgumentsError(f'{ours.__name__} got an unexpected keyword argument {told}.')
     by_host, by_other = set(given) - set(other.defaults), set(given) - set(hosts)
     libraries = ' and '.join(other.libraries)
     if by_host and by_other:
-        raise TypeError(
+        raise ArgumentsError(
             f'{ours.__name__} reads its arguments as those of one class, and {sorted(by_host)} belong to '
             f"mmpretrain's {host.__name__}, {sorted(by_other)} to the one of {libraries}; leave out either."
         )

@@ -82,8 +82,9 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         if not isinstance(end.code, str):
             raise
         return refused(called, end.code)
-    except USER_ERRORS as error:
-        if name in NOT_CAUGHT and not getattr(error, 'told', False):
+    except Exception as error:
+        told = getattr(error, 'told', False)  # of ours, whatever the command
+        if not told and (name in NOT_CAUGHT or not isinstance(error, USER_ERRORS)):
             raise
         return refused(called, str(error))
 
