@@ -110,10 +110,10 @@ def arguments_taken(kind: type) -> set[str] | None:
 
 
 def _typed(node: Any, where: str) -> Iterator[tuple[str, Mapping]]:
-    """Every dict with a ``type`` in a model's config, with its key."""
+    """Every dict with a ``type`` in a model's config, with its key; not losses, whose dicts heads take keys out of."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node)
     if isinstance(node, Mapping) and 'type' in node:
         yield where, node
     for key, value in items:
-        if isinstance(value, (Mapping, list, tuple)):
+        if isinstance(value, (Mapping, list, tuple)) and not str(key).startswith('loss'):
             yield from _typed(value, f'{where}.{key}')
