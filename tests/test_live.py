@@ -234,20 +234,6 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
         {},
         'mid_position_embeddings',
     ),
-    'windows by the index of a layer': (
-        lambda: huggingface(
-            'VitDetModel',
-            'VitDetConfig',
-            hidden_size=32,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-            window_block_indices=[0, 2],
-            window_size=2,
-        )((3,)),
-        {},
-        'window_block_indices',
-    ),
     'constants by the index of a layer': (lambda: decoder('DiffLlama'), {}, 'lambda_init'),
     'a compiled linear layer': (lambda: compiled_linear(), {}, 'scale first'),
     'a list of blocks with hooks of accelerate': (lambda: dispatched(), {}, 'scale first, then dispatch'),
@@ -268,6 +254,29 @@ def dispatched() -> nn.Module:
     from accelerate import dispatch_model
 
     return dispatch_model(made('timm ViT'), {'': 'cpu'}, force_hooks=True)
+
+
+def test_lists_of_layers_in_a_config_name_every_instance():
+    from transformers import VitDetConfig, VitDetModel
+
+    def made(depth: int, windows: list[int], residual: list[int]) -> nn.Module:
+        torch.manual_seed(0)
+        lists = dict(window_block_indices=windows, residual_block_indices=residual, window_size=2)
+        size = dict(hidden_size=32, num_attention_heads=2, image_size=48, patch_size=8)
+        return VitDetModel(VitDetConfig(num_hidden_layers=depth, **lists, **size)).eval()
+
+    source, deep = made(3, [0, 2], [1]), made(6, [0, 1, 4, 5], [2, 3])
+    for i, layer in enumerate(deep.encoder.layer):
+        layer.load_state_dict(source.encoder.layer[i // 2].state_dict())
+    deep.embeddings.load_state_dict(source.embeddings.state_dict())
+    scaled = scale(source, times=2, order='interpolate')
+    assert (scaled.config.window_block_indices, scaled.config.residual_block_indices) == ([0, 1, 4, 5], [2, 3])
+    image = torch.randn(1, 3, 48, 48)
+    assert torch.equal(scaled(image).last_hidden_state, deep(image).last_hidden_state)
+    again = rescale(VitDetModel(scaled.config), scaled.config.scalenet).eval()
+    again.load_state_dict(scaled.state_dict())
+    assert torch.equal(again(image).last_hidden_state, deep(image).last_hidden_state)
+    assert again.encoder.layer[2].residual.conv1.weight is again.encoder.layer[3].residual.conv1.weight
 
 
 def test_a_wrapped_network_is_refused(tmp_path):

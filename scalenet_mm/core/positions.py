@@ -19,13 +19,14 @@ INDEX = 'layer_idx'
 DEPTHS = ('depth', 'num_layers')  # of the module that holds the blocks
 
 # What a host keeps for each of its layers, where: no rule could extend it.
-AROUND, CONFIG, INSIDE = 'modules around the layers', 'their configs', 'the layers'
+AROUND, INSIDE = 'modules around the layers', 'the layers'
+OUTPUTS = 'out_indices', 'stage_names'
+INDICES = 'window_block_indices', 'residual_block_indices'  # of layers, in a Hugging Face config
 BY_LAYER = {
     (AROUND, 'out_indices'): 'the layers whose outputs it returns',
     (AROUND, 'stage_names'): 'names of the layers whose outputs it returns',
     (AROUND, 'rope_mixed'): 'learnt frequencies of its rotary embedding',
     (AROUND, 'mid_position_embeddings'): 'position embeddings',
-    (CONFIG, 'window_block_indices'): 'the layers that attend in windows',
     (INSIDE, 'lambda_init'): 'constants that follow from the place of a layer',
 }
 
@@ -44,19 +45,15 @@ def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
         for prefix, module in _around(model, name).items()
         if not any(other.startswith(prefix) for other in others)
     ]
-    places = {
-        AROUND: around,
-        CONFIG: [m.config for m in around if _is_config(getattr(m, 'config', None))],
-        INSIDE: list(model.get_submodule(name).modules()),
-    }
+    places = {AROUND: around, INSIDE: list(model.get_submodule(name).modules())}
     for (place, attribute), what in BY_LAYER.items():
         for holder in places[place]:
             if _is_kept(getattr(holder, attribute, None)):
+                by_config = ", or take a registered backbone (type='ScaleNetDeiT', 'ScaleNetTimm', 'ScaleNetHF')"
                 raise ValueError(
                     f'{type(holder).__name__} keeps {what} ({attribute}) for the layers of {name!r} at their present '
-                    'number, which a live network cannot change. Build it by config as a registered backbone '
-                    "(type='ScaleNetDeiT', 'ScaleNetTimm', 'ScaleNetHF'), or build the host at the scaled depth and "
-                    'call scalenet_mm.rescale on it.'
+                    'number, which a live network cannot change. Build the host at the scaled depth and call '
+                    f'scalenet_mm.rescale on it{by_config if attribute in OUTPUTS else ""}.'
                 )
 
 
@@ -171,8 +168,10 @@ def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
     for config in configs if stage is None else ():
         if getattr(config, 'num_hidden_layers', None) == depth:
             config.num_hidden_layers = len(layer_map)
-        for key, value in list(vars(config).items()):  # layer_types and its like: one entry a layer
-            if 'layer' in key and isinstance(value, list) and len(value) == depth:
+        for key, value in list(vars(config).items()):
+            if key in INDICES and isinstance(value, list):
+                setattr(config, key, [i for i, s in enumerate(layer_map.sources) if s in value])
+            elif 'layer' in key and isinstance(value, list) and len(value) == depth:  # layer_types and its like
                 setattr(config, key, [value[s] for s in layer_map.sources])
         if len(getattr(config, 'stage_names', None) or ()) == depth + 1:  # a stem, then one a layer
             stem, last = config.stage_names[0], config.out_indices == [depth]

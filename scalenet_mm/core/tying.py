@@ -34,7 +34,7 @@ class MappedLayers:
 
     __prepare_scriptable__ = refuse_scripting
     layer_map: LayerMap
-    shared_names: list[str]  # what ``shared_names`` said of a block when the network was scaled
+    shared_names: list[str]  # what ``shared_names`` said of the blocks when the network was scaled
 
     def __getitem__(self, index):  # a slice is a plain container of the host's class: its map would be another one
         if not isinstance(index, slice):
@@ -174,7 +174,7 @@ def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) ->
         return False
     if isinstance(layers, MappedLayers):
         raise ValueError('These layers are tied or grown already; start from the source layers.')
-    layers.shared_names = shared_names(layers[0])
+    layers.shared_names = list(dict.fromkeys(name for block in layers for name in shared_names(block)))
     layers.__class__ = _mixed(mixin, type(layers))
     layers._register_state_dict_hook(_store_layer_map)
     return True
