@@ -20,9 +20,16 @@ def tell_guests(refuse_merging: Callable[[nn.Module], None]) -> None:
     """Called where layers are tied; idempotent.
 
     Args:
-        refuse_merging: raises for a model whose adapters must not be merged.
+        refuse_merging: raises for a model, or a layer of one, whose adapters must not be merged.
     """
-    when_imported('peft.tuners.tuners_utils', lambda peft: _ask_before_merging(peft.BaseTuner, refuse_merging))
+
+    def ask(peft: ModuleType) -> None:
+        _ask_before(peft.BaseTuner, '_check_merge_allowed', refuse_merging)
+        _ask_each_layer(peft, refuse_merging)
+
+    when_imported('peft.tuners.tuners_utils', ask)
+    mixed = 'peft.tuners.mixed.model'
+    when_imported(mixed, lambda m: _ask_before(m.MixedModel, '_unload_and_optionally_merge', refuse_merging))
     when_imported('accelerate.hooks', _offload_tied)
 
 
@@ -55,18 +62,37 @@ class Waiting:
         return spec
 
 
-def _ask_before_merging(tuner: type, refuse_merging: Callable[[nn.Module], None]) -> None:
-    host = tuner._check_merge_allowed
+def _ask_before(tuner: type, method: str, refuse_merging: Callable[[nn.Module], None]) -> None:
+    """Of a whole model, so that nothing is merged where one layer cannot be."""
+    host = getattr(tuner, method)
     if hasattr(host, 'knows_scaled_layers'):
         return
 
     @wraps(host)
-    def check(self) -> None:
-        refuse_merging(self.model)
-        host(self)
+    def asked(self, *args, **kwargs):
+        if kwargs.get('merge', True):
+            refuse_merging(self.model)
+        return host(self, *args, **kwargs)
 
-    check.knows_scaled_layers = True
-    tuner._check_merge_allowed = check
+    asked.knows_scaled_layers = True
+    setattr(tuner, method, asked)
+
+
+def _ask_each_layer(peft: ModuleType, refuse_merging: Callable[[nn.Module], None]) -> None:
+    """Of a layer whose ``merge()`` is called by hand: each asks this function first, under whatever name it has it."""
+    host = peft.check_adapters_to_merge
+    if hasattr(host, 'knows_scaled_layers'):
+        return
+
+    @wraps(host)
+    def asked(layer: nn.Module, *args, **kwargs):
+        refuse_merging(layer)
+        return host(layer, *args, **kwargs)
+
+    asked.knows_scaled_layers = True
+    for module in [m for name, m in sys.modules.items() if name.startswith('peft.')]:
+        if getattr(module, host.__name__, None) is host:
+            setattr(module, host.__name__, asked)
 
 
 def _offload_tied(accelerate: ModuleType) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -144,11 +145,13 @@ def scaled_layers(model: nn.Module) -> list[tuple[str, MappedLayers]]:
 
 
 _mixed_classes: dict[tuple[type, type], type] = {}
+_alive: WeakSet[MappedLayers] = WeakSet()  # all containers of this process
 
 
 def _rebuild(mixin: type, host: type) -> nn.Module:
-    made = _mixed(mixin, host)
-    return object.__new__(made)
+    made = object.__new__(_mixed(mixin, host))
+    _alive.add(made)
+    return made
 
 
 def _mixed(mixin: type, host: type) -> type:
@@ -161,8 +164,7 @@ def _mixed(mixin: type, host: type) -> type:
 def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) -> bool:
     """Makes a container of complete blocks a ``mixin``, in place; returns whether it was not one yet.
 
-    Raises:
-        ValueError: if the number of blocks is not the map's.
+    Raises ValueError if the number of blocks is not the map's.
     """
     if len(layers) != len(layer_map):
         raise ValueError(
@@ -176,6 +178,7 @@ def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) ->
         raise ValueError('These layers are tied or grown already; start from the source layers.')
     layers.shared_names = list(dict.fromkeys(name for block in layers for name in shared_names(block)))
     layers.__class__ = _mixed(mixin, type(layers))
+    _alive.add(layers)
     layers._register_state_dict_hook(_store_layer_map)
     return True
 
@@ -187,10 +190,7 @@ def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
     its own (a quantiser). What else was put on an instance stays its own.
 
     Args:
-        layers: an ``nn.ModuleList`` or ``nn.Sequential`` with ``len(layer_map)`` blocks of one structure.
-
-    Raises:
-        ValueError: if the number of blocks is not the map's.
+        layers: an ``nn.ModuleList`` or ``nn.Sequential`` with ``len(layer_map)`` blocks, else a ValueError.
     """
     if mapped(layers, layer_map, TiedLayers):
         layers._register_state_dict_hook(_one_tensor_one_key)
@@ -246,13 +246,17 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def refuse_merging(model: nn.Module) -> None:
-    """Raises ValueError if adapters that could be merged into their layer (PEFT's) lie around a tied tensor."""
-    for name, layers in model.named_modules():
-        tied = ties(layers) if isinstance(layers, TiedLayers) else ()
-        wrapped = [place.key for pair in tied for place in pair if '.base_layer.' in place.key]
+    """Raises ValueError if a network, or one layer of one, has adapters around a tied tensor that could be merged."""
+    inside = {id(held) for m in model.modules() for held in (m._parameters, m._buffers)}
+    for layers in [m for m in _alive if isinstance(m, TiedLayers)]:
+        if inside.isdisjoint(id(m._parameters) for m in layers.modules()):
+            continue
+        places = (place for pair in ties(layers) for place in pair)
+        wrapped = [p.key for p in places if '.base_layer.' in p.key and id(p.held) in inside]
         if wrapped:
+            name = next((f'{name}.' for name, m in model.named_modules() if m is layers and name), '')
             raise ValueError(
-                f'Adapters cannot be merged into {name}.{wrapped[0]}: one tensor serves several layers here, and each '
+                f'Adapters cannot be merged into {name}{wrapped[0]}: one tensor serves several layers here, and each '
                 'has an adapter of its own. Keep them beside the weights (save_pretrained of the PEFT model), or take '
                 'them off with unload().'
             )
