@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import perturb, scalenet
+from safetensors.torch import load_file, save_file
 
 import scalenet_mm
 from scalenet_mm.checkpoint import CheckpointError
@@ -261,8 +262,6 @@ def test_a_plain_model_is_read_by_its_own_class_and_a_broken_folder_is_refused(t
     model = made('Llama')
     model.save_pretrained(tmp_path / 'scaled')
     weights = tmp_path / 'scaled' / 'model.safetensors'
-    from safetensors.torch import load_file, save_file
-
     state = load_file(weights)
     lost = 'model.layers.1.mlp.up_proj.adapter.down'
     save_file({k: v for k, v in state.items() if k != lost}, weights)
@@ -792,3 +791,39 @@ def test_the_toy_study_continues_where_it_stopped(tmp_path):
     said = run_tool('experiment lm-toy', tmp_path, *args)
     assert f'{len(lines) - 1} of them done before' in said
     assert (tmp_path / 'work' / 'lm_toy.md').read_text() == table
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(source_folder):
+    folder = source_folder.parent
+    usual = ['--model', source_folder, '--data', folder / 'alpaca.json', '--rank', 4, '--batch-size', 8, '--epochs', 1]
+    usual += ['--lr', 1e-2, '--save-steps', 2, '--max-length', 100, '--micro-batch', 4]
+    run_tool('lm-train', folder, *usual, '--out', folder / 'one')
+    here = ['--nproc-per-node=2', '--rdzv-backend=c10d', '--rdzv-endpoint=localhost:0']
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        *here,
+        '-m',
+        'scalenet_mm',
+        'lm-train',
+        *map(str, usual),
+        '--out',
+        'two',
+    ]
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    command += map(str, usual)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('wrote') == 2 and 'step 3 of 3' in done.stdout
+    one, two = (load_file(folder / name / 'model.safetensors') for name in ('one', 'two'))
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=2e-4, msg=key)
+    start = load_file(source_folder / 'model.safetensors')
+    assert any(k not in start for k in two), 'adapters'
+    delta = folder / 'two' / 'increments.delta.safetensors'
+    tokens = rows_padded_on_the_left((9,))[0] % 30
+    with torch.no_grad():
+        assert torch.equal(load_increments(delta)(tokens).logits, from_pretrained(folder / 'two')(tokens).logits)

@@ -63,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
     from ..lm import require_extras
 
     require_extras('transformers', 'accelerate')
+    from transformers import set_seed
+
     from .. import TrainPolicy, scale
     from ..core.adapters import parse_adjust
     from ..lm.alpaca import encode, read_alpaca
@@ -85,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
         f'{args.max_length} tokens or cut there.'
     )
     model = load('bfloat16' if args.bf16 and args.train != 'all' else 'float32')
+    set_seed(args.seed)  # the adapters' first values
     if args.times != 1 or adjust:
         scale(model, times=args.times, order=args.order, adjust=adjust, start=args.start)
     setattr(model.config, TRAINED, args.train)
