@@ -568,11 +568,12 @@ def test_verify_names_a_base_that_is_another_one(toy, tmp_path):
     assert str(e.value).endswith(f'Name base.pth in the place of {tmp_path / "b.pth"}.')
 
 
+@pytest.mark.parametrize('growth', ['random', 'stack', 'interpolate', 'swa', 'zero'])
 @pytest.mark.parametrize('train', ['increments', 'adjustments'])
-def test_a_delta_of_new_layers_that_no_base_has_holds_them(train, tmp_path):
+def test_a_delta_of_new_layers_gives_them_back(growth, train, tmp_path):
     base = write_base(tmp_path / 'base.pth')
     cfg = toy_config(tmp_path / 'w', base, policy=dict(train=train, also=['fc']), hooks=HOOKS)
-    scale = dict(growth='random', new_layers=1, adjust=dict(type='LoRA', rank=2))
+    scale = dict(growth=growth, new_layers=1, adjust=dict(type='LoRA', rank=2))
     cfg.model.backbone, cfg.train_cfg.max_epochs = dict(SCALED, scale=scale), 1
     build_runner(cfg).train()
     torch.manual_seed(9)  # other values of what is drawn at random

@@ -53,6 +53,15 @@ def stored_once(file: Path, model: torch.nn.Module) -> None:
         assert any(t.shape == p.shape and np.array_equal(t, p.detach()) for t in tensors)
 
 
+@pytest.mark.parametrize('growth', ['stack', 'interpolate', 'swa', 'zero', 'random'])
+def test_a_grown_deit_keeps_its_outputs_and_all_its_tensors(growth, tmp_path):
+    model = deit(scale=dict(growth=growth, new_layers=2))
+    done = export_backbone(model, tmp_path / 'deit.onnx')
+    assert_same(tmp_path / 'deit.onnx', model, 2, 3, 32, 32)
+    stored_once(tmp_path / 'deit.onnx', model)
+    assert done.unique == sum(p.nbytes for p in model.parameters())
+
+
 def test_a_deit_keeps_its_outputs_at_any_batch_and_stores_shared_tensors_once(tmp_path):
     model = deit()
     done = export_backbone(model, tmp_path / 'deit.onnx')
