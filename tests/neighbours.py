@@ -74,6 +74,14 @@ CLASSES = {
         ('backbone', 'vit'),
         *registered(cls.VisionTransformer, ScaleNetDeiT, arch=DEIT, img_size=64, patch_size=16, out_type='featmap'),
     ),
+    'mmseg ViT': Class(
+        ('backbone',),
+        *registered(
+            seg.VisionTransformer,
+            ScaleNetDeiT,
+            **dict(img_size=64, embed_dims=32, num_layers=3, num_heads=2, mlp_ratio=2, final_norm=True),
+        ),
+    ),
     'timm ViT': Class(('timm',), *live('vit_tiny_patch16_224', **VIT)),
     'timm Swin': Class(
         ('timm',),
