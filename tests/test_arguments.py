@@ -199,7 +199,7 @@ def compare(case: Case, args: dict, size: tuple[int, int]) -> None:
     dtype = torch.float64 if case.close else torch.float32
     theirs = case.host(**args).to(dtype)
     mine = case.ours(**args, scale=UNSCALED).to(dtype)
-    perturb(theirs, seed=1)
+    perturb(theirs, seed=1, std=0.02 if case.close else 0.2)  # more makes deep ones chaotic
     theirs.eval()
     set_ops(mine, 'plain').eval().load_state_dict(theirs.state_dict())
     x = torch.randn(1, args.get('in_channels', 3), *size, generator=torch.Generator().manual_seed(0)).to(dtype)
