@@ -146,8 +146,8 @@ MUTATIONS = (
         '2',
         "one layer's addition is merged into the weight of all",
         'scalenet_mm/core/tying.py',
-        "if '.base_layer.' in place.key]",
-        "if '.base_layer.' in place.key and False]",
+        'and id(p.held) in inside]',
+        'and id(p.held) not in inside]',
         'tests/test_additions.py::test_nothing_is_merged_into_a_tensor_of_several_layers[on1]',
     ),
     Mutation(
