@@ -752,7 +752,7 @@ MUTATIONS = (
         'scalenet_mm/engine/delta_hook.py',
         '{*new, *own_start(bare(runner.model))}',
         '{*new}',
-        'tests/test_delta.py::test_a_delta_of_new_layers_that_no_base_has_holds_them[adjustments]',
+        'tests/test_delta.py::test_a_delta_of_new_layers_gives_them_back[adjustments-random]',
     ),
     Mutation(
         'delta',
