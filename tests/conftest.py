@@ -27,6 +27,12 @@ def scalenet(*words) -> list[str]:
     return [sys.executable, '-m', 'scalenet_mm', *map(str, words)]
 
 
+def in_two_processes(*words) -> list[str]:
+    """torchrun's command line for a script, or for ``-m MODULE``, with its arguments."""
+    here = ['--nproc-per-node=2', '--rdzv-backend=c10d', '--rdzv-endpoint=localhost:0']
+    return [sys.executable, '-m', 'torch.distributed.run', *here, *map(str, words)]
+
+
 SWIN = dict(embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 4])
 DEIT = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
 

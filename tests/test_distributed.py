@@ -4,11 +4,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import in_two_processes
 
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.runner.resume import MAIN, seed_everything
@@ -36,10 +36,8 @@ def data(tmp_path_factory):
 def two_processes(jobs, folder) -> dict:
     """Runs jobs of dist_worker.py one after another in two processes: name -> results of both."""
     (folder / 'jobs.json').write_text(json.dumps(jobs))
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2']
-    there = ['--rdzv-backend=c10d', '--rdzv-endpoint=localhost:0']
-    worker = [str(ROOT / 'tests' / 'dist_worker.py'), str(folder / 'jobs.json'), str(folder)]
-    done = subprocess.run(torchrun + there + worker, env=ENV, capture_output=True, text=True, timeout=TIMEOUT)
+    command = in_two_processes(ROOT / 'tests' / 'dist_worker.py', folder / 'jobs.json', folder)
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=TIMEOUT)
     said = [line for line in done.stderr.splitlines() if line.startswith('[rank')]
     assert done.returncode == 0, '\n'.join(said) or done.stderr
     return {

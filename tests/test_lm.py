@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import perturb, scalenet
+from conftest import in_two_processes, perturb, scalenet
 from safetensors.torch import load_file, save_file
 
 import scalenet_mm
@@ -799,21 +799,8 @@ def test_two_processes_train_what_one_does(source_folder):
     usual = ['--model', source_folder, '--data', folder / 'alpaca.json', '--rank', 4, '--batch-size', 8, '--epochs', 1]
     usual += ['--lr', 1e-2, '--save-steps', 2, '--max-length', 100, '--micro-batch', 4]
     run_tool('lm-train', folder, *usual, '--out', folder / 'one')
-    here = ['--nproc-per-node=2', '--rdzv-backend=c10d', '--rdzv-endpoint=localhost:0']
-    command = [
-        sys.executable,
-        '-m',
-        'torch.distributed.run',
-        *here,
-        '-m',
-        'scalenet_mm',
-        'lm-train',
-        *map(str, usual),
-        '--out',
-        'two',
-    ]
+    command = in_two_processes('-m', 'scalenet_mm', 'lm-train', *usual, '--out', 'two')
     env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    command += map(str, usual)
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count('wrote') == 2 and 'step 3 of 3' in done.stdout

@@ -3,11 +3,11 @@
 import copy
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import in_two_processes
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
@@ -317,8 +317,7 @@ def test_on_two_processes_what_a_policy_froze_is_checked_and_what_the_model_froz
     write_base(tmp_path / 'whole.pth')
     (tmp_path / 'worker.py').write_text(WORKER)
     tests = Path(__file__).parent
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--rdzv-backend=c10d']
-    command += ['--rdzv-endpoint=localhost:0', str(tmp_path / 'worker.py'), str(tmp_path)]
+    command = in_two_processes(tmp_path / 'worker.py', tmp_path)
     env = {**os.environ, 'PYTHONPATH': f'{tests.parent}:{tests}', 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert sorted(p.name for p in tmp_path.glob('done.*')) == ['done.0', 'done.1'], done.stderr[-3000:]
