@@ -145,4 +145,4 @@ def test_load_from_runs_no_code_of_the_file(digits, tmp_path):
         f'load_from={tmp_path / "evil.pth"}',
     )
     assert done.returncode != 0 and 'code of the file ran' not in done.stdout
-    assert 'eights only load failed' in done.stderr
+    assert 'evil.pth was refused: it stores' in done.stderr
