@@ -12,6 +12,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
+from scalenet_mm.commands import train
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.runner.config import load_config, move_data_root
 from scalenet_mm.runner.preflight import head_classes, preflight, problems
@@ -515,3 +516,13 @@ def test_a_misspelt_argument_of_a_part_of_the_model_is_named_with_the_nearest(ke
     cfg.merge_from_dict({'model.backbone.norm_cfg': dict(type='LN'), key: True})
     found = [f'{where}: {text}' for where, text in misspelt_arguments(cfg)]
     assert bool(found) == bool(told) and (not told or re.search(told, found[0]))
+
+
+def test_a_misspelt_argument_is_refused_without_the_other_checks_too(tmp_path):
+    base = CONFIGS / 'demo' / 'mask_rcnn_scalenet_swin_digits.py'
+    own, work_dir = tmp_path / 'own.py', tmp_path / 'run'
+    own.write_text(f"_base_ = ['{base}']\nmodel = dict(rpn_head=dict(feat_chanels=9))\n")
+    said = r"own.py: model.rpn_head: RPNHead takes no \['feat_chanels'\] \(near are: feat_channels"
+    with pytest.raises(SystemExit, match=said):
+        train.main([str(own), '--work-dir', str(work_dir), '--no-preflight'])
+    assert not work_dir.exists()

@@ -117,7 +117,7 @@ def final_state(work_dir: Path) -> dict:
         ('epochs', 2),
         pytest.param('iterations', 2, marks=pytest.mark.slow),
         pytest.param('epochs', 0, marks=pytest.mark.slow),
-        ('iterations', 0),
+        pytest.param('iterations', 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(loop, workers, digits, tmp_path):

@@ -417,6 +417,7 @@ def test_wrong_calls_are_refused_before_anything_runs(args, message, tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path):
     jobs = paper_scale.jobs(['table1', 'table2'], [0])
     named = {r.config for s in ('table1', 'table2') for r in paper_scale.STUDIES[s]}
@@ -430,6 +431,7 @@ def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path)
     assert record['status'] == 'failed' and 'reproduce table8/' in record['error']
 
 
+@pytest.mark.slow
 def test_a_paper_scale_run_that_is_ended_ends_its_reproduction(tmp_path, monkeypatch):
     """By SIGTERM, which it hands on to its own processes; a kill would leave those behind."""
     code = 'import pathlib, sys, time; p = pathlib.Path(sys.argv[1])\n'

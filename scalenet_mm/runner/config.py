@@ -21,7 +21,7 @@ from ..one_run import one_run
 from .atomic import make_atomic
 from .continuing import require_continuable, settle
 from .resume import make_resumable
-from .slips import refuse_slips
+from .slips import refuse_misspelt_arguments, refuse_slips
 
 CONSTRUCTOR, WRAPPER = 'ScaleNetOptimWrapperConstructor', 'ScaleNetDistributedDataParallel'
 
@@ -37,7 +37,8 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
         launcher: as mmengine's.
 
     Raises:
-        SystemExit: if there is no such file, a key is a slip, or it is not clear which folder ``data_root`` replaces.
+        SystemExit: if there is no such file, a key or an argument is a slip, or it is not clear which folder
+            ``data_root`` replaces.
     """
     try:
         cfg = read_config(path)
@@ -49,6 +50,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
         move_data_root(cfg, options['data_root'])
     refuse_slips(cfg, path, options)
     cfg.merge_from_dict(options)
+    refuse_misspelt_arguments(cfg, path)
     try:
         trained_by(unwrap_overrides(cfg))  # refuses what contradicts itself before anything else is read
     except ValueError as e:

@@ -19,7 +19,6 @@ from .config import walk
 from .continuing import require_continuable
 from .preflight_data import check_content
 from .preflight_labels import Labels, Note, some, taught
-from .slips import misspelt_arguments
 
 # Their num_classes is not that of the data set: objectness, and stuff maps beside the boxes.
 OTHER_CLASSES = {'rpn_head', 'semantic_head'}
@@ -62,7 +61,6 @@ def problems(cfg: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
                 yield from _check_stage(cfg, stage, loader.dataset, read[stage])
     yield from _check_order(cfg, read)
     yield from check_weights(cfg)
-    yield from misspelt_arguments(cfg)
     yield from _check_checkpoints(cfg, 'train' in stages)
     seed = (cfg.get('randomness') or {}).get('seed')
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
-from ..backbones.arguments import arguments_of, nearest, unknown
+from ..backbones.arguments import nearest, unknown
 from ..compat import type_class, type_name
 
 # The top level of a config: what the Runner reads, what our commands and the libraries' tools read besides, and names
@@ -26,12 +26,13 @@ READ = {
     *('train_pipeline', 'val_pipeline', 'test_pipeline'),
 }
 ALIKE = 0.8  # of difflib: one letter left out, doubled or changed, or two changed about
+HANDED_ON = 0.9  # for arguments that a class hands to its bases, of which it may take some out before
 
 
-def resembled(name: str, names: Iterable[str]) -> str:
+def resembled(name: str, names: Iterable[str], cutoff: float = ALIKE) -> str:
     """The one of ``names`` that ``name`` is a slip of; empty where it is none, or begins with ``_``."""
     names = set(names)
-    alike = '' if name in names or name.startswith('_') else nearest(name, names, ALIKE, most=1)
+    alike = '' if name in names or name.startswith('_') else nearest(name, names, cutoff, most=1)
     return '' if alike == 'none' else alike
 
 
@@ -94,19 +95,38 @@ def misspelt_arguments(cfg: Config) -> Iterator[tuple[str, str]]:
     ):
         for where, node in _typed(cfg.get('model') or {}, 'model'):
             kind = type_class(node, known)
-            taken = arguments_taken(kind) if isinstance(kind, type) else None
-            slips = [key for key in node if taken and resembled(key, taken)]
+            taken, cutoff = arguments_taken(kind) if isinstance(kind, type) else (set(), ALIKE)
+            slips = [key for key in node if resembled(key, taken, cutoff)]
             if slips:
                 yield where, f'{type_name(node)} takes no {unknown(slips, taken)}.'
 
 
-def arguments_taken(kind: type) -> set[str] | None:
-    """The names that a class takes; None where it hands those that it does not know to others."""
+def refuse_misspelt_arguments(cfg: Config, path: str) -> None:
+    """Refuses `misspelt_arguments`.
+
+    Raises:
+        SystemExit: with file, key, the nearest argument and the way out.
+    """
+    if said := [f'{path}: {where}: {text}' for where, text in misspelt_arguments(cfg)]:
+        raise SystemExit('\n'.join(said))
+
+
+def arguments_taken(kind: type) -> tuple[set[str], float]:
+    """The names that a class takes, those of its bases too where it hands on what it does not know (none where even
+    the last of them takes any), and from which likeness on another name is a slip of one.
+    """
     if hasattr(kind, 'arguments_taken'):  # ours, which know what their hosts take
-        return {'type', *kind.arguments_taken()}
-    parameters = inspect.signature(kind).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return None if open_ended else {'type', *arguments_of(kind)}
+        return {'type', *kind.arguments_taken()}, ALIKE
+    names, cutoff = {'type'}, ALIKE
+    for base in kind.__mro__[:-1]:
+        if '__init__' not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters
+        names.update(parameters)
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            return names, cutoff
+        cutoff = HANDED_ON
+    return set(), cutoff
 
 
 def _typed(node: Any, where: str) -> Iterator[tuple[str, Mapping]]:
