@@ -36,7 +36,7 @@ EXTRAS = {
     'hosts': ['timm', 'transformers>=4.57'],  # networks for scale(), ScaleNetTimm, ScaleNetHF
     'lm': ['transformers>=4.57', 'accelerate', 'datasets', 'lm_eval'],  # scalenet lm-train, lm_eval.py
     'export': ['onnx', 'onnxscript', 'onnxruntime'],
-    'tests': ['pytest', 'pytest-xdist', 'timm', 'scikit-learn', 'fvcore', 'matplotlib', 'tensorboard'],
+    'tests': ['pytest', 'pytest-xdist', 'timm', 'scikit-learn', 'fvcore', 'matplotlib', 'tensorboard', 'peft'],
 }
 
 
@@ -77,6 +77,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['scalenet_mm', 'scalenet_mm.*']),
+    package_data={'scalenet_mm.experiments.quickstart': ['sources/*']},
     install_requires=['safetensors>=0.4'],
     extras_require=EXTRAS,
     entry_points={'console_scripts': ['scalenet = scalenet_mm.commands.main:main']},

@@ -2,7 +2,8 @@
 
     python tests/matrix.py [--work-dir work_dirs/matrix] [NAME ...]
 
-Each takes 5 to 10 minutes and 6 GB, most of it torch; one that is there is used again. Prints the table of the page.
+Each takes 5 to 10 minutes and 6 GB, most of it torch (compiling mmcv 10 to 20 more); one that is there is used again.
+Prints the table of the page.
 """
 
 import argparse
@@ -20,16 +21,18 @@ CORE = ('layer_map', 'adapters', 'scaling', 'roles', 'backbones', 'mmcv_ops', 'r
 
 
 class Environment(NamedTuple):
-    """What is built: a Python, and packages that are installed before the set-up adds the rest."""
+    """What is built: a Python, packages that are installed before the set-up adds the rest, the set-up's options."""
 
     python: str
     first: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 MATRIX = {
     **{f'py{v}': Environment(v) for v in ('3.10', '3.11', '3.12', '3.13')},
     'torch2.6': Environment('3.11', ('torch==2.6.0', 'torchvision==0.21.0')),
     'newest torch': Environment('3.12', ('torch', 'torchvision')),
+    'compiled mmcv': Environment('3.11', options=('--compile-mmcv',)),
 }
 
 
@@ -59,7 +62,7 @@ def build_and_test(name: str, work_dir: Path) -> tuple[str, ...]:
     if wanted.first and not (folder / 'bin' / 'python').exists():
         run([python, '-m', 'venv', folder], log)
         run([folder / 'bin' / 'python', '-m', 'pip', 'install', *wanted.first], log)
-    if run(['bash', 'tools/setup_env.sh', '--python', python, '--env', folder], log):
+    if run(['bash', 'tools/setup_env.sh', '--python', python, '--env', folder, *wanted.options], log):
         return name, wanted.python, '-', '-', f'set-up failed: {log.read_text().strip().splitlines()[-1]}'
     minutes = (time.monotonic() - begin) / 60
     inside = folder / 'bin' / 'python'

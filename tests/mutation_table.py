@@ -1032,11 +1032,19 @@ MUTATIONS = (
     ),
     Mutation(
         'seeing',
-        'a source below the floor is compared all the same',
-        'scalenet_mm/experiments/commands/quickstart.py',
-        '    if reached < floor:',
-        '    if reached < 0:',
-        'tests/test_quickstart.py::test_a_source_below_the_floor_ends_the_call_with_floor_and_value',
+        'the gain is over nothing',
+        'scalenet_mm/experiments/quickstart/quickstart_page.py',
+        "f'{value - source:+.1f}'",
+        "f'{value:+.1f}'",
+        'tests/test_quickstart.py::test_the_table_has_the_four_models_with_what_they_cost',
+    ),
+    Mutation(
+        'seeing',
+        'a page names an option that there is not',
+        'docs/usage.md',
+        '--work-dir work_dirs/base --cfg-options train_cfg.max_epochs=1',
+        '--work-dirs work_dirs/base --cfg-options train_cfg.max_epochs=1',
+        'tests/test_pages.py::test_every_block_of_a_page_can_be_read_and_its_commands_have_their_options[docs/usage.md]',
     ),
     Mutation(
         'seeing',
@@ -1658,5 +1666,13 @@ MUTATIONS = (
         "    return ''\n",
         'tests/test_runner_config.py::test_an_option_that_the_config_has_not_and_that_is_a_slip_of_what_stands_beside_it_is'
         '_refused[train_cfg.max_epoch-max_epochs]',
+    ),
+    Mutation(
+        'configs',
+        'a misspelt argument is left to the library',
+        'scalenet_mm/runner/config.py',
+        '    refuse_misspelt_arguments(cfg, path)\n',
+        '',
+        'tests/test_preflight.py::test_a_misspelt_argument_is_refused_without_the_other_checks_too',
     ),
 )

@@ -27,7 +27,7 @@ from mutation_table import MUTATIONS, Mutation
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-COPIED = ('scalenet_mm', 'configs', 'tools', 'tests', 'docs', 'model-index.yml', 'pyproject.toml')
+COPIED = ('scalenet_mm', 'configs', 'tools', 'tests', 'docs', 'README.md', 'model-index.yml', 'pyproject.toml')
 SKIPPED = shutil.ignore_patterns('__pycache__', '.mim')
 REPORT, OUTPUT = 'report.xml', 'output.txt'
 TIMEOUT = 300  # seconds for one test

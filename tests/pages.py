@@ -30,11 +30,6 @@ PART = re.compile(
 )
 MARKER = re.compile(r' (?P<name>[\w ]+?):(?P<value>.*)', re.DOTALL)
 MARKERS = ('parsed only', 'file', 'with', *LANGUAGES)
-# Blocks of another owner: (page, text in the block) -> why they carry no marker; only their syntax is looked at.
-LEFT = {
-    ('docs/quickstart.md', ''): 'the page is being written anew',
-    ('README.md', 'tools/quickstart.sh'): 'sets up an environment, trains for minutes and runs these tests',
-}
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,6 @@ class Block:
         runs: as it is run.
         file: what it is written to instead.
         why_not: why it is not run; empty if it is.
-        left: its commands are not looked at.
     """
 
     page: str
@@ -59,7 +53,6 @@ class Block:
     runs: str
     file: str = ''
     why_not: str = ''
-    left: bool = False
 
     def __str__(self) -> str:
         return f'{self.page}:{self.line}'
@@ -118,10 +111,7 @@ def _marked(page: str, line: int, part: re.Match, markers: list[tuple[str, str, 
             runs = runs.replace(old, new)
         else:
             said[name] = value
-    left = next((why for (p, found), why in LEFT.items() if p == page and found in part['code']), '')
-    yield Block(
-        page, line + 1, language, part['code'], runs, said.get('file', ''), said.get('parsed only', left), bool(left)
-    )
+    yield Block(page, line + 1, language, part['code'], runs, said.get('file', ''), said.get('parsed only', ''))
 
 
 def run_page(page: str) -> None:

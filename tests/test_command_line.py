@@ -46,7 +46,7 @@ def test_the_console_script_and_the_package_as_a_module_say_the_same(words):
     assert (script.returncode, script.stdout, script.stderr) == (told.returncode, told.stdout, told.stderr)
 
 
-@pytest.mark.parametrize('name', ['train', 'test'])
+@pytest.mark.parametrize('name', ['train', pytest.param('test', marks=pytest.mark.slow)])
 def test_the_tools_that_stayed_are_the_subcommands_under_their_own_names(name):
     script = subprocess.run(
         [sys.executable, f'tools/{name}.py', '--no-such-option'], capture_output=True, text=True, cwd=ROOT
@@ -96,7 +96,7 @@ def test_every_subcommand_tells_its_usage(words, monkeypatch, capsys):
             ['experiment', 'quikstart'],
             r"scalenet experiment: error: there is no 'quikstart'; did you mean quickstart\?",
         ),
-        (['experiment', 'quickstart', '--task', 'dett'], r"invalid choice: 'dett' \(choose from '?det'?, '?seg'?"),
+        (['experiment', 'quickstart', '--task', 'dett'], r"invalid choice: 'dett' \(choose from '?cls'?, '?det'?"),
         (['train', DIGITS, '--cfg-options', 'modle.backbone.x=1', '--dry-run'], r"'modle', and 'model' is near"),
         (['train', DIGITS, '--cfg-options', 'trian_cfg.max_epochs=1'], r"'trian_cfg', and 'train_cfg' is near"),
         (['train', DIGITS, '--cfg-options', 'model.bakcbone.depth=2'], r"no 'bakcbone', and 'backbone' is near"),

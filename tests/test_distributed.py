@@ -53,13 +53,13 @@ TIMM = dict(
     _delete_=True,
     type='ScaleNetTimm',
     model_name='swin_tiny_patch4_window7_224',
-    img_size=128,
-    window_size=4,
-    embed_dim=32,
-    depths=(1, 1, 2, 2),
-    num_heads=(1, 2, 4, 8),
-    out_indices=(0, 1, 2, 3),
-    scale=dict(times=2, adjust=dict(type='ParallelAdapter', rank=8)),
+    img_size=96,
+    window_size=6,
+    embed_dim=24,
+    depths=(1, 1, 1),
+    num_heads=(2, 4, 8),
+    out_indices=(0, 1, 2),
+    scale=dict(times=2, layers='all', adjust=dict(type='ParallelAdapter', rank=8)),
 )
 FAST = ('det, our wrapper', 'seg, the constructor alone')
 SLOW = {
@@ -71,7 +71,11 @@ SLOW = {
     'seg, checkpointing, the constructor alone': ('seg', False, WITH_CP),
     'det, many branches dropped': ('det', True, {'model.backbone.drop_path_rate': 0.6}),
     'det, ScaleNetTimm': ('det', True, {'model.backbone': TIMM}),
-    'seg, a grown layer': ('seg', True, {'model.backbone.scale': dict(_delete_=True, growth='stack', new_layers=1)}),
+    'seg, a grown layer': (
+        'seg',
+        True,
+        {'model.backbone.scale': dict(_delete_=True, growth='stack', new_layers=1, stages=(2,))},
+    ),
     'seg, everything, recomputing': ('seg', True, {**ALL, 'model.backbone.ops': dict(recompute='attention')}),
 }
 

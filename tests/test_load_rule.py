@@ -81,7 +81,7 @@ def test_new_classes_train_a_new_head_and_the_rest_is_the_files(data, source, tm
     runner = build_runner(config(data, source, tmp_path / 'a', classes=3))
     with pytest.raises(CheckpointError, match=f"add '{LOGITS}' to policy.also") as e:
         runner.train()
-    assert f'{LOGITS}.weight: expected (3, 64, 1, 1), the file has (10, 64, 1, 1)' in str(e.value)
+    assert f'{LOGITS}.weight: expected (3, 24, 1, 1), the file has (10, 24, 1, 1)' in str(e.value)
     assert 'fc_cls' not in str(e.value), 'trained, so it may differ'
     runner = build_runner(config(data, source, tmp_path / 'b', 3, [*LAST, LOGITS]))
     runner.train()

@@ -84,7 +84,7 @@ def test_every_block_of_a_page_can_be_read_and_its_commands_have_their_options(p
                 continue
             read = subprocess.run(['bash', '-n'], input=code, text=True, capture_output=True)
             assert read.returncode == 0, f'{block}: {read.stderr}'
-            unknown = [] if block.left else [(shlex.join(w), o) for w in commands(code) if (o := wrong(w))]
+            unknown = [(shlex.join(w), o) for w in commands(code) if (o := wrong(w))]
             assert not unknown, f'{block}: {unknown}'
 
 

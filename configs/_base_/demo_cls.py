@@ -11,7 +11,7 @@ model = dict(
 )
 
 _classes = [f'{i:02d}' for i in range(19)]
-_loader = dict(batch_size=128, num_workers=1, persistent_workers=True)
+_loader = dict(batch_size=128, num_workers=1, persistent_workers=True, collate_fn=dict(type='default_collate'))
 _data = dict(
     type='ImageNet',
     data_root='data/demo/imagenet',

@@ -1,21 +1,37 @@
-# Digit scenes in ADE20K layout (docs/demo_data.md): 128 x 128, background and ten digits, one label a pixel.
+# Digit scenes in ADE20K layout (docs/demo_data.md): 96 x 96, background and ten digits, one label a pixel.
 _base_ = ['mmseg::_base_/models/upernet_swin.py', 'mmseg::_base_/default_runtime.py']
 custom_imports = dict(imports=['scalenet_mm'])
 runner_type = 'ScaleNetRunner'  # adds exact resume, the check of load_from, and the policy
 randomness = dict(seed=0)
 
 _norm = dict(type='BN', requires_grad=True)
-# six of seven pixels are background
+# most pixels are background
 _loss = dict(class_weight=[0.1] + [1.0] * 10)
 model = dict(
-    data_preprocessor=dict(size=(128, 128), mean=[125.0] * 3, std=[67.0] * 3),
-    backbone=dict(embed_dims=32, depths=[1, 1, 2, 2], num_heads=[1, 2, 4, 8], window_size=4, drop_path_rate=0.0),
-    decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=11, norm_cfg=_norm, loss_decode=_loss),
-    auxiliary_head=dict(in_channels=128, channels=32, num_classes=11, norm_cfg=_norm, loss_decode=_loss),
+    data_preprocessor=dict(size=(96, 96), mean=[125.0] * 3, std=[67.0] * 3),
+    backbone=dict(
+        embed_dims=24,
+        depths=[1, 1, 1],
+        num_heads=[2, 4, 8],
+        strides=(4, 2, 2),
+        window_size=6,
+        drop_path_rate=0.0,
+        out_indices=(0, 1, 2),
+    ),
+    decode_head=dict(
+        in_channels=[24, 48, 96],
+        in_index=[0, 1, 2],
+        pool_scales=(1, 2, 3),
+        channels=32,
+        num_classes=11,
+        norm_cfg=_norm,
+        loss_decode=_loss,
+    ),
+    auxiliary_head=dict(in_channels=48, in_index=1, channels=16, num_classes=11, norm_cfg=_norm, loss_decode=_loss),
 )
 
 _metainfo = dict(classes=['background', *[str(i) for i in range(10)]])
-_loader = dict(batch_size=8, num_workers=1, persistent_workers=True)
+_loader = dict(batch_size=16, num_workers=1, persistent_workers=True)
 _data = dict(
     type='BaseSegDataset',
     data_root='data/demo/ade',

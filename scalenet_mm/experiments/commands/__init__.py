@@ -18,6 +18,7 @@ COMMANDS = {
     'paper-tables': "counts of the paper's networks beside the printed figures",
     'make-configs': 'the configs of baselines and ablations, from the rows',
     'model-zoo': 'model-index.yml, metafiles and docs/model_zoo.md, from the configs',
+    'make-sources': 'the trained models that the quickstart starts from, and their card',
     'demo-data': "the demo data set, from scikit-learn's digits",
     'host-table': 'the table of docs/hosts.md, from its tests',
     'draw-method': 'the picture of the method',

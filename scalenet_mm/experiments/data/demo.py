@@ -18,7 +18,7 @@ from .dataset_layouts import LAYOUTS
 from .digits import SPLITS, digit_set
 from .manifest import MANIFEST, verify_manifest, write_manifest
 
-GENERATOR_VERSION = 1  # raise it with every change that alters what is drawn or written
+GENERATOR_VERSION = 2  # raise it with every change that alters what is drawn or written
 LOCK = '.demo_data.lock'
 LOCK_WAIT_S = 5.0  # workers of a killed run let go of the lock within a second
 PARTIAL = '.{}.partial'

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from .dataset_layouts import LAYOUTS, PALETTE
 from .digits import CLASSES, SPLITS
@@ -44,7 +45,12 @@ def _tile(image: np.ndarray, instances: list[Instance]) -> np.ndarray:
 
 
 def draw_preview(folders: Mapping[str, Path], path: Path, columns: int = 8) -> None:
-    """Save one row of scenes for each layout and split, as the manifests in the folders say, as a PNG."""
+    """Save one row of scenes for each layout and split, as the manifests in the folders say, as a PNG of
+    256 colours.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     rows = []
     for layout, root in folders.items():
         made = json.loads((Path(root) / MANIFEST).read_text())['parameters']
@@ -56,5 +62,4 @@ def draw_preview(folders: Mapping[str, Path], path: Path, columns: int = 8) -> N
             _text(row, f'{layout} {split}', 4, 12)
             rows.append(row)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.vstack(rows)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9]):
-        raise OSError(f'could not write the preview to {path}')
+    Image.fromarray(np.vstack(rows)).quantize(256).save(path, optimize=True)

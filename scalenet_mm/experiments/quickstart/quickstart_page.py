@@ -12,15 +12,22 @@ from ...tables import format_table
 from .quickstart_runs import Result
 from .quickstart_tasks import Task
 
+HEAD = ('parameters', 'trained', 'delta kB', 'MFLOPs', 'minutes')
+
+
+def gain(value: float, source: float, of_the_source: bool) -> str:
+    return '' if of_the_source else f'{value - source:+.1f}'
+
 
 def table(rows: list[Result], task: Task) -> str:
-    head = ('model', *task.metrics, 'parameters', 'trained', 'delta kB', 'MFLOPs', 'minutes')
+    head = ('model', *(h for m in task.metrics for h in (m, 'gain')), *HEAD)
+    source = rows[0]
     return format_table(
         head,
         [
             (
                 r.name,
-                *(f'{v:.1f}' for v in r.metrics.values()),
+                *(cell for m, v in r.metrics.items() for cell in (f'{v:.1f}', gain(v, source.metrics[m], r is source))),
                 r.params,
                 r.trainable,
                 f'{r.delta / 1e3:,.0f}',

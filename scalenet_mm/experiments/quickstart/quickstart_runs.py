@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -16,6 +17,7 @@ from mmengine.runner import Runner
 import scalenet_mm
 
 from ...checkpoint.delta_file import SUFFIX
+from ...compat import configs_dir
 from ...core.roles import count, total
 from ...models.counts import measure, train_policy
 from ...runner.atomic import make_atomic
@@ -25,7 +27,7 @@ from ...runner.progress_hook import show_progress
 from ..data import LAYOUTS
 from .quickstart_tasks import Task
 
-CONFIGS = Path(scalenet_mm.__file__).parents[1] / 'configs' / 'demo'
+CONFIGS = configs_dir() / 'demo'
 SHOWN = 4  # validation images in the picture
 
 SETTINGS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'load_from', 'train_dataloader', 'randomness')
@@ -51,8 +53,8 @@ class Job:
     """The runs of one task, each in a folder of its own below ``work_dir``.
 
     Args:
-        epochs: of the source and of what comes after it; None for those of the configs.
-        scenes: of the training and the validation split; None for those of the layout.
+        epochs: of ScaleNet and of the control; None for those of ScaleNet's config.
+        scenes: of the training and the validation split; None for those that the source was trained on.
     """
 
     def __init__(
@@ -60,14 +62,13 @@ class Job:
         task: Task,
         work_dir: Path,
         data: Path,
-        epochs: tuple[int, int] | None = None,
+        epochs: int | None = None,
         scenes: tuple[int, int] | None = None,
         seed: int = 0,
     ):
         self.task, self.work_dir, self.data, self.seed = task, work_dir, data, seed
-        layout = LAYOUTS[task.layout]
-        self.scenes = scenes or (layout.train, layout.val)
-        self.epochs = epochs or tuple(map(self._epochs, (task.source, task.scaled)))
+        self.scenes = scenes or (task.scenes, LAYOUTS[task.layout].val)
+        self.epochs = epochs or self.epochs_of(task.scaled)
         work_dir.mkdir(parents=True, exist_ok=True)
 
     def _unit(self, cfg: Config) -> int:
@@ -75,13 +76,16 @@ class Job:
         batch = cfg.train_dataloader.batch_size
         return 1 if self.task.unit == 'epoch' else max(1, self.scenes[0] // batch)
 
-    def _epochs(self, file: str) -> int:
+    def epochs_of(self, file: str) -> int:
+        """Of a config: passes over this job's scenes."""
         cfg = Config.fromfile(CONFIGS / file)
         return max(1, cfg.train_cfg[f'max_{self.task.unit}s'] // self._unit(cfg))
 
-    def config(self, file: str, name: str, epochs: int, load_from: str | None = None) -> Config:
-        root = str(self.data / self.task.layout)
-        cfg = load_config(str(CONFIGS / file), str(self.work_dir / name), options=dict(data_root=root))
+    def config(
+        self, file: str, name: str, epochs: int, load_from: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> Config:
+        options = {'data_root': str(self.data / self.task.layout), **(options or {})}
+        cfg = load_config(str(CONFIGS / file), str(self.work_dir / name), options=options)
         unit, cfg.load_from = self._unit(cfg), load_from
         end = epochs * unit
         cfg.train_cfg.update({f'max_{self.task.unit}s': end, 'val_begin': end + 1})  # see evaluate
