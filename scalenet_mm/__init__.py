@@ -16,6 +16,7 @@ __all__ = [
     'TrainPolicy',
     '__version__',
     'build',
+    'init',
     'load',
     'register_host',
     'rescale',

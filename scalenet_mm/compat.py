@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -110,7 +111,7 @@ def read_config(config):
     from mmengine.config import Config
 
     if isinstance(config, Config):
-        return name_types(config.copy())
+        return name_types(deepcopy(config))  # Config.copy() would share the dicts below its top level
     if '::' in str(config):
         return name_types(Config.fromfile(Config._get_cfg_path(str(config), '')[0]))
     path = Path(config)

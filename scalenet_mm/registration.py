@@ -31,10 +31,11 @@ if find_spec('mmengine') and find_spec('mmpretrain'):
         from . import backbones, engine, runner  # noqa: F401
         from .checkpoint.reading import register_schemes
         from .models import distill  # noqa: F401
+        from .models.adoption import init
         from .models.build import build, load
 
     register_schemes()
     for line in said.getvalue().splitlines():
         if line != 'Could not import OneDL':  # a data set of the maintained family's own
             print(line, file=sys.stderr)
-    PUBLIC |= dict(build=build, load=load)
+    PUBLIC |= dict(build=build, init=init, load=load)

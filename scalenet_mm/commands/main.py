@@ -13,6 +13,7 @@ from ..one_run import ending_cleanly
 from ..version import __version__
 
 COMMANDS = {
+    'init': 'a short config that scales your own model, proved before it is there',
     'train': 'train a model of any config (tools/train.py)',
     'test': 'evaluate a checkpoint (tools/test.py)',
     'predict': 'boxes, masks, label maps or classes of images: a picture and a JSON file',

@@ -1,0 +1,313 @@
+"""A scaled config from a config and a checkpoint that somebody has: found by structure, proved, then written."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from ..backbones.scaled import ScaledBackbone
+from ..compat import read_config, scope_of, type_class, type_name
+from ..core.adapters import ADAPTER_RANK
+from ..runner.config import move_data_root
+from .adoption_proofs import Proofs, prove
+from .adoption_text import difference, leaf_text, without_scope
+from .inference import TASKS
+
+PAPERS_SHARE = 3  # Sec. IV-A1: a third of the epochs that the source had
+PAPERS_LR, PER_IMAGES = 2e-4, 512  # Sec. IV-A1, classification
+
+
+class AdoptionError(ValueError):
+    """What about a config or checkpoint does not fit, and the way out."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A class of a library that one of ours replaces, argument by argument."""
+
+    ours: str
+    order: str
+    last_stage_only: bool  # the paper's choice of layers
+
+
+SWIN = Host('ScaleNetSwin', 'stack', last_stage_only=True)
+VIT = Host('ScaleNetDeiT', 'interpolate', last_stage_only=False)
+HOSTS = {
+    'mmpretrain.models.backbones.swin_transformer.SwinTransformer': SWIN,
+    'mmdet.models.backbones.swin.SwinTransformer': SWIN,
+    'mmseg.models.backbones.swin.SwinTransformer': SWIN,
+    'mmpretrain.models.backbones.vision_transformer.VisionTransformer': VIT,
+    'mmseg.models.backbones.vit.VisionTransformer': VIT,
+}
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What came of it.
+
+    Attributes:
+        config: the scaled config, as it was read back from ``text``.
+        text: of the file.
+        backbone: where in the config the backbone is, such as ``'model.backbone'``.
+        proofs: what was compared.
+    """
+
+    config: Config
+    text: str
+    backbone: str
+    proofs: Proofs
+
+
+def init(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    *,
+    times: float = 2,
+    order: str | None = None,
+    stages: Sequence[int] | None = None,
+    layers: Sequence[int] | str | None = None,
+    rank: int = ADAPTER_RANK,
+    also: Sequence[str] = (),
+    start: str = 'paper',
+    data_root: str | None = None,
+    keep_schedule: bool = False,
+) -> Config:
+    """The config of a model of yours with its backbone scaled, proved before it is there.
+
+    Args:
+        config: of mmdet, mmseg or mmpretrain: a file or ``mmdet::...``.
+        checkpoint: of the whole model or of its backbone, of any dialect: path, ``http(s)://`` or ``hf://``.
+        out: the file to write; nothing is written where it is left out, and nothing is written over.
+        times, order, stages, layers, start: see ``ScaleNetSwin`` and ``ScaleNetDeiT``; the paper's where left out.
+        rank: of the adapters.
+        also: patterns of parameters that are trained besides, as in ``policy``.
+        data_root: replaces the folder of the data.
+        keep_schedule: the config's own epochs and learning rate, instead of the paper's.
+
+    Raises:
+        ValueError: with what does not fit, where, and the way out; then nothing is left behind.
+    """
+    scale = dict(times=times, order=order, stages=stages, layers=layers, rank=rank, start=start)
+    return adopt(config, checkpoint, out, scale, also, data_root, keep_schedule).config
+
+
+def adopt(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    out: str | Path | None,
+    scale: Mapping[str, Any],
+    also: Sequence[str] = (),
+    data_root: str | None = None,
+    keep_schedule: bool = False,
+) -> Adopted:
+    """`init`, with all that it found out."""
+    if out is not None and Path(out).exists():
+        raise AdoptionError(f'{out} exists and is not written over; choose another name.')
+    base = config if not isinstance(config, Config) else config.filename
+    if base is None:
+        raise AdoptionError('A config without a file cannot be inherited from; write it to one (Config.dump) first.')
+    cfg = read_config(config)
+    cfg.default_scope = scope = scope_of(cfg)
+    if scope not in TASKS:
+        raise AdoptionError(f'{base} has default_scope={scope!r}, which says no task; it must be one of {[*TASKS]}.')
+    where, host = find_backbone(cfg)
+    wanted = scaled(cfg, where, host, scale)
+    folder = Path(out).resolve().parent if out else Path.cwd()
+    wanted.load_from = str(checkpoint)
+    if data_root:
+        move_data_root(wanted, data_root)
+    if not keep_schedule:
+        shorten(wanted)
+    proofs = prove(cfg, wanted, where, str(checkpoint), also)
+    if not proofs.whole:
+        backbone_of(wanted, where)['init_cfg'] = dict(type='Pretrained', checkpoint=str(checkpoint))
+        wanted.load_from = None
+    if proofs.unused and not cfg.get('find_unused_parameters'):
+        wanted.find_unused_parameters = True
+    wanted.policy = dict(train='increments', also=list(proofs.also)) if proofs.also else dict(train='increments')
+    changed = without_scope(difference(cfg._cfg_dict.to_dict(), wanted._cfg_dict.to_dict()), scope)
+    merged = {key for key in changed if isinstance(cfg.get(key), dict)} if in_python(base) else ()
+    text = leaf_text(_inherits(base, folder), changed, where, merged)
+    return Adopted(_written(text, folder, out), text, where, proofs)
+
+
+# --- what is there
+
+
+def typed(node: Any, where: str) -> Iterator[tuple[str, Mapping]]:
+    """Every dict with a ``type`` below a config, with its path."""
+    if isinstance(node, Mapping):
+        if 'type' in node:
+            yield where, node
+        for key, value in node.items():
+            yield from typed(value, f'{where}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from typed(value, f'{where}.{i}')
+
+
+def find_backbone(cfg: Config) -> tuple[str, Host]:
+    """Where the one backbone that can be scaled is, and what it is.
+
+    Raises:
+        AdoptionError: if there is none, or several.
+    """
+    found, near = {}, []
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), MODELS.switch_scope_and_registry(None) as known:
+        for where, node in typed(cfg.get('model') or {}, 'model'):
+            kind = type_class(node, known)
+            if not isinstance(kind, type):
+                continue
+            if issubclass(kind, ScaledBackbone):
+                raise AdoptionError(
+                    f'{where} is a {type_name(node)}, which is scaled already; train the config as it is.'
+                )
+            names = [f'{base.__module__}.{base.__qualname__}' for base in kind.__mro__]
+            if names[0] in HOSTS:
+                found[where] = HOSTS[names[0]]
+            elif any(name in HOSTS for name in names):
+                near.append(f'{where} ({kind.__name__}) changes what its base class computes')
+            elif where.endswith('backbone'):
+                near.append(f'{where} is a {kind.__name__}')
+    if len(found) == 1:
+        return next(iter(found.items()))
+    if found:
+        raise AdoptionError(
+            f'{cfg.filename} has several backbones that can be scaled: {", ".join(found)}. Swap the type of the one '
+            'that is meant by hand (docs/interop.md).'
+        )
+    raise AdoptionError(
+        f'{cfg.filename} has no backbone that can be scaled by its config: {"; ".join(near) or "none was found"}. '
+        f'Known are {", ".join(sorted(HOSTS))}; of timm and Hugging Face: ScaleNetTimm, ScaleNetHF (docs/hosts.md).'
+    )
+
+
+def backbone_of(cfg: Config, where: str) -> dict:
+    """The dict at a path such as ``'model.backbone'``."""
+    node = cfg
+    for key in where.split('.'):
+        node = node[int(key) if isinstance(node, (list, tuple)) else key]
+    return node
+
+
+# --- what is wanted
+
+
+def scaled(cfg: Config, where: str, host: Host, scale: Mapping[str, Any]) -> Config:
+    """The config with its backbone swapped, by the paper's rule for that host where nothing else is asked for."""
+    wanted = copy.deepcopy(cfg)
+    node = backbone_of(wanted, where)
+    given = {key: value for key, value in scale.items() if value is not None and key not in ('rank', 'start')}
+    rule: dict[str, Any] = dict(order=host.order)
+    if host.last_stage_only and not {'stages', 'layers'} & set(given):
+        rule['stages'] = (_stages(node) - 1,)
+    if scale.get('start', 'paper') != 'paper':
+        rule['start'] = scale['start']
+    node['type'] = host.ours
+    node['scale'] = {**dict(times=2), **rule, **given, 'adjust': dict(type='ParallelAdapter', rank=scale['rank'])}
+    for key in ('init_cfg', 'pretrained'):
+        if node.get(key) is not None:
+            node[key] = None  # the checkpoint holds more
+    if wanted.model.get('pretrained') is not None:
+        wanted.model.pretrained = None
+    if node.get('frozen_stages', -1) != -1:
+        node['frozen_stages'] = -1  # the policy says what is trained
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    if 'scalenet_mm' not in imports:
+        wanted.custom_imports = {**(cfg.get('custom_imports') or {}), 'imports': [*imports, 'scalenet_mm']}
+    wanted.runner_type = 'ScaleNetRunner'
+    return wanted
+
+
+def _stages(node: Mapping) -> int:
+    arch = node.get('arch')
+    depths = node.get('depths') or (arch.get('depths') if isinstance(arch, Mapping) else None)
+    return len(depths) if depths else 4  # of every Swin that has a name
+
+
+def shorten(cfg: Config) -> None:
+    """The paper's third of a config's own epochs or iterations, in place, and of a classifier its learning rate."""
+    train = cfg.get('train_cfg') or {}
+    key = next((k for k in ('max_epochs', 'max_iters') if train.get(k)), None)
+    if key is None:
+        return
+    before, after = train[key], max(1, round(train[key] / PAPERS_SHARE))
+    train[key] = after
+    if train.get('val_interval', 1) > after:
+        train['val_interval'] = after
+    schedulers = cfg.get('param_scheduler') or []
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    warm = {s['end'] for s in schedulers if type_name(s) in ('LinearLR', 'ConstantLR') and s.get('end')}
+    for scheduler in schedulers:
+        same_unit = scheduler.get('by_epoch', True) == (key == 'max_epochs')
+        kept = {value for value in warm if not same_unit or value <= after / 4}
+        _shorten_one(scheduler, before, after, kept)
+    if cfg.default_scope == 'mmpretrain':
+        optimizer = cfg.optim_wrapper.optimizer
+        images = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+        if images and type_name(optimizer) == 'AdamW':
+            optimizer['lr'] = PAPERS_LR * images / PER_IMAGES
+
+
+def _shorten_one(scheduler: dict, before: int, after: int, kept: set[int]) -> None:
+    begin = scheduler.get('begin', 0)
+    for key in ('begin', 'end', 'T_max', 'milestones'):
+        value = scheduler.get(key)
+        if value is None or value in (0, float('inf')) or (not isinstance(value, list) and value in kept):
+            continue
+        if isinstance(value, list):
+            scheduler[key] = sorted({max(1, v * after // before) for v in value})
+        elif key == 'T_max' and value + begin == before:
+            scheduler[key] = after - scheduler.get('begin', 0)
+        else:
+            scheduler[key] = max(1, round(value * after / before))
+
+
+# --- the file
+
+
+def in_python(base: str | Path) -> bool:
+    """Whether a config is written in mmengine's pure-Python form, which the form in text cannot inherit from."""
+    return '::' not in str(base) and Path(base).suffix == '.py' and Config._is_lazy_import(str(base))
+
+
+def _inherits(base: str | Path, folder: Path) -> list[str]:
+    """The lines that inherit: from ``mmdet::...`` as it is, from a file as seen from the folder of the new one.
+
+    Raises:
+        AdoptionError: if a pure-Python config's path cannot be imported.
+    """
+    if '::' in str(base):
+        return [f'_base_ = {str(base)!r}']
+    path = os.path.relpath(Path(base).resolve(), folder)
+    if not in_python(base):
+        return [f'_base_ = {path!r}']
+    up, names = path.count('../'), Path(path.replace('../', '')).with_suffix('').parts
+    if not all(name.isidentifier() for name in names):
+        raise AdoptionError(f'{base} is in pure Python, and {path} cannot be imported; write the new config beside it.')
+    module = f'.{"." * up}{".".join(names)}'
+    return ['from mmengine.config import read_base', '', 'with read_base():', f'    from {module} import *', '']
+
+
+def _written(text: str, folder: Path, out: str | Path | None) -> Config:
+    """The config of ``text`` as mmengine reads it in ``folder``; kept as ``out``, or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile('w', suffix='.py', prefix='.init_', dir=folder, delete=False) as file:
+        file.write(text)
+    try:
+        cfg = read_config(file.name)
+        if out is not None:
+            os.link(file.name, out)  # refuses what is there
+        return read_config(out) if out else cfg
+    finally:
+        os.unlink(file.name)

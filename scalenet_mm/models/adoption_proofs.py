@@ -1,0 +1,382 @@
+"""What is proved of a scaled config before it is written: the same function at times=1, weights for all that is frozen,
+gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner.checkpoint import load_state_dict
+from torch import Tensor, nn
+
+from ..backbones.scaled import UNSCALED
+from ..checkpoint.loading import build_model, for_model
+from ..checkpoint.reading import read_checkpoint, unwrap
+from ..checkpoint.strict import CheckpointError
+from ..checkpoint.supplied import check_supplied
+from ..compat import quiet
+from ..core.roles import TrainPolicy, matches
+
+ODD = ((11, 37), (3, 1))  # pixels more than the size: no whole patches, no whole windows
+SIZES = {'mmpretrain': 224, 'mmdet': 256, 'mmseg': 128}  # pixels: whole windows in every stage, 900 queries
+
+
+@dataclass(frozen=True)
+class Proofs:
+    """What was shown.
+
+    Attributes:
+        whole: the checkpoint holds all that stays frozen; otherwise it holds the backbone, and all else is trained.
+        also: what is trained besides the increments.
+        trained: names of the parameters that are trained; these and no others got a gradient, but for the unused.
+        unused: those of them on which the losses do not depend, such as the norm of an output that no neck reads.
+        model: the scaled model with the checkpoint's weights and the policy.
+    """
+
+    whole: bool
+    also: tuple[str, ...]
+    trained: tuple[str, ...]
+    unused: tuple[str, ...]
+    model: nn.Module
+
+
+def prove(cfg: Config, wanted: Config, where: str, checkpoint: str, also: Sequence[str]) -> Proofs:
+    """Builds both configs' models and compares them.
+
+    Args:
+        cfg: the user's config.
+        wanted: the same with its backbone scaled.
+        where: the backbone's path in both.
+        checkpoint: of the whole model or of its backbone.
+        also: patterns that are trained besides.
+
+    Raises:
+        ValueError: with the first thing that does not hold.
+    """
+    cfg, wanted = copy.deepcopy(cfg), copy.deepcopy(wanted)  # a detector writes into its config
+    with quiet(), DefaultScope.overwrite_default_scope(cfg.default_scope):
+        size = at(cfg, where).get('img_size') or SIZES[cfg.default_scope]
+        size = size if isinstance(size, int) and cfg.default_scope == 'mmpretrain' else SIZES[cfg.default_scope]
+        same_function_unscaled(cfg, wanted, where, size)
+        model = revert_sync_batchnorm(build_model(wanted))
+        images, samples = made_up(cfg.default_scope, size)
+        last, unused = final_layers(model, images, samples, where)
+        state = unwrap(read_checkpoint(checkpoint))
+        whole, policy = _loaded(model, state, checkpoint, where, (*last, *also), also)
+        trained = policy.trainable(model)
+        _same_gradients(model, images, samples, set(trained) - unused)
+        if wanted_start(wanted, where) == 'function':
+            prefix = f'{where.partition(".")[2]}.' if whole else None
+            _same_function_scaled(cfg, model, where, size, checkpoint, prefix)
+    return Proofs(whole, policy.also, tuple(trained), tuple(sorted(unused & set(trained))), model)
+
+
+def at(node: Any, where: str) -> Any:
+    """What a path such as ``'model.backbone'`` names below a config."""
+    for key in where.split('.'):
+        node = node[int(key) if isinstance(node, (list, tuple)) else key]
+    return node
+
+
+def module_at(model: nn.Module, where: str) -> nn.Module:
+    """The module that a path in the config, which begins with ``model.``, became."""
+    return model.get_submodule(where.partition('.')[2])
+
+
+def wanted_start(wanted: Config, where: str) -> str:
+    return at(wanted, where)['scale'].get('start', 'paper')
+
+
+# --- the same function
+
+
+def same_function_unscaled(cfg: Config, wanted: Config, where: str, size: int) -> None:
+    """At ``times=1`` our class gives the library's outputs bit for bit, with the library's weights.
+
+    Raises:
+        ValueError: with the largest difference.
+    """
+    torch.manual_seed(0)
+    theirs = MODELS.build(_without_weights(at(cfg, where)))
+    ours = MODELS.build({**_without_weights(at(wanted, where)), 'scale': UNSCALED, 'ops': 'plain'})
+    if hasattr(theirs, 'init_weights'):
+        theirs.init_weights()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(torch.randn_like(p) * 0.02)  # nothing is zero or one
+    ours.load_state_dict(theirs.state_dict())
+    compare_outputs(theirs, ours, size, exact=True)
+
+
+def compare_outputs(theirs: nn.Module, ours: nn.Module, size: int, exact: bool) -> None:
+    """On random images of odd sizes.
+
+    Raises:
+        ValueError: with sizes and the largest difference.
+    """
+    for net in (theirs, ours):
+        net.eval()  # mmdet's returns nothing
+    for height, width in ((size + h, size + w) for h, w in ODD):
+        images = torch.randn(1, 3, height, width)
+        with torch.no_grad():
+            pairs = list(zip(_tensors(theirs(images)), _tensors(ours(images)), strict=True))
+        worst = max(float((a - b).abs().max()) for a, b in pairs)
+        far = worst if exact else worst / max(float(a.abs().max()) for a, _ in pairs)
+        if far > (0 if exact else 1e-4):
+            raise ValueError(
+                f'{type(ours).__name__} differs from {type(theirs).__name__} by up to {worst:.2g} on images of '
+                f'{height} x {width}: an argument means something else there. Nothing was written.'
+            )
+
+
+def _same_function_scaled(
+    cfg: Config, model: nn.Module, where: str, size: int, checkpoint: str, prefix: str | None
+) -> None:
+    """With ``start='function'`` the scaled backbone is the source with the checkpoint's weights."""
+    ours = module_at(model, where)
+    theirs = MODELS.build({**_without_weights(at(cfg, where)), 'type': type(ours).__name__, 'scale': UNSCALED})
+    theirs.load_pretrained(checkpoint, prefix)
+    compare_outputs(theirs, ours, size, exact=False)
+
+
+def _without_weights(node: dict) -> dict:
+    node = copy.deepcopy(dict(node))
+    for key in ('init_cfg', 'pretrained'):
+        if node.get(key) is not None:
+            node[key] = None
+    return node
+
+
+def _tensors(node: Any) -> list[Tensor]:
+    """All tensors in lists, tuples and dicts."""
+    if isinstance(node, Tensor):
+        return [node]
+    if isinstance(node, dict):
+        node = list(node.values())
+    return [t for item in node for t in _tensors(item)] if isinstance(node, (list, tuple)) else []
+
+
+# --- the whole model
+
+
+def made_up(scope: str, size: int) -> tuple[list[Tensor], list]:
+    """Two images of noise with two objects, a label map or a class each, as the library packs them."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8) for _ in range(2)]
+    return images, [SAMPLES[scope](i, size) for i in range(2)]
+
+
+def _detection(i: int, size: int):
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
+
+    boxes = np.array([[8, 8, 60, 70], [40 + i, 30, 120, 110]], np.float32)
+    masks = np.zeros((2, size, size), np.uint8)
+    for mask, (x, y, right, bottom) in zip(masks, boxes.astype(int)):
+        mask[y:bottom, x:right] = 1
+    sample = DetDataSample(metainfo=_meta(size))
+    sample.gt_instances = InstanceData(
+        bboxes=torch.from_numpy(boxes), labels=torch.zeros(2, dtype=torch.long), masks=BitmapMasks(masks, size, size)
+    )
+    sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, size, size, dtype=torch.long))
+    return sample
+
+
+def _segmentation(i: int, size: int):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    labels = torch.zeros(1, size, size, dtype=torch.long)
+    labels[:, :, size // 2 + i :] = 1
+    sample = SegDataSample(metainfo=_meta(size))
+    sample.gt_sem_seg = PixelData(data=labels)
+    return sample
+
+
+def _classification(i: int, size: int):
+    from mmpretrain.structures import DataSample
+
+    return DataSample(metainfo=_meta(size)).set_gt_label(i)
+
+
+def _meta(size: int) -> dict:
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (size, size))
+    return dict(**shapes, scale_factor=(1.0, 1.0))
+
+
+SAMPLES = {'mmdet': _detection, 'mmseg': _segmentation, 'mmpretrain': _classification}
+
+
+def losses(model: nn.Module, images: list[Tensor], samples: list) -> Tensor:
+    """The sum of the model's losses of a batch, in training mode."""
+    model.train()
+    torch.manual_seed(0)
+    data = model.data_preprocessor(dict(inputs=images, data_samples=copy.deepcopy(samples)), training=True)
+    return model.parse_losses(model(**data, mode='loss'))[0]
+
+
+def _same_gradients(model: nn.Module, images: list[Tensor], samples: list, trained: set[str]) -> None:
+    """Gradients are where the policy says, and nowhere else.
+
+    Raises:
+        ValueError: with the parameters that are trained without one, or the other way round.
+    """
+    model.zero_grad()
+    losses(model, images, samples).backward()
+    given = {name for name, p in model.named_parameters() if p.grad is not None}
+    if without := sorted(trained - given):
+        raise ValueError(
+            f'{len(without)} trained parameters get no gradient, such as {without[:3]}: something before the loss '
+            'stops it. Nothing was written.'
+        )
+    if more := sorted(given - trained):
+        raise ValueError(f'Gradients reach what is frozen, {more[:3]}. Nothing was written.')
+    model.zero_grad()
+
+
+# --- what is trained
+
+
+@contextmanager
+def leaves_that_ran(model: nn.Module, outside: str):
+    """Modules with parameters of their own, by name, with the nodes of the graph behind their inputs and outputs."""
+    ran: dict[str, tuple[list, list]] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if not name or name.startswith(outside) or not any(True for _ in module.parameters(recurse=False)):
+            continue
+
+        def keep(module, inputs, options, output, name=name):
+            before, after = ran.setdefault(name, ([], []))
+            before += [t.grad_fn for t in _tensors((inputs, options)) if t.grad_fn is not None]
+            after += [node for t in _tensors(output) for node in _nodes(t)]
+
+        handles.append(module.register_forward_hook(keep, with_kwargs=True))
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _nodes(output: Tensor) -> Iterator:
+    """What made a tensor in the graph; behind a view too, since an operation in place on it would replace the view."""
+    node = output.grad_fn
+    while node is not None:
+        yield node
+        node = node.next_functions[0][0] if 'View' in node.name() else None
+
+
+def final_layers(model: nn.Module, images: list[Tensor], samples: list, where: str) -> tuple[tuple[str, ...], set[str]]:
+    """The last classification and regression layers of the heads, found by what their outputs go into, and the
+    parameters that the losses do not depend on.
+
+    A layer is last if no other layer with parameters computes on its output. Of a two-stage detector those of the box
+    heads are meant (Sec. IV-E1), of a classifier none (Sec. IV-A1).
+    """
+    with leaves_that_ran(model, where.partition('.')[2] + '.') as ran:
+        losses(model, images, samples).backward()
+    unused = {name for name, p in model.named_parameters() if p.grad is None}
+    model.zero_grad()
+    if hasattr(model, 'head'):
+        return (), unused
+    outputs = {node: name for name, (_, after) in ran.items() for node in after}
+    before_another = {other for name, (before, _) in ran.items() for other in _behind(before, outputs) if other != name}
+    inside = 'roi_head.bbox_head' if hasattr(model, 'roi_head') else ''
+    last = [
+        name
+        for name in ran
+        if name not in before_another and name.startswith(inside) and _is_linear(model, name, unused)
+    ]
+    return tuple(_shortened(last, ran)), unused
+
+
+def _is_linear(model: nn.Module, name: str, unused: set[str]) -> bool:
+    own = dict(model.get_submodule(name).named_parameters(recurse=False))
+    return any(p.ndim > 1 and f'{name}.{key}' not in unused for key, p in own.items())
+
+
+def _behind(nodes: list, outputs: dict[Any, str]) -> set[str]:
+    """The layers whose outputs are on the way back from nodes of the graph, the first one of each way."""
+    todo, seen, found = list(nodes), set(), set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in outputs:
+            found.add(outputs[node])
+            continue
+        todo += [n for n, _ in node.next_functions if n is not None]
+    return found
+
+
+def _shortened(names: list[str], ran: Iterable[str]) -> list[str]:
+    """Patterns instead of names where only numbers differ and the pattern means these alone.
+
+    >>> _shortened(['a.0.4', 'a.1.4', 'b'], ['a.0.0', 'a.0.4', 'a.1.0', 'a.1.4', 'b'])
+    ['a.*.4', 'b']
+    """
+    alike: dict[str, list[list[str]]] = {}
+    for name in names:
+        parts = name.split('.')
+        alike.setdefault('.'.join('*' if part.isdigit() else part for part in parts), []).append(parts)
+    found = []
+    for group in alike.values():
+        pattern = '.'.join(part[0] if len(set(part)) == 1 else '*' for part in zip(*group))
+        meant = ['.'.join(parts) for parts in group]
+        found += [pattern] if sum(matches(name, pattern) for name in ran) == len(meant) else meant
+    return found
+
+
+# --- weights
+
+
+def _loaded(
+    model: nn.Module, state: dict, checkpoint: str, where: str, also: Sequence[str], asked: Sequence[str]
+) -> tuple[bool, TrainPolicy]:
+    """Loads the checkpoint as a run would: whole, or into the backbone, and then everything else is trained.
+
+    Raises:
+        CheckpointError: if neither fits; the message has both reasons.
+    """
+    policy = TrainPolicy('increments', tuple(dict.fromkeys(also)))
+    policy.apply(model)
+    named = for_model(state, model)
+    outside = where.partition('.')[2]
+    meant_whole = any(not key.startswith(f'{outside}.') for key in model.state_dict().keys() & named.keys())
+    try:
+        check_supplied(model, named, training=True)
+        load_state_dict(model, copy.copy(named), strict=False, logger='silent')
+        return True, policy
+    except (CheckpointError, RuntimeError) as error:
+        if meant_whole:
+            raise CheckpointError(
+                f'{checkpoint}: {error}\nWhat shall be trained from scratch is named with --also.',
+                getattr(error, 'differences', None),
+            ) from error
+        first = error
+    backbone = module_at(model, where)
+    try:
+        backbone.load_pretrained(checkpoint)
+    except CheckpointError as second:
+        raise CheckpointError(
+            f'{checkpoint} holds neither the whole model nor its backbone.\nAs the whole model: {first}\n'
+            f'As its backbone: {second}',
+            getattr(second, 'differences', None),
+        ) from second
+    rest = [n for n, child in model.named_children() if n != outside and any(True for _ in child.parameters())]
+    policy = TrainPolicy('increments', tuple(dict.fromkeys((*rest, *asked))))
+    policy.apply(model)
+    return False, policy

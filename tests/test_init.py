@@ -1,0 +1,399 @@
+"""`scalenet init`: from a config and a checkpoint that somebody has to a scaled config, proved before it is there."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import perturb
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+import scalenet_mm
+from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.commands import init as command
+from scalenet_mm.compat import read_config
+from scalenet_mm.models import adoption, adoption_proofs
+from scalenet_mm.models.adoption import AdoptionError, adopt
+from scalenet_mm.models.adoption_text import difference, leaf_text, without_scope
+
+WIDTHS = [16, 32, 64, 128]
+SWIN = (
+    "dict(_delete_=True, type='SwinTransformer', embed_dims=16, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], "
+    'window_size=7, out_indices={}, drop_path_rate=0.0)'
+)
+FPN = f'neck=dict(in_channels={WIDTHS})'
+# base config, outputs of the backbone, what else its widths ask for, and the layers that are trained
+DETECTORS = {
+    'Mask R-CNN': (
+        'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+        (0, 1, 2, 3),
+        FPN,
+        ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg'],
+    ),
+    'Cascade R-CNN': (
+        'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+        (0, 1, 2, 3),
+        FPN,
+        ['roi_head.bbox_head.*.fc_cls', 'roi_head.bbox_head.*.fc_reg'],
+    ),
+    'RetinaNet': (
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        (0, 1, 2, 3),
+        FPN,
+        ['bbox_head.retina_cls', 'bbox_head.retina_reg'],
+    ),
+    'Deformable DETR': (
+        'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
+        (1, 2, 3),
+        f'neck=dict(in_channels={WIDTHS[1:]})',
+        ['bbox_head.cls_branches.*', 'bbox_head.reg_branches.*.4'],
+    ),
+    'DINO': (
+        'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+        (1, 2, 3),
+        f'neck=dict(in_channels={WIDTHS[1:]})',
+        ['bbox_head.cls_branches.*', 'bbox_head.reg_branches.*.4'],
+    ),
+    'Mask2Former of mmseg': (
+        'mmseg::mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512.py',
+        (0, 1, 2, 3),
+        f'decode_head=dict(in_channels={WIDTHS})',
+        ['decode_head.pixel_decoder.mask_feature', 'decode_head.cls_embed', 'decode_head.mask_embed.4'],
+    ),
+}
+UPERNET = (
+    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+    f'decode_head=dict(in_channels={WIDTHS}, channels=16), auxiliary_head=dict(in_channels=64, channels=16)',
+)
+
+
+PURE = """
+from mmpretrain.models import ImageClassifier, LinearClsHead, CrossEntropyLoss, VisionTransformer
+from mmengine.optim import OptimWrapper
+from torch.optim import AdamW
+
+default_scope = 'mmpretrain'
+model = dict(
+    type=ImageClassifier,
+    data_preprocessor=dict(num_classes=5, mean=[90.0] * 3, std=[60.0] * 3, to_rgb=True),
+    backbone=dict(
+        type=VisionTransformer,
+        arch=dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64),
+        img_size=32,
+        patch_size=8,
+        out_type='avg_featmap',
+    ),
+    head=dict(type=LinearClsHead, num_classes=5, in_channels=32, loss=dict(type=CrossEntropyLoss)),
+)
+train_cfg = dict(by_epoch=True, max_epochs=3)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=1e-3))
+"""
+
+
+def own(folder: Path, base: str, rest: str, backbone: str) -> tuple[Path, Path]:
+    """A user's config and the checkpoint of its model, whose values are nowhere trivial."""
+    config, checkpoint = folder / 'own.py', folder / 'own.pth'
+    config.write_text(f"_base_ = '{base}'\nmodel = dict(backbone={backbone}, {rest})\n")
+    torch.manual_seed(0)
+    model = perturb(build_model(read_config(config)))
+    torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
+    return config, checkpoint
+
+
+def detector(folder: Path, name: str) -> tuple[Path, Path]:
+    base, outputs, rest, _ = DETECTORS[name]
+    return own(folder, base, rest, SWIN.format(outputs))
+
+
+@pytest.fixture(scope='module')
+def mask_rcnn(tmp_path_factory):
+    return detector(tmp_path_factory.mktemp('own'), 'Mask R-CNN')
+
+
+@pytest.fixture(scope='module')
+def upernet(tmp_path_factory):
+    return own(tmp_path_factory.mktemp('own'), *UPERNET, SWIN.format((0, 1, 2, 3)))
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+    arch = 'dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)'
+    backbone = f"dict(_delete_=True, type='VisionTransformer', arch={arch}, img_size=64, patch_size=16)"
+    return own(
+        tmp_path_factory.mktemp('own'),
+        'mmpretrain::vision_transformer/vit-base-p16_32xb128-mae_in1k.py',
+        'head=dict(in_channels=32, num_classes=7), data_preprocessor=dict(num_classes=7)',
+        backbone,
+    )
+
+
+def scale(**given) -> dict:
+    return dict(times=2, rank=4) | given
+
+
+# --- what is written
+
+
+def test_a_detector_gets_a_short_config_that_inherits_from_its_own(mask_rcnn, tmp_path):
+    config, checkpoint = mask_rcnn
+    out = tmp_path / 'deep' / 'scaled.py'
+    adopted = adopt(config, checkpoint, out, scale())
+    assert out.read_text() == adopted.text and len(adopted.text.splitlines()) <= 15
+    ast.parse(adopted.text)
+    cfg = Config.fromfile(out)
+    assert cfg.model.backbone.scale.to_dict() == dict(
+        times=2, order='stack', stages=(3,), adjust=dict(type='ParallelAdapter', rank=4)
+    )
+    assert (cfg.model.backbone.type, cfg.runner_type, cfg.load_from) == (
+        'ScaleNetSwin',
+        'ScaleNetRunner',
+        str(checkpoint),
+    )
+    assert cfg.policy.also == DETECTORS['Mask R-CNN'][3]
+    assert cfg.train_cfg.max_epochs == 4, 'a third of 12'
+    assert [s.get('milestones') for s in cfg.param_scheduler] == [None, [2, 3]]
+    assert cfg.param_scheduler[0].end == 1000, 'the warm-up stays'
+    theirs = Config.fromfile(config)
+    for key in set(theirs) - {'model', 'train_cfg', 'param_scheduler', 'custom_imports', 'runner_type', 'load_from'}:
+        assert cfg[key] == theirs[key], key
+
+
+def test_of_a_segmentor_the_last_classifiers_are_trained_and_of_a_classifier_the_increments(
+    upernet, classifier, tmp_path
+):
+    segmentor = scalenet_mm.init(*upernet, tmp_path / 'seg.py', rank=4)
+    assert segmentor.policy.also == ['decode_head.conv_seg', 'auxiliary_head.conv_seg']
+    assert segmentor.train_cfg.max_iters == round(160_000 / 3) and segmentor.param_scheduler[1].begin == 1500
+    assert segmentor.param_scheduler[1].end == segmentor.train_cfg.max_iters
+    cfg = scalenet_mm.init(*classifier, tmp_path / 'cls.py', rank=4)
+    assert cfg.policy.to_dict() == dict(train='increments') and cfg.model.backbone.type == 'ScaleNetDeiT'
+    assert cfg.model.backbone.scale.order == 'interpolate'
+    assert cfg.train_cfg.max_epochs == 100
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(2e-4 * 4096 / 512), 'the rate of the paper for this batch'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in DETECTORS if name != 'Mask R-CNN'])
+def test_the_last_layers_are_found_by_structure(name, tmp_path):
+    config, checkpoint = detector(tmp_path, name)
+    adopted = adopt(config, checkpoint, tmp_path / 'scaled.py', scale())
+    assert list(adopted.proofs.also) == DETECTORS[name][3]
+    # a neck that begins at the second output leaves the norm of the first without a gradient, as in the config itself
+    unread = ('backbone.norm0.bias', 'backbone.norm0.weight') if name == 'RetinaNet' else ()
+    assert adopted.proofs.unused == unread
+    assert bool(adopted.config.get('find_unused_parameters')) == bool(unread)
+
+
+def test_what_is_asked_for_is_written_and_the_rest_is_the_paper_s(classifier, tmp_path):
+    given = dict(times=3, order='stack', layers=[1], rank=2, start='function', also=['head'], keep_schedule=True)
+    cfg = scalenet_mm.init(*classifier, tmp_path / 'cls.py', **given)
+    assert cfg.model.backbone.scale.to_dict() == dict(
+        times=3, order='stack', start='function', layers=[1], adjust=dict(type='ParallelAdapter', rank=2)
+    )
+    assert cfg.policy.also == ['head']
+    assert cfg.train_cfg == Config.fromfile(classifier[0]).train_cfg
+
+
+def test_a_backbone_s_file_is_loaded_as_such_and_everything_outside_it_is_trained(mask_rcnn, tmp_path):
+    config, checkpoint = mask_rcnn
+    state = torch.load(checkpoint)['state_dict']
+    own = {k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')}
+    torch.save(dict(state_dict=own), tmp_path / 'backbone.pth')
+    adopted = adopt(config, tmp_path / 'backbone.pth', tmp_path / 'scaled.py', scale())
+    assert not adopted.proofs.whole and list(adopted.proofs.also) == ['neck', 'rpn_head', 'roi_head']
+    assert adopted.config.model.backbone.init_cfg.checkpoint == str(tmp_path / 'backbone.pth')
+    assert adopted.config.load_from is None
+
+
+def test_the_written_config_trains_from_the_checkpoint_with_the_real_runner(mask_rcnn, tmp_path, monkeypatch):
+    from scalenet_mm.runner.config import build_runner
+
+    cfg = scalenet_mm.init(*mask_rcnn, tmp_path / 'scaled.py', rank=4)
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator'):
+        cfg[key] = None
+    for key in ('train_cfg', 'val_cfg', 'test_cfg', 'optim_wrapper', 'param_scheduler'):
+        cfg.pop(key)
+    cfg.work_dir, cfg.launcher = str(tmp_path / 'run'), 'none'
+    cfg.train_cfg = cfg.optim_wrapper = cfg.train_dataloader = None
+    runner = build_runner(cfg)
+    runner.load_or_resume()
+    theirs = torch.load(mask_rcnn[1])['state_dict']
+    mine = runner.model.state_dict()
+    for key in (
+        'neck.fpn_convs.0.conv.weight',
+        'roi_head.bbox_head.fc_cls.weight',
+        'backbone.patch_embed.projection.weight',
+    ):
+        assert torch.equal(mine[key], theirs[key])
+
+
+def test_the_folder_of_the_data_is_replaced_everywhere(mask_rcnn, tmp_path):
+    cfg = scalenet_mm.init(*mask_rcnn, tmp_path / 'scaled.py', rank=4, data_root='elsewhere')
+    assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == 'elsewhere/'
+    assert cfg.test_evaluator.ann_file == 'elsewhere/annotations/instances_val2017.json'
+    text = (tmp_path / 'scaled.py').read_text()
+    assert 'train_dataloader = val_dataloader = test_dataloader = ' in text and len(text.splitlines()) <= 18
+
+
+def test_a_config_in_pure_python_gets_one_in_pure_python(tmp_path):
+    config, checkpoint = tmp_path / 'own.py', tmp_path / 'own.pth'
+    config.write_text(PURE)
+    torch.save(dict(state_dict=perturb(build_model(read_config(config))).state_dict(), meta={}), checkpoint)
+    cfg = scalenet_mm.init(config, checkpoint, tmp_path / 'scaled.py', rank=4)
+    assert 'from .own import *' in (tmp_path / 'scaled.py').read_text()
+    again = read_config(tmp_path / 'scaled.py')
+    assert again.model.backbone.type == cfg.model.backbone.type == 'ScaleNetDeiT'
+    assert again.model.backbone.arch.num_layers == 2 and again.model.backbone.scale.order == 'interpolate'
+    assert (again.train_cfg.max_epochs, again.train_cfg.by_epoch) == (1, True)
+    assert again.load_from == str(checkpoint) and again.policy.train == 'increments'
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'told'),
+    [
+        ("dict(_delete_=True, type='ResNet', depth=50)", 'model.backbone is a ResNet. Known are .*SwinTransformer'),
+        ("dict(type='ScaleNetSwin', scale=dict(times=2))", 'model.backbone is a ScaleNetSwin, which is scaled already'),
+        ("dict(type='OwnSwin')", r'model.backbone \(OwnSwin\) changes what its base class computes'),
+    ],
+)
+def test_a_backbone_that_is_none_of_the_known_is_refused_by_name(mask_rcnn, tmp_path, backbone, told):
+    from mmdet.models.backbones import SwinTransformer as swin
+
+    class OwnSwin(swin):
+        pass
+
+    MODELS.register_module('OwnSwin', force=True, module=OwnSwin)
+    config = tmp_path / 'other.py'
+    config.write_text(f"_base_ = '{mask_rcnn[0]}'\nmodel = dict(backbone={backbone})\n")
+    with pytest.raises(AdoptionError, match=told):
+        adopt(config, mask_rcnn[1], tmp_path / 'out.py', scale())
+    assert [p.name for p in tmp_path.iterdir()] == ['other.py']
+
+
+def test_several_backbones_are_named(mask_rcnn, tmp_path):
+    config = tmp_path / 'two.py'
+    config.write_text(f"_base_ = '{mask_rcnn[0]}'\nmodel = dict(second={{{{_base_.model.backbone}}}})\n")
+    with pytest.raises(AdoptionError, match='several backbones that can be scaled: model.backbone, model.second'):
+        adopt(config, mask_rcnn[1], tmp_path / 'out.py', scale())
+
+
+def test_nothing_is_written_over_and_nothing_is_left_behind(mask_rcnn, tmp_path):
+    config, checkpoint = mask_rcnn
+    out = tmp_path / 'mine.py'
+    out.write_text('kept')
+    with pytest.raises(AdoptionError, match='mine.py exists and is not written over'):
+        adopt(config, checkpoint, out, scale())
+    assert out.read_text() == 'kept'
+    state = torch.load(checkpoint)['state_dict']
+    del state['neck.fpn_convs.0.conv.weight']
+    torch.save(dict(state_dict=state), tmp_path / 'half.pth')
+    with pytest.raises(CheckpointError, match=r'(?s)half.pth: .*neck.fpn_convs.0.conv.weight.*named with --also'):
+        adopt(config, tmp_path / 'half.pth', tmp_path / 'out.py', scale())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['half.pth', 'mine.py']
+
+
+def test_a_class_that_computes_something_else_is_found_before_anything_is_written(mask_rcnn, tmp_path, monkeypatch):
+    from scalenet_mm.backbones import ScaleNetSwin
+
+    inner = ScaleNetSwin.forward
+    monkeypatch.setattr(ScaleNetSwin, 'forward', lambda self, x: tuple(y * 1.0000002 for y in inner(self, x)))
+    with pytest.raises(
+        ValueError, match='ScaleNetSwin differs from SwinTransformer by up to .* on images of 267 x 293'
+    ):
+        adopt(*mask_rcnn, tmp_path / 'out.py', scale())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_does_not_reach_what_is_trained_is_found(mask_rcnn, tmp_path, monkeypatch):
+    inner, calls = adoption_proofs.losses, []
+
+    def cut(model, images, samples):
+        calls.append(model)
+        loss = inner(model, images, samples)
+        return loss if len(calls) == 1 else loss.detach() + 0 * model.roi_head.bbox_head.fc_cls.weight.sum()
+
+    monkeypatch.setattr(adoption_proofs, 'losses', cut)
+    with pytest.raises(ValueError, match='trained parameters get no gradient, such as'):
+        adopt(*mask_rcnn, tmp_path / 'out.py', scale())
+    assert not list(tmp_path.iterdir())
+
+
+# --- the command
+
+
+def test_the_command_tells_layers_roles_proofs_and_what_comes_next(mask_rcnn, tmp_path, capsys):
+    out = tmp_path / 'mine.py'
+    command.main([*map(str, mask_rcnn), '-o', str(out), '--rank', '4'])
+    said = capsys.readouterr().out
+    for text in (
+        'source     0  0*',
+        'adjustment: adapters',
+        'bit for bit',
+        f'scalenet train {out} --dry-run',
+        'No dry run yet',
+    ):
+        assert text in said
+    assert out.read_text() in said
+
+
+def test_json_says_the_same_to_programs(classifier, tmp_path, capsys):
+    out = tmp_path / 'mine.py'
+    command.main([*map(str, classifier), '-o', str(out), '--json', '--times', '1.5', '--layers', '[0,1]'])
+    said = json.loads(capsys.readouterr().out)
+    assert said['config'] == str(out) and said['whole'] and said['backbone'] == 'model.backbone'
+    assert said['report']['layer_maps'] == {'backbone.layers': [0, 0, 1]}
+    model = build_model(Config.fromfile(out))
+    scalenet_mm.TrainPolicy().apply(model)
+    assert said['trained'] == [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+# --- the text
+
+
+def test_the_text_read_back_is_what_was_wanted():
+    before = dict(a=1, b=dict(c=2, d=[1, 2]), e=[dict(f=1)])
+    after = dict(a=1, b=dict(c=2, d=[1, 3]), e=[dict(f=1), dict(g=None)], h={'i.j': (1,)}, k=float('inf'))
+    changed = difference(before, after)
+    assert changed == dict(b=dict(d=[1, 3]), e=[dict(f=1), dict(g=None)], h={'i.j': (1,)}, k=float('inf'))
+    read = Config.fromstring(leaf_text([], changed, 'model.backbone'), '.py')
+    assert read._cfg_dict.to_dict() == changed
+
+
+@pytest.mark.parametrize('width', [10, 40, 80, 120])
+def test_long_statements_are_broken_into_the_same_values(width, monkeypatch):
+    from scalenet_mm.models import adoption_text
+
+    monkeypatch.setattr(adoption_text, 'WIDTH', width)
+    value = dict(model=dict(backbone=dict(type='A', scale=dict(times=2, stages=(3,)), keys={'a.b': [1, 2]}, none=None)))
+    text = leaf_text([], value, 'model.backbone')
+    assert Config.fromstring(text, '.py')._cfg_dict.to_dict() == value
+
+
+def test_the_own_scope_is_left_out_and_another_s_stays():
+    node = dict(a=[dict(type='X', _scope_='mmdet'), dict(type='Y', _scope_='mmseg')])
+    assert without_scope(node, 'mmdet') == dict(a=[dict(type='X'), dict(type='Y', _scope_='mmseg')])
+
+
+@pytest.mark.parametrize(
+    ('schedulers', 'expected'),
+    [
+        ([dict(type='CosineAnnealingLR', by_epoch=True, begin=20, T_max=280)], dict(begin=7, T_max=93)),
+        (
+            [dict(type='LinearLR', end=20, by_epoch=True), dict(type='CosineAnnealingLR', begin=20, T_max=280)],
+            dict(begin=20, T_max=80),
+        ),
+        ([dict(type='MultiStepLR', end=300, milestones=[200, 270])], dict(end=100, milestones=[66, 90])),
+        ([dict(type='PolyLR', by_epoch=False, begin=0, end=90_000)], dict(begin=0, end=30_000)),
+    ],
+)
+def test_a_third_of_the_schedule_keeps_its_shape(schedulers, expected):
+    cfg = Config(dict(train_cfg=dict(max_epochs=300), default_scope='mmdet', param_scheduler=schedulers))
+    adoption.shorten(cfg)
+    assert cfg.train_cfg.max_epochs == 100
+    assert {key: cfg.param_scheduler[-1][key] for key in expected} == expected
