@@ -186,7 +186,7 @@ def test_the_constructor_alone_trains_a_segmentor_under_plain_ddp(runs):
 def test_frozen_batchnorm_stays_in_eval_and_dropout_beside_a_trained_layer_active(runs):
     training = runs[FAST[1]][0]['training']
     norms = {n: modes for n, modes in training.items() if n.endswith('.bn')}
-    assert len(norms) == 4 + 1 + 3 + 3 + 1 + 1 and all(modes == {False} for modes in norms.values())
+    assert len(norms) == 3 + 1 + 2 + 2 + 1 + 1 and all(modes == {False} for modes in norms.values())
     assert training['decode_head.dropout'] == training['auxiliary_head.dropout'] == {True}
 
 

@@ -20,6 +20,9 @@ def test_each_break_fits_its_file_once_and_leaves_python_behind():
     for m in MUTATIONS:
         source = (ROOT / m.file).read_text()
         broken = source.replace(m.old, m.new)
+        if not m.file.endswith('.py'):
+            assert broken != source, m.what
+            continue
         assert ast.dump(ast.parse(broken)) != ast.dump(ast.parse(source)), m.what
 
 

@@ -17,9 +17,8 @@ from ..backbones.scaled import ScaledBackbone
 from ..compat import read_config, scope_of, type_class, type_name
 from ..core.adapters import ADAPTER_RANK
 from ..runner.config import move_data_root
-from .adoption_proofs import Proofs, prove
+from .adoption_proofs import SAMPLES, Proofs, prove
 from .adoption_text import difference, leaf_text, without_scope
-from .inference import TASKS
 
 PAPERS_SHARE = 3  # Sec. IV-A1: a third of the epochs that the source had
 PAPERS_LR, PER_IMAGES = 2e-4, 512  # Sec. IV-A1, classification
@@ -117,8 +116,8 @@ def adopt(
         raise AdoptionError('A config without a file cannot be inherited from; write it to one (Config.dump) first.')
     cfg = read_config(config)
     cfg.default_scope = scope = scope_of(cfg)
-    if scope not in TASKS:
-        raise AdoptionError(f'{base} has default_scope={scope!r}, which says no task; it must be one of {[*TASKS]}.')
+    if scope not in SAMPLES:
+        raise AdoptionError(f'{base} has default_scope={scope!r}, which says no task; it must be one of {[*SAMPLES]}.')
     where, host = find_backbone(cfg)
     wanted = scaled(cfg, where, host, scale)
     folder = Path(out).resolve().parent if out else Path.cwd()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ...commands.convert import convert, write
 from ...commands.main import command_parser
+from ...file_names import a_folder
 from ...one_run import one_run
 from ...tables import markdown_table
 from ..quickstart.quickstart_runs import Job, Result
@@ -72,9 +73,9 @@ def write_card(made: dict[str, dict[str, str]], out: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     p = command_parser(__doc__)
     p.add_argument('task', nargs='*', help=f'of {", ".join(TASKS)} (default: all)')
-    p.add_argument('--work-dir', type=Path, default=Path('work_dirs/sources'))
-    p.add_argument('--data', type=Path, default=Path('data/quickstart'), help="the quickstart's scenes")
-    p.add_argument('--out', type=Path, default=SOURCES)
+    p.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/sources'))
+    p.add_argument('--data', type=a_folder, default=Path('data/quickstart'), help="the quickstart's scenes")
+    p.add_argument('--out', type=a_folder, default=SOURCES)
     args = p.parse_args(argv)
     if unknown := set(args.task) - set(TASKS):
         p.error(f'no source {", ".join(sorted(unknown))}; there are {", ".join(TASKS)}')
