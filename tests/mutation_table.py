@@ -1026,7 +1026,7 @@ MUTATIONS = (
         'seeing',
         'a head may be missing in inference',
         'scalenet_mm/checkpoint/loading.py',
-        '    check_supplied(model, named, training=False)\n',
+        '    check_supplied(model, named, training)\n',
         '',
         'tests/test_inference.py::test_what_cannot_be_loaded_is_told',
     ),

@@ -1,4 +1,4 @@
-# The quickstart's source: a DeiT of one layer, trained to its end on digit sums (it needs more depth than it has).
+# The quickstart's source: a DeiT of one layer for digit sums, which ask for more depth than it has.
 # scalenet experiment make-sources cls
 _base_ = ['../_base_/demo_cls.py']
 model = dict(

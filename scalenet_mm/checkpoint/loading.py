@@ -58,12 +58,12 @@ def load_weights(model: nn.Module, checkpoint: str | Path, delta: str | Path | N
     return (content.get('meta') or {}).get('dataset_meta')
 
 
-def fill(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads a state dict of any dialect that supplies every tensor of a whole model."""
+def fill(model: nn.Module, state_dict: Mapping[str, Tensor], training: bool = False) -> None:
+    """Loads a state dict of any dialect that supplies every tensor of a whole model, or in training what is frozen."""
     from mmengine.runner.checkpoint import load_state_dict
 
     named = for_model(state_dict, model)
-    check_supplied(model, named, training=False)
+    check_supplied(model, named, training)
     load_state_dict(model, named, logger='silent')
 
 

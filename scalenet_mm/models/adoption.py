@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from ..backbones.scaled import ScaledBackbone
 from ..compat import read_config, scope_of, type_class, type_name
 from ..core.adapters import ADAPTER_RANK
 from ..runner.config import move_data_root
-from .adoption_proofs import SAMPLES, Proofs, prove
+from ..runner.slips import typed
+from .adoption_proofs import SAMPLES, Proofs, at, prove, without_weights
 from .adoption_text import difference, leaf_text, without_scope
 
 PAPERS_SHARE = 3  # Sec. IV-A1: a third of the epochs that the source had
@@ -128,7 +129,7 @@ def adopt(
         shorten(wanted)
     proofs = prove(cfg, wanted, where, str(checkpoint), also)
     if not proofs.whole:
-        backbone_of(wanted, where)['init_cfg'] = dict(type='Pretrained', checkpoint=str(checkpoint))
+        at(wanted, where)['init_cfg'] = dict(type='Pretrained', checkpoint=str(checkpoint))
         wanted.load_from = None
     if proofs.unused and not cfg.get('find_unused_parameters'):
         wanted.find_unused_parameters = True
@@ -140,18 +141,6 @@ def adopt(
 
 
 # --- what is there
-
-
-def typed(node: Any, where: str) -> Iterator[tuple[str, Mapping]]:
-    """Every dict with a ``type`` below a config, with its path."""
-    if isinstance(node, Mapping):
-        if 'type' in node:
-            yield where, node
-        for key, value in node.items():
-            yield from typed(value, f'{where}.{key}')
-    elif isinstance(node, (list, tuple)):
-        for i, value in enumerate(node):
-            yield from typed(value, f'{where}.{i}')
 
 
 def find_backbone(cfg: Config) -> tuple[str, Host]:
@@ -190,21 +179,13 @@ def find_backbone(cfg: Config) -> tuple[str, Host]:
     )
 
 
-def backbone_of(cfg: Config, where: str) -> dict:
-    """The dict at a path such as ``'model.backbone'``."""
-    node = cfg
-    for key in where.split('.'):
-        node = node[int(key) if isinstance(node, (list, tuple)) else key]
-    return node
-
-
 # --- what is wanted
 
 
 def scaled(cfg: Config, where: str, host: Host, scale: Mapping[str, Any]) -> Config:
     """The config with its backbone swapped, by the paper's rule for that host where nothing else is asked for."""
     wanted = copy.deepcopy(cfg)
-    node = backbone_of(wanted, where)
+    node = at(wanted, where)
     given = {key: value for key, value in scale.items() if value is not None and key not in ('rank', 'start')}
     rule: dict[str, Any] = dict(order=host.order)
     if host.last_stage_only and not {'stages', 'layers'} & set(given):
@@ -213,9 +194,7 @@ def scaled(cfg: Config, where: str, host: Host, scale: Mapping[str, Any]) -> Con
         rule['start'] = scale['start']
     node['type'] = host.ours
     node['scale'] = {**dict(times=2), **rule, **given, 'adjust': dict(type='ParallelAdapter', rank=scale['rank'])}
-    for key in ('init_cfg', 'pretrained'):
-        if node.get(key) is not None:
-            node[key] = None  # the checkpoint holds more
+    node.update(without_weights(node))  # the checkpoint holds more
     if wanted.model.get('pretrained') is not None:
         wanted.model.pretrained = None
     if node.get('frozen_stages', -1) != -1:

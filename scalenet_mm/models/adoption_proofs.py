@@ -15,14 +15,12 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
 from ..backbones.scaled import UNSCALED
-from ..checkpoint.loading import build_model, for_model
+from ..checkpoint.loading import build_model, fill, for_model
 from ..checkpoint.reading import read_checkpoint, unwrap
 from ..checkpoint.strict import CheckpointError
-from ..checkpoint.supplied import check_supplied
 from ..compat import quiet
 from ..core.roles import TrainPolicy, matches
 
@@ -106,8 +104,8 @@ def same_function_unscaled(cfg: Config, wanted: Config, where: str, size: int) -
         ValueError: with the largest difference.
     """
     torch.manual_seed(0)
-    theirs = MODELS.build(_without_weights(at(cfg, where)))
-    ours = MODELS.build({**_without_weights(at(wanted, where)), 'scale': UNSCALED, 'ops': 'plain'})
+    theirs = MODELS.build(without_weights(at(cfg, where)))
+    ours = MODELS.build({**without_weights(at(wanted, where)), 'scale': UNSCALED, 'ops': 'plain'})
     if hasattr(theirs, 'init_weights'):
         theirs.init_weights()
     with torch.no_grad():
@@ -143,12 +141,13 @@ def _same_function_scaled(
 ) -> None:
     """With ``start='function'`` the scaled backbone is the source with the checkpoint's weights."""
     ours = module_at(model, where)
-    theirs = MODELS.build({**_without_weights(at(cfg, where)), 'type': type(ours).__name__, 'scale': UNSCALED})
+    theirs = MODELS.build({**without_weights(at(cfg, where)), 'type': type(ours).__name__, 'scale': UNSCALED})
     theirs.load_pretrained(checkpoint, prefix)
     compare_outputs(theirs, ours, size, exact=False)
 
 
-def _without_weights(node: dict) -> dict:
+def without_weights(node: dict) -> dict:
+    """A copy of a backbone's config that names no file."""
     node = copy.deepcopy(dict(node))
     for key in ('init_cfg', 'pretrained'):
         if node.get(key) is not None:
@@ -357,8 +356,7 @@ def _loaded(
     outside = where.partition('.')[2]
     meant_whole = any(not key.startswith(f'{outside}.') for key in model.state_dict().keys() & named.keys())
     try:
-        check_supplied(model, named, training=True)
-        load_state_dict(model, copy.copy(named), strict=False, logger='silent')
+        fill(model, state, training=True)
         return True, policy
     except (CheckpointError, RuntimeError) as error:
         if meant_whole:

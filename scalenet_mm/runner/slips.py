@@ -93,7 +93,7 @@ def misspelt_arguments(cfg: Config) -> Iterator[tuple[str, str]]:
         DefaultScope.overwrite_default_scope(cfg.get('default_scope')),
         MODELS.switch_scope_and_registry(None) as known,
     ):
-        for where, node in _typed(cfg.get('model') or {}, 'model'):
+        for where, node in typed(cfg.get('model') or {}, 'model'):
             kind = type_class(node, known)
             taken, cutoff = arguments_taken(kind) if isinstance(kind, type) else (set(), ALIKE)
             slips = [key for key in node if resembled(key, taken, cutoff)]
@@ -122,18 +122,20 @@ def arguments_taken(kind: type) -> tuple[set[str], float]:
         if '__init__' not in vars(base):
             continue
         parameters = inspect.signature(base.__init__).parameters
-        names.update(parameters)
+        names.update(
+            name for name, p in list(parameters.items())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        )
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             return names, cutoff
         cutoff = HANDED_ON
     return set(), cutoff
 
 
-def _typed(node: Any, where: str) -> Iterator[tuple[str, Mapping]]:
+def typed(node: Any, where: str) -> Iterator[tuple[str, Mapping]]:
     """Every dict with a ``type`` in a model's config, with its key; not losses, whose dicts heads take keys out of."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node)
     if isinstance(node, Mapping) and 'type' in node:
         yield where, node
     for key, value in items:
         if isinstance(value, (Mapping, list, tuple)) and not str(key).startswith('loss'):
-            yield from _typed(value, f'{where}.{key}')
+            yield from typed(value, f'{where}.{key}')

@@ -57,7 +57,7 @@ def run(job: Job) -> list[Result]:
     task, source = job.task, str(job.task.weights)
     say(1, f'Data: scenes of handwritten digits in {task.layout} layout -> {job.data}')
     make_data(job)
-    say(2, f'Source: {task.what[0]}, trained to its end: {source}')
+    say(2, f'Source: {task.what[0]}, trained before: {source}')
     say(3, f'Control: the source trained on; epochs: {job.epochs}')
     rows = train_on(job, source)
     say(4, f'ScaleNet: {task.what[1]}; epochs: {job.epochs}')
