@@ -1707,4 +1707,12 @@ MUTATIONS = (
         '',
         'tests/test_preflight.py::test_a_misspelt_argument_is_refused_without_the_other_checks_too',
     ),
+    Mutation(
+        'configs',
+        'one version that does not fit an environment unpins all',
+        'tools/_setup/steps.py',
+        'loose = in_conflict(e.output) & pins.keys() or set(pins)',
+        'loose = set(pins)',
+        'tests/test_setup.py::test_what_does_not_fit_a_foreign_environment_gives_way_alone',
+    ),
 )

@@ -306,6 +306,32 @@ def test_in_a_foreign_environment_only_what_is_missing_is_asked_for(parts, state
     assert [word for word in asked if '==' in word] == ['one==1.0', 'two==2.0']
 
 
+def a_wheel(folder: Path, name: str, version: str, *requires: str) -> None:
+    info = f'{name}-{version}.dist-info'
+    needs = ''.join(f'Requires-Dist: {r}\n' for r in requires)
+    with zipfile.ZipFile(folder / f'{name}-{version}-py3-none-any.whl', 'w') as file:
+        file.writestr(f'{info}/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}')
+        file.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+        file.writestr(f'{info}/RECORD', '')
+
+
+def test_what_does_not_fit_a_foreign_environment_gives_way_alone(parts, state, monkeypatch, capsys, tmp_path):
+    """As opencv-python 4.12, which wants numpy below 2.3, where a newer numpy is."""
+    venv.create(state.env, with_pip=True, symlinks=True)
+    add(state, 'number', '2.4')
+    for wheel in (('picture', '1.0', 'number<2.3'), ('picture', '0.9'), ('other', '1.0'), ('other', '2.0')):
+        a_wheel(tmp_path, *wheel)
+    monkeypatch.setenv('PIP_NO_INDEX', '1')
+    monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path))
+    monkeypatch.setenv('PIP_CONFIG_FILE', os.devnull)
+    state.pins.clear()
+    state.pins.update(number='2.2', picture='1.0', other='1.0')
+    parts['steps'].install(state, ('number', 'picture', 'other'))
+    there = state.installed()
+    assert (there['number'], there['picture'], there['other']) == ('2.4', '0.9', '1.0')
+    assert 'trying other versions of picture\n' in capsys.readouterr().out
+
+
 def test_upstream_openmmlab_is_not_joined_by_the_maintained_family(parts, state, monkeypatch):
     add(state, 'mmengine', '0.10.7')
     add(state, 'opencv_contrib_python', '4.11.0')

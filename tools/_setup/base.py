@@ -34,7 +34,9 @@ remedies = load_remedies()
 
 
 class SetupError(Exception):
-    """A step cannot be done; the message is one plain sentence that says what to do."""
+    """A step cannot be done; the message is one plain sentence that says what to do, `output` what was printed."""
+
+    output = ''
 
 
 @dataclass
@@ -157,7 +159,9 @@ def run(s: Setup, *command: object, env: dict[str, str] | None = None, otherwise
     if code:
         output = read_from(s.log, begin)
         print('\n'.join('      | ' + line for line in output.splitlines()[-20:]), flush=True)
-        raise SetupError(remedies.remedy_for(output, otherwise, s.python))
+        error = SetupError(remedies.remedy_for(output, otherwise, s.python))
+        error.output = output
+        raise error
 
 
 def wait(child: subprocess.Popen, log: Path, begin: int) -> int:

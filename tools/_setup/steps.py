@@ -2,13 +2,14 @@
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from base import ROOT, Setup, SetupError, clean_environment, pip, run
+from base import ROOT, Setup, SetupError, clean_environment, normalise, pip, run
 from mmcv_install import check_compiler, install_mmcv, operators
 
 BUILD_TOOLS = ('pip', 'setuptools', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy')
@@ -55,19 +56,32 @@ def constraints(s: Setup, pins: dict[str, str]) -> Path:
     return path
 
 
+def in_conflict(output: str) -> set[str]:
+    """Packages that pip names as the cause of a conflict."""
+    _, _, cause = output.partition('The conflict is caused by:')
+    named = re.findall(r'^\s+(\S+) \S+ depends on |^\s+The user requested (\S+?)[=<>!~]', cause, re.M)
+    return {normalise(name) for pair in named for name in pair if name}
+
+
 def install(s: Setup, names: Iterable[str]) -> str:
     """Installs pinned packages: all of `names` in our environment, else those that are missing."""
     there = s.installed()
     names = [name for name in names if s.managed or name not in there]
     if not names:
         return 'all there'
-    try:
-        pip(s, 'install', '-c', constraints(s, s.pins), *(f'{n}=={s.pins[n]}' for n in names))
-    except SetupError:
-        if s.managed:
-            raise
-        print('      our versions do not fit what is there; trying any that do', flush=True)
-        pip(s, 'install', '-c', constraints(s, {}), *names)
+    pins = s.pins
+    while True:
+        try:
+            pip(s, 'install', '-c', constraints(s, pins), *(f'{n}=={pins[n]}' if n in pins else n for n in names))
+            break
+        except SetupError as e:
+            if s.managed or not pins:
+                raise
+            # pip names those that do not fit what is there; with all others held it finds versions in seconds
+            loose = in_conflict(e.output) & pins.keys() or set(pins)
+            which = ', '.join(sorted(loose)) if len(loose) < len(pins) else 'any package'
+            print(f'      our versions do not fit what is there; trying other versions of {which}', flush=True)
+            pins = {name: version for name, version in pins.items() if name not in loose}
     return f'{len(names)} packages'
 
 
