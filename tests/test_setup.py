@@ -319,17 +319,24 @@ def test_what_does_not_fit_a_foreign_environment_gives_way_alone(parts, state, m
     """As opencv-python 4.12, which wants numpy below 2.3, where a newer numpy is."""
     venv.create(state.env, with_pip=True, symlinks=True)
     add(state, 'number', '2.4')
-    for wheel in (('picture', '1.0', 'number<2.3'), ('picture', '0.9'), ('other', '1.0'), ('other', '2.0')):
+    add(state, 'files', '3.0')  # of which the index has no version
+    for wheel in (
+        *(('picture', '1.0', 'number<2.3'), ('picture', '0.9')),
+        *(('reader', '1.0', 'files<2'), ('reader', '0.9')),
+        *(('other', '1.0'), ('other', '2.0')),
+    ):
         a_wheel(tmp_path, *wheel)
     monkeypatch.setenv('PIP_NO_INDEX', '1')
     monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path))
     monkeypatch.setenv('PIP_CONFIG_FILE', os.devnull)
     state.pins.clear()
-    state.pins.update(number='2.2', picture='1.0', other='1.0')
-    parts['steps'].install(state, ('number', 'picture', 'other'))
+    state.pins.update(number='2.2', picture='1.0', reader='1.0', other='1.0')
+    parts['steps'].install(state, ('number', 'picture', 'reader', 'other'))
     there = state.installed()
-    assert (there['number'], there['picture'], there['other']) == ('2.4', '0.9', '1.0')
-    assert 'trying other versions of picture\n' in capsys.readouterr().out
+    assert there['number'] == '2.4' and there['files'] == '3.0'
+    assert (there['picture'], there['reader'], there['other']) == ('0.9', '0.9', '1.0')
+    said = capsys.readouterr().out
+    assert 'trying other versions of picture\n' in said and 'trying other versions of reader\n' in said
 
 
 def test_upstream_openmmlab_is_not_joined_by_the_maintained_family(parts, state, monkeypatch):

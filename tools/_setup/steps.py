@@ -56,11 +56,17 @@ def constraints(s: Setup, pins: dict[str, str]) -> Path:
     return path
 
 
+CAUSES = re.compile(
+    r'^\s+(\S+) \S+ depends on '
+    r'|^\s+The user requested (\S+?)[=<>!~]'
+    r'|satisfies the requirement [^(]*\(from ([^\s=<>!~):]+)[)=<>!~]',
+    re.M,
+)
+
+
 def in_conflict(output: str) -> set[str]:
-    """Packages that pip names as the cause of a conflict."""
-    _, _, cause = output.partition('The conflict is caused by:')
-    named = re.findall(r'^\s+(\S+) \S+ depends on |^\s+The user requested (\S+?)[=<>!~]', cause, re.M)
-    return {normalise(name) for pair in named for name in pair if name}
+    """Packages that pip names as the cause of a conflict with what is there."""
+    return {normalise(name) for names in CAUSES.findall(output) for name in names if name}
 
 
 def install(s: Setup, names: Iterable[str]) -> str:
