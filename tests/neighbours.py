@@ -1,10 +1,12 @@
-"""What the libraries test of their own Swin and ViT, restated, on their classes and on ours: python tests/neighbours.py
+"""What the libraries test of their own networks, restated, on their classes and ours: python tests/neighbours.py [KIND]
 
-No library ships its tests in its package. A check that a library's own class fails here is not counted against ours.
+No library ships its tests in its package. What mmengine and PEFT test of their parts is restated on others' networks. A
+check that a library's own class fails here is not counted against ours.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import tempfile
@@ -17,17 +19,22 @@ import mmpretrain.models.backbones as cls
 import mmseg.models.backbones as seg
 import timm
 import torch
-from mmengine.runner import load_checkpoint, save_checkpoint
+from mmengine.model import BaseModel
+from mmengine.runner import Runner, load_checkpoint, save_checkpoint
+from peft import LoraConfig, PeftModel, get_peft_model
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import scalenet_mm
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
+from scalenet_mm.lm.saving import from_pretrained
 
 SWIN = dict(embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 4])
 DEIT = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
 OUTPUTS = dict(window_size=4, out_indices=(0, 1, 2, 3))
-CHECKS: dict[str, list[Callable]] = {'backbone': [], 'swin': [], 'vit': [], 'timm': []}
+KINDS = ('backbone', 'swin', 'vit', 'timm', 'mmengine', 'transformers', 'peft')
+CHECKS: dict[str, list[Callable]] = {kind: [] for kind in KINDS}
 Make = Callable[..., nn.Module]  # of a class, with the arguments that are its library's
 
 
@@ -54,24 +61,34 @@ def registered(host: type, ours: type, **given) -> tuple[Make, Callable[[int], M
     return lambda **kw: host(**{**given, **kw}), scaled
 
 
-def live(name: str, **given) -> tuple[Make, Callable[[int], Make]]:
+def live(create: Callable[..., nn.Module], **given) -> tuple[Make, Callable[[int], Make]]:
     def host(**kw) -> nn.Module:
-        return timm.create_model(name, num_classes=5, **{**given, **kw})
+        return create(**{**given, **kw})
 
     return host, lambda times: lambda **kw: scalenet_mm.scale(host(**kw), times=times)
 
 
+def llama(**config) -> nn.Module:
+    return LlamaForCausalLM(LlamaConfig(**config))
+
+
 DENSE = dict(window_size=4, **SWIN)
 VIT = dict(embed_dim=32, num_heads=2, depth=3, img_size=32, patch_size=8)
+LLAMA = dict(
+    **dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, max_position_embeddings=64),
+    **dict(num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=None, pad_token_id=0),
+    tie_word_embeddings=True,
+    attn_implementation='eager',
+)
 CLASSES = {
     'mmpretrain Swin': Class(
-        ('backbone', 'swin'),
+        ('backbone', 'swin', 'mmengine'),
         *registered(cls.SwinTransformer, ScaleNetSwin, arch=SWIN, img_size=64, pad_small_map=True, **OUTPUTS),
     ),
     'mmdet Swin': Class(('backbone',), *registered(det.SwinTransformer, ScaleNetSwin, **DENSE)),
     'mmseg Swin': Class(('backbone',), *registered(seg.SwinTransformer, ScaleNetSwin, **DENSE)),
     'mmpretrain ViT': Class(
-        ('backbone', 'vit'),
+        ('backbone', 'vit', 'mmengine'),
         *registered(cls.VisionTransformer, ScaleNetDeiT, arch=DEIT, img_size=64, patch_size=16, out_type='featmap'),
     ),
     'mmseg ViT': Class(
@@ -82,13 +99,16 @@ CLASSES = {
             **dict(img_size=64, embed_dims=32, num_layers=3, num_heads=2, mlp_ratio=2, final_norm=True),
         ),
     ),
-    'timm ViT': Class(('timm',), *live('vit_tiny_patch16_224', **VIT)),
+    'timm ViT': Class(('timm',), *live(timm.create_model, model_name='vit_tiny_patch16_224', num_classes=5, **VIT)),
     'timm Swin': Class(
         ('timm',),
         *live(
-            'swin_tiny_patch4_window7_224', img_size=32, window_size=4, embed_dim=16, depths=(2, 2), num_heads=(1, 2)
+            timm.create_model,
+            **dict(model_name='swin_tiny_patch4_window7_224', num_classes=5, img_size=32, window_size=4),
+            **dict(embed_dim=16, depths=(2, 2), num_heads=(1, 2)),
         ),
     ),
+    'transformers Llama': Class(('transformers', 'peft'), *live(llama, **LLAMA)),
 }
 
 
@@ -282,11 +302,241 @@ def timm_groups_its_parameters(make: Make) -> None:
     assert sum(len(g['params']) for g in groups) == len(list(net.parameters()))
 
 
-def run() -> dict[tuple[str, str], tuple[str, str, str]]:
+class OneMap(BaseModel):
+    """A model of mmengine whose loss is the mean square of a backbone's last map."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, inputs, mode: str = 'tensor'):
+        out = self.backbone(torch.stack(inputs) if isinstance(inputs, list) else inputs)[-1]
+        return dict(loss=out.square().mean()) if mode == 'loss' else out
+
+
+def trained(make: Make, folder: Path, steps: int, resume: bool = False, hooks=()) -> Runner:
+    """A runner of mmengine after so many steps; it saves its model at every second one."""
+    torch.manual_seed(0)
+    net = OneMap(make(drop_path_rate=0.0))
+    net.backbone.init_weights()
+    data = dict(dataset=[dict(inputs=image) for image in images()], batch_size=2, num_workers=0)
+    runner = Runner(
+        **dict(model=net, work_dir=str(folder), custom_hooks=list(hooks), resume=resume, log_level='ERROR'),
+        train_dataloader=dict(sampler=dict(type='DefaultSampler', shuffle=False), **data),
+        train_cfg=dict(by_epoch=False, max_iters=steps),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2), logger=None),
+        default_scope='mmpretrain',
+        experiment_name=folder.name + str(steps),
+    )
+    runner.train()
+    return runner
+
+
+def states_equal(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@check('mmengine')
+def mmengine_resumes_a_run_as_if_it_had_not_ended(make: Make) -> None:
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        whole = trained(make, Path(one), 4)
+        trained(make, Path(two), 2)
+        resumed = trained(make, Path(two), 4, resume=True)
+        assert resumed.iter == 4 and states_equal(whole.model.state_dict(), resumed.model.state_dict())
+        first, last = (torch.load(Path(one) / f'iter_{n}.pth', weights_only=False) for n in (2, 4))
+    assert first.keys() >= {'meta', 'state_dict', 'optimizer', 'message_hub'} and last['meta']['iter'] == 4
+    assert not states_equal(first['state_dict'], last['state_dict'])
+    assert states_equal(last['state_dict'], whole.model.state_dict())
+
+
+@check('mmengine')
+def mmengine_steps_every_parameter_once(make: Make) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        runner = trained(make, Path(folder), 2)
+    given = [p for group in runner.optim_wrapper.param_groups for p in group['params']]
+    assert len(given) == len({id(p) for p in given}) == len(list(runner.model.parameters()))
+    steps = {int(state['step']) for state in runner.optim_wrapper.optimizer.state.values()}
+    assert steps == {2}
+
+
+@check('mmengine')
+def mmengines_ema_hook_saves_the_average_for_the_model_and_the_model_beside_it(make: Make) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        hook = dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.5)
+        runner = trained(make, Path(folder), 2, hooks=[hook])
+        saved = torch.load(Path(folder) / 'iter_2.pth', weights_only=False)
+    hook = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook')
+    average, own = hook.ema_model.module, runner.model
+    assert not states_equal(average.state_dict(), own.state_dict())
+    assert states_equal(saved['state_dict'], average.state_dict())
+    assert states_equal({k: v for k, v in saved['ema_state_dict'].items() if k != 'steps'}, with_module(own))
+    before, theirs = (copy.deepcopy(m.state_dict()) for m in (own, average))
+    hook.before_val_epoch(runner)
+    assert states_equal(own.state_dict(), theirs)
+    hook.after_val_epoch(runner)
+    assert states_equal(own.state_dict(), before) and states_equal(average.state_dict(), theirs)
+
+
+def with_module(net: nn.Module) -> dict:
+    return {f'module.{k}': v for k, v in net.state_dict().items()}
+
+
+def tokens(length: int = 9) -> torch.Tensor:
+    return torch.randint(2, 50, (2, length), generator=torch.Generator().manual_seed(0))
+
+
+@check('transformers')
+def transformers_save_and_load_give_the_same_outputs(make: Make) -> None:
+    net = make().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        net.save_pretrained(folder)
+        again = from_pretrained(folder, attn_implementation='eager')
+    assert states_equal(net.state_dict(), again.state_dict())
+    assert torch.equal(again(tokens()).logits, net(tokens()).logits)
+
+
+@check('transformers')
+def transformers_attentions_and_hidden_states_are_one_a_layer(make: Make) -> None:
+    net = make().eval()
+    out = net(tokens(), output_attentions=True, output_hidden_states=True)
+    depth = net.config.num_hidden_layers
+    assert len(out.attentions) == depth == len(net.model.layers) and len(out.hidden_states) == depth + 1
+    for weights in out.attentions:
+        assert weights.shape == (2, 4, 9, 9) and not weights.triu(1).any()
+        assert torch.allclose(weights.sum(-1), torch.ones(2, 4, 9))
+    assert all(h.shape == (2, 9, 32) for h in out.hidden_states)
+    out.hidden_states[0].retain_grad()
+    out.attentions[0].retain_grad()
+    out.logits.sum().backward()
+    assert out.hidden_states[0].grad is not None and out.attentions[0].grad is not None
+
+
+@check('transformers')
+def transformers_checkpoints_its_gradients_and_changes_none(make: Make) -> None:
+    net, found = make().train(), []
+    for enable in (lambda: None, net.gradient_checkpointing_enable):
+        enable()
+        net.zero_grad()
+        loss = net(tokens(), labels=tokens()).loss
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad.clone() for n, p in net.named_parameters()}))
+    assert net.is_gradient_checkpointing
+    torch.testing.assert_close(*found)
+
+
+@check('transformers')
+def transformers_resizes_its_tokens_and_keeps_the_output_layer_tied(make: Make) -> None:
+    net = make().eval()
+    before = net.get_input_embeddings().weight.detach().clone()
+    for size in (60, 35):
+        net.resize_token_embeddings(size)
+        weight = net.get_input_embeddings().weight
+        assert net.config.vocab_size == size == len(weight)
+        assert torch.equal(weight[: min(50, size)], before[:size])
+        assert net.get_output_embeddings().weight is weight
+        assert net(tokens() % 35).logits.shape == (2, 9, size)
+
+
+@check('transformers')
+def transformers_generates_greedily_the_same_without_its_cache(make: Make) -> None:
+    net = make().eval()
+    options = dict(max_new_tokens=8, do_sample=False)
+    made = net.generate(tokens(), **options)
+    assert made.shape == (2, 17) and torch.equal(made, net.generate(tokens(), use_cache=False, **options))
+    expanded = net.generate(inputs_embeds=net.get_input_embeddings()(tokens()), **options)
+    assert torch.equal(expanded, made[:, 9:])
+
+
+@check('transformers')
+def transformers_ties_its_tied_weights_and_saves_them_once(make: Make) -> None:
+    net = make()
+    net.tie_weights()
+    params = dict(net.named_parameters(remove_duplicate=False))
+    assert all(params[k] is net.get_input_embeddings().weight for k in net._tied_weights_keys)
+    with tempfile.TemporaryDirectory() as folder:
+        net.save_pretrained(folder)
+        size = (Path(folder) / 'model.safetensors').stat().st_size
+        _, told = type(net).from_pretrained(folder, output_loading_info=True)
+    bytes_each = sum(p.numel() * 4 for p in net.parameters())
+    assert bytes_each < size < 1.2 * bytes_each and not set(told['missing_keys']) & set(net._tied_weights_keys)
+
+
+@check('transformers')
+def transformers_takes_embeddings_and_tuples(make: Make) -> None:
+    net = make().eval()
+    wanted = net(tokens()).logits
+    assert torch.equal(net(inputs_embeds=net.get_input_embeddings()(tokens())).logits, wanted)
+    assert torch.equal(net(tokens(), return_dict=False)[0], wanted)
+
+
+def with_lora(net: nn.Module) -> nn.Module:
+    kind = LoraConfig(target_modules=['q_proj', 'down_proj'], r=2, init_lora_weights=False)
+    return get_peft_model(net, kind).eval()
+
+
+@check('peft')
+def peft_trains_its_own_alone(make: Make) -> None:
+    net = with_lora(make()).train()
+    names = {n for n, p in net.named_parameters() if p.requires_grad}
+    assert len(names) == 2 * 2 * net.config.num_hidden_layers and all('.lora_' in n for n in names)
+    net(tokens(), labels=tokens()).loss.backward()
+    assert {n for n, p in net.named_parameters() if p.grad is not None and p.grad.any()} == names
+
+
+@check('peft')
+def peft_saves_and_loads_its_adapter_alone(make: Make) -> None:
+    plain = make().eval()
+    net = with_lora(copy.deepcopy(plain))
+    with tempfile.TemporaryDirectory() as folder:
+        net.save_pretrained(folder)
+        again = PeftModel.from_pretrained(copy.deepcopy(plain), folder).eval()
+        size = (Path(folder) / 'adapter_model.safetensors').stat().st_size
+    assert torch.equal(again(tokens()).logits, net(tokens()).logits)
+    assert not torch.equal(net(tokens()).logits, plain(tokens()).logits)
+    assert size < 4 * sum(p.numel() for p in net.parameters() if p.requires_grad) + 8192
+
+
+@check('peft')
+def peft_switched_off_or_unloaded_gives_the_outputs_before(make: Make) -> None:
+    plain = make().eval()
+    wanted, net = plain(tokens()).logits, with_lora(plain)
+    on = net(tokens()).logits
+    with net.disable_adapter():
+        assert torch.equal(net(tokens()).logits, wanted)
+    assert torch.equal(net(tokens()).logits, on) and not torch.equal(on, wanted)
+    assert torch.equal(net.unload()(tokens()).logits, wanted)
+
+
+@check('peft')
+def peft_has_several_adapters_and_switches_between_them(make: Make) -> None:
+    net = with_lora(make())
+    first = net(tokens()).logits
+    net.add_adapter('other', net.peft_config['default'])
+    net.set_adapter('other')
+    assert not torch.equal(net(tokens()).logits, first)
+    net.set_adapter('default')
+    assert torch.equal(net(tokens()).logits, first)
+
+
+@check('peft')
+def peft_merges_into_weights_that_one_layer_uses_and_refuses_others_unchanged(make: Make) -> None:
+    net = with_lora(make())
+    wanted = net(tokens()).logits
+    if net.config.num_hidden_layers == LLAMA['num_hidden_layers']:
+        merged = net.merge_and_unload()
+        torch.testing.assert_close(merged(tokens()).logits, wanted)
+        assert not any('lora' in name for name, _ in merged.named_parameters())
+    else:
+        refused(ValueError, net.merge_and_unload)
+        assert torch.equal(net(tokens()).logits, wanted)
+
+
+def run(only: str = '') -> dict[tuple[str, str], tuple[str, str, str]]:
     """(class, check) -> what the host's, ours at times=1 and ours at times=2 gave: '' or the error."""
     found = {}
     for name, tested in CLASSES.items():
-        for kind in tested.kinds:
+        for kind in [kind for kind in tested.kinds if kind == (only or kind)]:
             for test in CHECKS[kind]:
                 makes = tested.host, tested.ours(1), tested.ours(2)
                 found[name, test.__name__] = tuple(map(lambda make, test=test: _error(test, make), makes))
@@ -305,7 +555,7 @@ def _error(test: Callable, make: Make) -> str:
 if __name__ == '__main__':
     logging.disable()  # mmengine lists every tensor that is initialised
     failed = 0
-    for (name, test), (host, *ours) in run().items():
+    for (name, test), (host, *ours) in run(*sys.argv[1:]).items():
         bad = [e for e in ours if e]
         failed += bool(bad and not host)
         print(f'{name:16} {test:75} {"not counted, the host fails" if host else bad or "ok"}')

@@ -369,6 +369,20 @@ def test_pretrained_names_the_librarys_own_address(tmp_path):
         ScaleNetHF(DINO_HF, pretrained=True)
 
 
+@pytest.mark.parametrize('prefix', ['', 'dinov2.'])
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [(lambda t: t.to(torch.int8), 'torch.int8 values'), (lambda t: t[1:].clone(), r'expected \(64, 32\)')],
+)
+def test_a_file_of_hugging_face_that_is_quantised_or_mis_shaped_is_refused(change, told, prefix, tmp_path):
+    state = AutoModel.from_config(AutoConfig.for_model(**DINO_HF)).state_dict()
+    state['encoder.layer.1.mlp.fc1.weight'] = change(state['encoder.layer.1.mlp.fc1.weight'])
+    save_file({prefix + k: v for k, v in state.items()}, tmp_path / 'f.safetensors', dict(format='pt'))
+    with pytest.raises(CheckpointError, match=rf'layer\.1\.mlp\.fc1\.weight: {told}') as caught:
+        ScaleNetHF(DINO_HF).load_pretrained(str(tmp_path / 'f.safetensors'))
+    assert str(tmp_path / 'f.safetensors') in str(caught.value)
+
+
 def test_hugging_faces_files_of_earlier_releases_load(tmp_path):
     """Query, key and value had other names in transformers 4, and a classifier lies around the network."""
     source = perturb(AutoModel.from_config(AutoConfig.for_model(**DINO_HF)), std=0.1)

@@ -295,6 +295,77 @@ def test_a_plain_model_is_read_by_its_own_class_and_a_broken_folder_is_refused(t
         from_pretrained(tmp_path / 'scaled')
 
 
+def lose(state, key):
+    del state[key]
+
+
+def turn_to_int8(state, key):
+    state[key] = (state[key] * 1000).to(torch.int8)
+
+
+def put_nan(state, key):
+    state[key][0, 0] = math.nan
+
+
+def cut_a_row(state, key):
+    state[key] = state[key][1:].clone()
+
+
+DAMAGE = {lose: 'missing in the file', turn_to_int8: 'torch.int8 values', put_nan: 'NaN or infinity in 1 of'}
+DAMAGE[cut_a_row] = r'expected \(48, 32\), the file has \(47, 32\)'
+
+
+@pytest.mark.parametrize('layout', ['whole', 'sharded', 'bin', 'scaled'])
+@pytest.mark.parametrize('change', DAMAGE, ids=lambda f: f.__name__)
+def test_a_damaged_model_is_refused_by_file_key_and_rule(layout, change, tmp_path):
+    model = made('Llama') if layout == 'scaled' else HOSTS['Llama']()
+    size = '20KB' if layout == 'sharded' else '1GB'
+    model.save_pretrained(tmp_path, max_shard_size=size, safe_serialization=layout != 'bin')
+    from_pretrained(tmp_path)
+    key = 'model.layers.0.mlp.up_proj.weight'
+    read, write = (torch.load, torch.save) if layout == 'bin' else (load_file, save_file)
+    files = [f for f in tmp_path.iterdir() if f.suffix in ('.safetensors', '.bin')]
+    file, state = next((f, s) for f in files if key in (s := read(f)))
+    assert ('-of-' in file.name) == (layout == 'sharded')
+    change(state, key)
+    write(state, file, *[dict(format='pt')] * (write is save_file))
+    with pytest.raises(CheckpointError, match=DAMAGE[change]) as caught:
+        from_pretrained(tmp_path)
+    assert str(file) in str(caught.value) and key in str(caught.value)
+
+
+def test_a_truncated_shard_and_a_lost_one_are_named(tmp_path):
+    HOSTS['Llama']().save_pretrained(tmp_path, max_shard_size='20KB')
+    (tmp_path / 'model-of-another-tool.safetensors').write_bytes(b'not of the index')
+    from_pretrained(tmp_path)
+    shard = sorted(tmp_path.glob('model-0*'))[-1]
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=rf'{shard.name} .* is truncated'):
+        from_pretrained(tmp_path)
+    shard.unlink()
+    with pytest.raises(OSError, match=shard.name):
+        from_pretrained(tmp_path)
+    (tmp_path / 'model.safetensors.index.json').write_text('{')
+    with pytest.raises(CheckpointError, match=r'model\.safetensors\.index\.json'):
+        from_pretrained(tmp_path)
+
+
+def test_a_file_without_a_head_of_its_own_is_refused_unless_the_head_is_the_embedding(tmp_path):
+    for host, whole in (('Llama', True), ('Qwen2', False)):  # tied, and not
+        inner = HOSTS[host]().model
+        inner.save_pretrained(tmp_path / host)
+        if whole:
+            assert torch.equal(from_pretrained(tmp_path / host).lm_head.weight, inner.embed_tokens.weight)
+            with torch.no_grad():
+                inner.norm.weight[3] = math.inf
+            inner.save_pretrained(tmp_path / host)
+            with pytest.raises(CheckpointError, match=r'  norm\.weight: NaN or infinity in 1 of 32'):
+                from_pretrained(tmp_path / host)
+        else:
+            with pytest.raises(CheckpointError, match=r'lm_head\.weight \(50, 32\)'):
+                from_pretrained(tmp_path / host)
+
+
 @pytest.mark.parametrize('order', ['interpolate', 'stack'])
 def test_the_increments_alone_make_the_model_from_its_source_and_refuse_another(order, tmp_path):
     torch.manual_seed(0)
@@ -310,6 +381,10 @@ def test_the_increments_alone_make_the_model_from_its_source_and_refuse_another(
     tokens, _ = rows_padded_on_the_left((7,))
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, model.eval()(tokens).logits)
+    file = tmp_path / 'source' / 'model.safetensors'
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=rf'{file} .* is truncated'):
+        load_increments(tmp_path / 'x.delta.safetensors')
     perturb(source, seed=5).save_pretrained(tmp_path / 'other')
     with pytest.raises(CheckpointError, match='another base'):
         load_increments(tmp_path / 'x.delta.safetensors', tmp_path / 'other')
@@ -640,6 +715,17 @@ def test_wrong_arguments_of_training_end_with_one_line_before_anything_is_writte
     except SystemExit as ended:  # argparse
         code = ended.code
     assert code == 2 and says in capsys.readouterr().err
+    assert not (folder / 'out').exists()
+
+
+def test_a_damaged_source_is_refused_before_anything_is_written(source_folder, capsys):
+    folder, file = source_folder.parent, source_folder / 'model.safetensors'
+    state = load_file(file)
+    put_nan(state, 'model.layers.1.mlp.up_proj.weight')
+    save_file(state, file, dict(format='pt'))
+    args = ('--model', source_folder, '--data', folder / 'alpaca.json', '--out', folder / 'out', '--max-steps', 1)
+    assert main(['lm-train', *map(str, args)]) == 2
+    assert f'{file}: the checkpoint holds values that are no weights' in capsys.readouterr().err
     assert not (folder / 'out').exists()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..checkpoint.pretrained import require_weights
 from ..checkpoint.strict import CheckpointError
 from ..core.flops import meta_parameters
 from .arguments import arguments_of, nearest, unknown
@@ -182,6 +183,8 @@ class ScaleNetHF(LiveBackbone):
         """By ``from_pretrained``, which knows the names of every release."""
         if scaled:
             return entries
+        with meta_parameters():
+            require_weights(self._build(**self.source), entries)
         net, told = type(self.net).from_pretrained(
             None,
             config=self._config(**self.source),
@@ -189,11 +192,8 @@ class ScaleNetHF(LiveBackbone):
             output_loading_info=True,
             **self._options,
         )
-        lost = {*told['missing_keys'], *(key for key, *_ in told['mismatched_keys'])}
-        found = {k: v for k, v in net.state_dict().items() if k not in lost}
-        besides = {k: entries[k] for k in told['unexpected_keys'] if k in entries}
-        shapes = {key: entries[key] for key, *_ in told['mismatched_keys'] if key in entries}
-        return found | besides | shapes
+        found = {k: v for k, v in net.state_dict().items() if k not in told['missing_keys']}
+        return found | {k: entries[k] for k in told['unexpected_keys'] if k in entries}
 
     def _address(self) -> str:
         name = self.source['name']

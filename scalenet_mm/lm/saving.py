@@ -29,32 +29,33 @@ def from_pretrained(folder: str | Path, model_class: Any = None, dtype: Any = 'a
     >>> model = from_pretrained('work_dirs/llama_x2', dtype=torch.bfloat16)  # doctest: +SKIP
 
     Args:
-        folder: of a scaled model; a plain model's folder or Hub name goes to its class's own ``from_pretrained``.
+        folder: of a scaled model, or a plain model's folder or Hub name.
         model_class: ``AutoModelForCausalLM`` by default, or a model's own class.
         dtype: of all weights, ``torch.bfloat16`` or ``'bfloat16'``; ``'auto'`` is the one in the config.
         kwargs: what the class takes beside the config, such as ``attn_implementation='sdpa'``.
 
     Raises:
         FileNotFoundError: if the folder of a scaled model has no weights.
-        RuntimeError: if weights and config do not fit, with all missing and unexpected names.
+        CheckpointError: naming the file that is damaged, or the folder whose weights and config do not fit.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ..checkpoint.pretrained import empty_model, load_source, weight_files
 
     model_class = model_class or AutoModelForCausalLM
     config = AutoConfig.from_pretrained(folder)
     spec = getattr(config, 'scalenet', None)
     if spec is None:
-        return model_class.from_pretrained(folder, dtype=dtype, **kwargs).eval()
-    files = sorted(Path(folder).glob('model*.safetensors'))
+        return load_source(model_class, folder, dtype=dtype, **kwargs).eval()
+    files = list(weight_files(folder))
     if not files:
         raise FileNotFoundError(
             f'{folder} has a config but no model*.safetensors; save the model there with save_pretrained.'
         )
     dtype = (config.dtype or torch.float32) if dtype == 'auto' else dtype
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    make = getattr(model_class, '_from_config', None) or model_class.from_config
     with meta_parameters():  # tied and adjusted while the weights have no storage
-        model = rescale(make(config, dtype=dtype, **kwargs), spec)
+        model = rescale(empty_model(model_class, config, dtype=dtype, **kwargs), spec)
     _load(model, files, dtype)
     return model.eval()
 
@@ -81,19 +82,21 @@ def load_parts(name: str | Path) -> tuple[Any, Callable[[Any], nn.Module]]:
 
 
 def _load(model: nn.Module, files: list[Path], dtype: torch.dtype) -> None:
-    from ..checkpoint.reading import read_checkpoint
-    from ..checkpoint.strict import naming, require_values
+    from ..checkpoint.reading import read_checkpoint, unwrap
+    from ..checkpoint.strict import naming, require, require_values
 
     state: dict[str, torch.Tensor] = {}
     for file in files:
-        for name, tensor in read_checkpoint(file)['state_dict'].items():
+        for name, tensor in unwrap(read_checkpoint(file)).items():
             state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     by_tensor = {id(t): name for name, t in model.state_dict(keep_vars=True).items() if name in state}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name not in state and id(tensor) in by_tensor:  # an output layer tied to the embedding
             state[name] = state[by_tensor[id(tensor)]]
-    with naming(files[0].parent):
-        require_values(model.state_dict(), state)
+    expected = model.state_dict()
+    with naming(files[0] if len(files) == 1 else files[0].parent):
+        require({k: t.shape for k, t in expected.items()}, state, what='the model of its config')
+        require_values(expected, state)
     model.load_state_dict(state, assign=True)
     model.tie_weights()
 
@@ -163,9 +166,11 @@ def load_increments(
 
     from ..checkpoint.delta_file import read_delta
     from ..checkpoint.live_delta import scale_by_delta
+    from ..checkpoint.pretrained import require_source
 
-    delta = read_delta(path)
+    delta, model_class = read_delta(path), model_class or AutoModelForCausalLM
     dtype = json.loads(delta.config)['dtype']
-    model = (model_class or AutoModelForCausalLM).from_pretrained(base or delta.base, dtype=dtype, **kwargs)
+    require_source(model_class, base or delta.base, **kwargs)
+    model = model_class.from_pretrained(base or delta.base, dtype=dtype, **kwargs)
     scale_by_delta(model, delta)
     return model.eval()
