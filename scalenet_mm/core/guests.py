@@ -14,7 +14,7 @@ from types import ModuleType
 
 from torch import nn
 
-Change = Callable[[ModuleType], object]
+Change = Callable[[ModuleType], None]
 WRITERS = {  # functions that write into the tensors of their first argument, or put views of them there
     'torch.nn.utils.prune': ['remove'],
     'torch.nn.utils.parametrize': ['register_parametrization', 'remove_parametrizations'],
@@ -36,12 +36,16 @@ def tell_guests(
         _ask_before(peft.BaseTuner, '_check_merge_allowed', refuse_merging)
         _ask_each_layer(peft, refuse_merging)
 
+    def keep(module: ModuleType) -> None:
+        for name in WRITERS[module.__name__]:
+            _write_within(getattr(module, name), own_what_is_written)
+
     when_imported('peft.tuners.tuners_utils', ask)
     mixed = 'peft.tuners.mixed.model'
     when_imported(mixed, lambda m: _ask_before(m.MixedModel, '_unload_and_optionally_merge', refuse_merging))
     when_imported('accelerate.hooks', _offload_tied)
-    for module, names in WRITERS.items():
-        when_imported(module, lambda m, names=names: [_write_within(getattr(m, n), own_what_is_written) for n in names])
+    for name in WRITERS:
+        when_imported(name, keep)
 
 
 def when_imported(name: str, change: Change) -> None:

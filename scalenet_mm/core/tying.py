@@ -120,8 +120,9 @@ def ties(layers: TiedLayers) -> Iterator[tuple[Place, Place]]:
             'take a slice (a plain container) or scale the source layers anew instead of adding to this one.'
         )
     held: dict[int, dict[int, Place]] = {}  # by source, the tensors so far; the owner's, as a rule
-    for i, (block, source) in enumerate(zip(layers, layers.layer_map.sources, strict=True)):
-        first, mine = held.setdefault(source, {}), list(_places(block, str(i)))
+    for i, block in enumerate(layers):
+        source, mine = layers.layer_map.sources[i], list(_places(block, str(i)))
+        first = held.get(source, {})
         yield from [(place, first[id(place.tensor)]) for place in mine if id(place.tensor) in first]
         held[source] = {id(place.tensor): place for place in reversed(mine)} | first
 
@@ -259,7 +260,7 @@ def refuse_merging(model: nn.Module) -> None:
 
 @contextmanager
 def own_what_is_written(module: nn.Module) -> Iterator[None]:
-    """Within, a tool may write into the tensors of ``module``: of a tied one it gets its own, the others keep theirs."""
+    """Within, a tool may write into tensors of ``module``: of a tied one it gets its own, the others keep theirs."""
     inside = _holders(module)
     places = [place for _, found in _tied_places(inside) for place in found]
     outside = {id(p.tensor) for p in places if id(p.held) not in inside}
