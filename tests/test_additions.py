@@ -147,6 +147,52 @@ def test_an_unscaled_state_dict_leaves_additions_as_they_are():
     assert torch.equal(model.blocks[1].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
 
 
+WRITERS = {  # what writes into a tensor, or views it, and what takes it off
+    'pruning': (lambda m: prune.random_unstructured(m, 'weight', 0.5), lambda m: prune.remove(m, 'weight')),
+    'columns': (
+        lambda m: parametrize.register_parametrization(m, 'weight', Columns()),
+        lambda m: parametrize.remove_parametrizations(m, 'weight'),
+    ),
+    'orthogonal': (parametrizations.orthogonal, lambda m: parametrize.remove_parametrizations(m, 'weight')),
+    'weight norm': (parametrizations.weight_norm, lambda m: parametrize.remove_parametrizations(m, 'weight')),
+    'old weight norm': (torch.nn.utils.weight_norm, torch.nn.utils.remove_weight_norm),
+}
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm')
+@pytest.mark.parametrize('kept', [True, False])
+@pytest.mark.parametrize('what', WRITERS)
+def test_what_a_tool_writes_for_one_instance_is_that_instances(what, kept):
+    """On the owner of three: the other two stay as they are, tied and with one key."""
+    put, remove = WRITERS[what]
+
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        model = perturb(scale(timm_vit(3), times=3, adjust=ADAPTER)).eval()
+        first, second = model.blocks[0].attn.proj, model.blocks[1].attn.proj
+        put(first)
+        if not kept:
+            remove(first)
+        with torch.no_grad():
+            for p in set(first.parameters()) - set(second.parameters()):
+                p.add_(0.1)
+        return model
+
+    model = made()
+    torch.manual_seed(0)
+    weight = perturb(scale(timm_vit(3), times=3, adjust=ADAPTER)).blocks[1].attn.proj.weight
+    for twin in (model, model.double().float()):
+        second, third = (twin.blocks[i].attn.proj for i in (1, 2))
+        assert second.weight is third.weight and torch.equal(second.weight, weight)
+    x = torch.randn(2, 3, 32, 32)
+    expected, state = model(x), {k: v.clone() for k, v in model.state_dict().items()}
+    assert 'blocks.2.attn.proj.weight' not in state
+    other = made()
+    perturb(other, seed=9).load_state_dict(state)
+    assert torch.equal(other(x), expected)
+    assert model.blocks[0].attn.proj.bias is model.blocks[1].attn.proj.bias, 'what no tool wrote into'
+
+
 def test_a_hook_on_one_instance_is_that_instances():
     model = changed('probes')
     model.blocks[1].attn.qkv.register_forward_hook(lambda module, args, output: None)

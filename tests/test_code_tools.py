@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize, prune
 import scalenet_mm
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetHF, ScaleNetSwin, ScaleNetTimm
 from scalenet_mm.core.adapters import AdaptedLinear
+from scalenet_mm.core.tying import scaled_layers, ties
 
 SWIN = dict(embed_dims=16, depths=[1, 2], num_heads=[1, 2])
 DEEP_SWIN, DEEP_DEIT = {**SWIN, 'depths': [1, 4]}, {**DEIT, 'num_layers': 6}
@@ -75,16 +76,12 @@ def linears(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m, nn.Linear)]
 
 
-def pruned(model: nn.Module, x: Tensor) -> nn.Module:
-    for linear in linears(model):
-        prune.l1_unstructured(linear, 'weight', 0.5)
-    return model
+def prune_half(linear: nn.Module) -> None:
+    prune.l1_unstructured(linear, 'weight', 0.5)
 
 
-def parametrized(model: nn.Module, x: Tensor) -> nn.Module:
-    for linear in linears(model):
-        parametrize.register_parametrization(linear, 'weight', Halved())
-    return model
+def halve(linear: nn.Module) -> None:
+    parametrize.register_parametrization(linear, 'weight', Halved())
 
 
 READ: dict[str, tuple[str, Callable]] = {  # column -> what it is, what makes a network of a network
@@ -94,11 +91,15 @@ READ: dict[str, tuple[str, Callable]] = {  # column -> what it is, what makes a 
     'export': ('`torch.export`', lambda m, x: torch.export.export(m, (x,)).module()),
     'compile': ('`torch.compile`', compiled),
 }
-REWRITE = {
-    'prune': ('`torch.nn.utils.prune` on every linear layer', pruned),
-    'parametrize': ('`torch.nn.utils.parametrize` on every linear layer', parametrized),
+REWRITE = {  # column -> what it is, what puts it on a linear layer, what takes it off
+    'prune': ('`torch.nn.utils.prune`, put on every linear layer and removed', prune_half, prune.remove),
+    'parametrize': (
+        '`torch.nn.utils.parametrize`, put on every linear layer and removed',
+        halve,
+        parametrize.remove_parametrizations,
+    ),
 }
-TOOLS = {name: text for name, (text, _) in (READ | REWRITE).items()}
+TOOLS = {name: text for name, (text, *_) in (READ | REWRITE).items()}
 BEGIN = '<!-- table of tools: scalenet experiment host-table -->'
 CELLS: dict[str, dict[str, str]] = {}
 
@@ -172,10 +173,35 @@ def test_what_is_put_on_every_linear_acts_in_every_instance_as_on_copies(network
             else:
                 smallest = weight.abs().flatten().sort().indices[: weight.numel() // 2]
                 weight.view(-1)[smallest] = 0
-    changed = REWRITE[tool][1](copy.deepcopy(scaled), x)
+    _, put, remove = REWRITE[tool]
+    changed = copy.deepcopy(scaled)
+    for linear in linears(changed):
+        put(linear)
     torch.testing.assert_close(output(changed, x), output(byhand, x), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(output(scaled, x), output(byhand, x), atol=1e-3)
+    for linear in linears(changed):
+        remove(linear, 'weight')
+        assert isinstance(linear._parameters['weight'], nn.Parameter)
+    torch.testing.assert_close(output(changed, x), output(byhand, x), rtol=1e-4, atol=1e-5)
     CELLS.setdefault(name, {})[tool] = YES
+
+
+@pytest.mark.parametrize('tool', REWRITE)
+def test_what_is_removed_from_some_instances_leaves_the_others_as_in_independent_copies(network, tool):
+    _, _, scaled, x = network
+    _, put, remove = REWRITE[tool]
+    before = [m.weight.clone() for m in linears(scaled)]
+    changed, copies = copy.deepcopy(scaled), copy.deepcopy(scaled)
+    for _, layers in scaled_layers(copies):
+        for place, _ in list(ties(layers)):
+            place.held[place.name] = copy.deepcopy(place.tensor)
+    for model in (changed, copies):
+        for linear in linears(model)[::3]:
+            put(linear)
+            remove(linear, 'weight')
+    assert torch.equal(output(changed, x), output(copies, x))
+    others = [i for i in range(len(before)) if i % 3]
+    assert all(torch.equal(linears(changed)[i].weight, before[i]) for i in others)
 
 
 @pytest.mark.parametrize('adjust', ['ParallelAdapter', 'LoRA'])

@@ -1,12 +1,13 @@
-"""What PEFT and accelerate have to know of tied layers, told to them when they are imported. torch only.
+"""What PEFT, accelerate and torch's own tools have to know of tied layers, told to them when they are imported.
 
-Neither is imported here, and networks that are not scaled are treated as before.
+None is imported here, and networks that are not scaled are treated as before.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from importlib.util import find_spec
 from types import ModuleType
@@ -14,23 +15,37 @@ from types import ModuleType
 from torch import nn
 
 Change = Callable[[ModuleType], None]
+WRITERS = {  # functions that write into the tensors of their first argument, or put views of them there
+    'torch.nn.utils.prune': ['remove'],
+    'torch.nn.utils.parametrize': ['register_parametrization', 'remove_parametrizations'],
+    'torch.nn.utils.weight_norm': ['weight_norm'],
+}
 
 
-def tell_guests(refuse_merging: Callable[[nn.Module], None]) -> None:
-    """Called where layers are tied; idempotent.
+def tell_guests(
+    refuse_merging: Callable[[nn.Module], None], own_what_is_written: Callable[[nn.Module], AbstractContextManager]
+) -> None:
+    """Called before layers are tied; idempotent.
 
     Args:
         refuse_merging: raises for a model, or a layer of one, whose adapters must not be merged.
+        own_what_is_written: within it a tool may write into the tensors of a module.
     """
 
     def ask(peft: ModuleType) -> None:
         _ask_before(peft.BaseTuner, '_check_merge_allowed', refuse_merging)
         _ask_each_layer(peft, refuse_merging)
 
+    def keep(module: ModuleType) -> None:
+        for name in WRITERS[module.__name__]:
+            _write_within(getattr(module, name), own_what_is_written)
+
     when_imported('peft.tuners.tuners_utils', ask)
     mixed = 'peft.tuners.mixed.model'
     when_imported(mixed, lambda m: _ask_before(m.MixedModel, '_unload_and_optionally_merge', refuse_merging))
     when_imported('accelerate.hooks', _offload_tied)
+    for name in WRITERS:
+        when_imported(name, keep)
 
 
 def when_imported(name: str, change: Change) -> None:
@@ -89,10 +104,27 @@ def _ask_each_layer(peft: ModuleType, refuse_merging: Callable[[nn.Module], None
         refuse_merging(layer)
         return host(layer, *args, **kwargs)
 
-    asked.knows_scaled_layers = True
-    for module in [m for name, m in sys.modules.items() if name.startswith('peft.')]:
-        if getattr(module, host.__name__, None) is host:
-            setattr(module, host.__name__, asked)
+    _replace(host, asked)
+
+
+def _write_within(host: Callable, own_what_is_written: Callable[[nn.Module], AbstractContextManager]) -> None:
+    if hasattr(host, 'knows_scaled_layers'):
+        return
+
+    @wraps(host)
+    def within(module: nn.Module, *args, **kwargs):
+        with own_what_is_written(module):
+            return host(module, *args, **kwargs)
+
+    _replace(host, within)
+
+
+def _replace(host: Callable, function: Callable) -> None:
+    """In every module that has it by now, under whatever name."""
+    function.knows_scaled_layers = True
+    for module in list(sys.modules.values()):
+        for name in [name for name, held in getattr(module, '__dict__', {}).copy().items() if held is host]:
+            setattr(module, name, function)
 
 
 def _offload_tied(accelerate: ModuleType) -> None:

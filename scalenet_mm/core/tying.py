@@ -10,7 +10,9 @@ own, and a tensor stays tied where it is moved to another name (a wrapped layer,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -107,7 +109,7 @@ class Place(NamedTuple):
 
 
 def ties(layers: TiedLayers) -> Iterator[tuple[Place, Place]]:
-    """Every place in which an instance holds a tensor of its owner, and the owner's.
+    """Every place in which an instance holds a tensor of an earlier one of its source, and the first place of it.
 
     Raises:
         ValueError: if blocks were added or taken away.
@@ -117,14 +119,12 @@ def ties(layers: TiedLayers) -> Iterator[tuple[Place, Place]]:
             f'The layer map has {len(layers.layer_map)} instances, but the container now holds {len(layers)} blocks; '
             'take a slice (a plain container) or scale the source layers anew instead of adding to this one.'
         )
-    owners: dict[int, dict[int, Place]] = {}
+    held: dict[int, dict[int, Place]] = {}  # by source, the tensors so far; the owner's, as a rule
     for i, block in enumerate(layers):
-        owner, mine = layers.layer_map.owner(i), list(_places(block, str(i)))
-        if owner == i:
-            owners[i] = {id(place.tensor): place for place in reversed(mine)}
-        else:
-            first = owners[owner]
-            yield from ((place, first[id(place.tensor)]) for place in mine if id(place.tensor) in first)
+        source, mine = layers.layer_map.sources[i], list(_places(block, str(i)))
+        first = held.get(source, {})
+        yield from [(place, first[id(place.tensor)]) for place in mine if id(place.tensor) in first]
+        held[source] = {id(place.tensor): place for place in reversed(mine)} | first
 
 
 def _places(block: nn.Module, prefix: str) -> Iterator[Place]:
@@ -194,7 +194,6 @@ def tie(layers: nn.Module, layer_map: LayerMap) -> nn.Module:
     """
     if mapped(layers, layer_map, TiedLayers):
         layers._register_state_dict_hook(_one_tensor_one_key)
-        tell_guests(refuse_merging)
     _share(layers)
     return layers
 
@@ -247,11 +246,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def refuse_merging(model: nn.Module) -> None:
     """Raises ValueError if a network, or one layer of one, has adapters around a tied tensor that could be merged."""
-    inside = {id(held) for m in model.modules() for held in (m._parameters, m._buffers)}
-    for layers in [m for m in _alive if isinstance(m, TiedLayers)]:
-        if inside.isdisjoint(id(m._parameters) for m in layers.modules()):
-            continue
-        places = (place for pair in ties(layers) for place in pair)
+    inside = _holders(model)
+    for layers, places in _tied_places(inside):
         wrapped = [p.key for p in places if '.base_layer.' in p.key and id(p.held) in inside]
         if wrapped:
             name = next((f'{name}.' for name, m in model.named_modules() if m is layers and name), '')
@@ -260,6 +256,45 @@ def refuse_merging(model: nn.Module) -> None:
                 'has an adapter of its own. Keep them beside the weights (save_pretrained of the PEFT model), or take '
                 'them off with unload().'
             )
+
+
+@contextmanager
+def own_what_is_written(module: nn.Module) -> Iterator[None]:
+    """Within, a tool may write into tensors of ``module``: of a tied one it gets its own, the others keep theirs."""
+    inside = _holders(module)
+    places = [place for _, found in _tied_places(inside) for place in found]
+    outside = {id(p.tensor) for p in places if id(p.held) not in inside}
+    tied = {id(p.tensor): p.tensor for p in places if id(p.held) in inside and id(p.tensor) in outside}
+    before = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tied.values() if not tensor.is_meta]
+    known = {id(p.tensor): p.tensor for p in _places(module, '')}
+    try:
+        yield
+    finally:
+        for tensor, data, value in before:
+            written = not _same(tensor.data, value)
+            own = copy.deepcopy(tensor) if written else tensor
+            for place in _places(module, ''):
+                if place.tensor is tensor:
+                    place.held[place.name] = own
+                elif id(place.tensor) not in known and _storage(place.tensor) == _storage(data):
+                    place.tensor.data = place.tensor.data.clone()  # a new Parameter that is a view of the tied one
+            if written:
+                tensor.data = data.copy_(value)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _holders(model: nn.Module) -> set[int]:
+    return {id(held) for m in model.modules() for held in (m._parameters, m._buffers)}
+
+
+def _tied_places(inside: set[int]) -> Iterator[tuple[TiedLayers, list[Place]]]:
+    """All tied containers with a holder in ``inside``, and all their places."""
+    for layers in [m for m in _alive if isinstance(m, TiedLayers)]:
+        if not inside.isdisjoint(id(m._parameters) for m in layers.modules()):
+            yield layers, [place for pair in ties(layers) for place in pair]
 
 
 AT_THE_ROOT = 'shard the whole model with one call, fully_shard(model), or use DistributedDataParallel'
@@ -298,3 +333,6 @@ def is_sharded(model: nn.Module) -> bool:
 
 def _is_sharded(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, 'device_mesh')
+
+
+tell_guests(refuse_merging, own_what_is_written)  # here, so that a network that is unpickled is known as well
