@@ -23,6 +23,7 @@ PREFIX = 'scalenet_mm::'
 PACKAGE = Path(__file__).resolve().parent
 TYPE_KEYS = ('type', 'constructor', 'runner_type')  # of a config: what is built
 OF_OFFICIAL_FILES = ('argparse.Namespace', 'yacs.config.CfgNode')  # DeiT's and Swin's: arguments, configs
+DATA_CONFIGS = ('.json', '.yaml', '.yml')  # mmengine's, besides Python
 LIBRARIES = ('mmpretrain', 'mmdet', 'mmseg')
 
 
@@ -107,6 +108,7 @@ def read_config(config):
 
     Raises:
         FileNotFoundError: there is no such file; the message lists those beside it.
+        OSError: a file is no config.
     """
     from mmengine.config import Config
 
@@ -118,7 +120,22 @@ def read_config(config):
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
         raise FileNotFoundError(f'There is no config {config}. In that folder: {", ".join(near) or "nothing"}.')
+    if path.suffix != '.py':
+        _require_settings(path)
     return name_types(Config.fromfile(path))
+
+
+def _require_settings(path: Path) -> None:
+    from mmengine.fileio import load
+
+    if path.suffix not in DATA_CONFIGS:
+        raise OSError(f'{path} is no config; its name must end in .py, {" or ".join(DATA_CONFIGS)}.')
+    try:
+        settings = load(path)
+    except Exception as error:  # each format has its own
+        raise OSError(f'{path} cannot be read as {path.suffix[1:]}: {error}') from error
+    if not isinstance(settings, dict):
+        raise OSError(f'{path} is no config; it must hold settings by name, and holds a {type(settings).__name__}.')
 
 
 def name_types(cfg):

@@ -11,8 +11,11 @@ from pathlib import Path
 # `name-<first digits of the file's SHA-256>.pth`; eight digits that are a date are no hash
 DIGEST = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
 WEIGHTS = {'.pth', '.safetensors'}
-FILES = {*WEIGHTS, '.pt', '.bin', '.pkl', '.onnx', '.png', '.jpg', '.svg', '.pdf'}
-FILES |= {'.json', '.jsonl', '.csv', '.md', '.txt', '.html', '.py', '.yaml', '.log'}
+FILES = {*WEIGHTS, '.pt', '.bin', '.ckpt', '.gguf', '.h5', '.hdf5', '.npy', '.npz', '.onnx', '.pickle', '.pkl'}
+FILES |= {'.bmp', '.gif', '.jpeg', '.jpg', '.pdf', '.png', '.svg', '.tif', '.tiff', '.webp', '.avi', '.mp4'}
+FILES |= {'.json', '.jsonl', '.yaml', '.yml', '.toml', '.xml', '.ini', '.cfg', '.csv', '.tsv', '.parquet'}
+FILES |= {'.txt', '.md', '.rst', '.html', '.log', '.py', '.ipynb', '.sh'}
+FILES |= {'.7z', '.bz2', '.gz', '.rar', '.tar', '.tgz', '.whl', '.xz', '.zip', '.zst'}
 
 
 def require_suffix(path: str | Path, *suffixes: str) -> Path:
@@ -31,12 +34,26 @@ def require_suffix(path: str | Path, *suffixes: str) -> Path:
     return path
 
 
+def require_folder_name(path: str | Path) -> Path:
+    """The path, if a folder that does not exist may be made there.
+
+    Raises:
+        ValueError: if its name, or that of a folder above it that would be made too, is a file's.
+    """
+    path = Path(path)
+    above = (p for p in path.parents if not p.exists())
+    if named := next((p for p in (path, *above) if p.suffix.lower() in FILES), None):
+        raise ValueError(f'{named} is the name of a file, and a folder is written; leave {named.suffix} out.')
+    return path
+
+
 def file_ending(*suffixes: str) -> Callable[[str], Path]:
     """The ``type`` of an argparse argument that names a file to write."""
 
     def named(text: str) -> Path:
         try:
             path = require_suffix(text, *suffixes)
+            require_folder_name(path.parent)
         except ValueError as error:
             raise ArgumentTypeError(str(error)) from None
         if path.is_dir():
@@ -49,10 +66,18 @@ def file_ending(*suffixes: str) -> Callable[[str], Path]:
 
 def a_folder(text: str) -> Path:
     """The ``type`` of an argparse argument that names a folder to write into."""
-    path = Path(text)
-    if path.suffix in FILES:
-        raise ArgumentTypeError(f'{path} is the name of a file, and a folder is written; leave {path.suffix} out.')
+    try:
+        path = require_folder_name(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
     _require_room(path)
+    return path
+
+
+def a_file(text: str) -> Path:
+    """The ``type`` of an argparse argument that names a file to read."""
+    if not (path := Path(text)).is_file():
+        raise ArgumentTypeError(f'{path} is a folder; name a file in it.' if path.is_dir() else f'there is no {path}.')
     return path
 
 

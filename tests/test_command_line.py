@@ -109,6 +109,15 @@ def test_every_subcommand_tells_its_usage(words, monkeypatch, capsys):
         (['inspect', 'nothing.py'], r'scalenet inspect: error: There is no config nothing\.py'),
         (['predict', 'no.jpg', 'c.py', 'c.pth'], r'scalenet predict: error: There is no image no\.jpg'),
         (['run', 'nothing'], r'scalenet run: error: SCRIPT must be a Python file'),
+        (['train', DIGITS, '--cfg-options', 'max_epochs'], r'--cfg-options: takes key=value, .* got max_epochs'),
+        (['inspect', SCALED, '--cfg-options', 'a=dict(b=1,c=2)'], r'no dict\(\.\.\.\), whose keys .* got a=dict\('),
+        (['experiment', 'reproduce', 'table8/swin_t', '--cfg-options', 'a'], r'takes key=value, .* got a$'),
+        (
+            ['train', str(ROOT / 'requirements.txt')],
+            r'requirements.txt is no config; its name must end in \.py, \.json or',
+        ),
+        (['predict', '', 'c.py', 'c.pth'], r'the argument after predict is empty'),
+        (['delta', 'push', 'd', 'out', '--license='], r'the argument after d out is empty'),
         (['convert', 'a.pth', 'b.txt'], r'scalenet convert: error: argument DST: b.txt must end in'),
     ],
 )
@@ -120,6 +129,26 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(words, says, monkeypatch,
         code = end.code
     told = capsys.readouterr().err
     assert code == 2 and re.search(says, told) and 'Traceback' not in told
+
+
+def test_an_empty_argument_is_refused_and_none_is_left_out_for_it(tmp_path, capsys):
+    """`--resume "$LAST"` without LAST would start anew."""
+    assert main(['train', DIGITS, '--work-dir', str(tmp_path / 'run'), '--resume', '', '--dry-run']) == 2
+    assert '--resume is empty, as a variable that is not set is' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'says'),
+    [
+        ('list.json', '[]', 'list.json is no config; it must hold settings by name, and holds a list'),
+        ('broken.yaml', 'a: [1', 'broken.yaml cannot be read as yaml'),
+    ],
+)
+@pytest.mark.parametrize('words', [['train'], ['inspect']])
+def test_a_config_that_is_none_is_told_in_a_sentence(words, name, text, says, tmp_path, capsys):
+    (tmp_path / name).write_text(text)
+    assert main([*words, str(tmp_path / name)]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_the_documents_name_no_command_that_is_not_there():

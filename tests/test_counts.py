@@ -385,6 +385,9 @@ def test_a_backbone_that_is_not_scaled_is_refused_by_name(tmp_path):
         (['deit_t', '--scale', 'dict(tims=2)'], "no key ['tims']"),
         (['swin_t', '--input-size', 128, 160], 'does not take images of 128 x 160'),
         (['no_such_config.py'], 'no_such_config.py'),
+        (['deit_t', '--scale', 'times=2'], 'must be a dict as a config has it, such as "dict(times=2)", got times=2'),
+        (['deit_t', '--scale', 'dict(times=two)'], 'must be a dict as a config has it'),
+        (['deit_t', '--input-size', 0, 224], 'must be a whole number from 1 on, got 0'),
     ],
 )
 def test_inspect_ends_wrong_arguments_with_one_line(args, says):

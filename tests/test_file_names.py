@@ -1,6 +1,7 @@
 """A file is what its name says: every command honours the suffix of what it writes, or refuses it before it works."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,17 @@ from PIL import Image
 from scalenet_mm.backbones import ScaleNetDeiT
 from scalenet_mm.checkpoint.assemble import apply_to_file, export_delta
 from scalenet_mm.commands.main import main
-from scalenet_mm.file_names import require_suffix
+from scalenet_mm.file_names import require_folder_name, require_suffix
 from scalenet_mm.models.onnx_export import export_backbone
 
 PACKAGE = Path(__file__).parents[1] / 'scalenet_mm'
+DEMO = PACKAGE.parent / 'configs' / 'demo' / 'rank_deit.py'
 NOT_THERE = ['nowhere.py', 'nowhere.pth']  # a config and a checkpoint: any work would end with those
 WRONG = {
     'train': ['nowhere.py', '--work-dir', 'run.pth'],
+    'train to an archive': [str(DEMO), '--work-dir', 'run.pth.tar'],
+    'train as an option': [str(DEMO), '--cfg-options', 'work_dir=run.TAR'],
+    'train to a folder in a file': ['nowhere.py', '--work-dir', 'run.tgz/first'],
     'test': [*NOT_THERE, '--out', 'metrics.pkl'],
     'test to a picture': [*NOT_THERE, '--show-dir', 'shown.png'],
     'predict': ['nowhere.jpg', *NOT_THERE, '--out', 'result.jpeg'],
@@ -30,13 +35,18 @@ WRONG = {
     'delta push': ['d.safetensors', 'pushed.safetensors'],
     'lm-train': ['--model', 'nowhere', '--data', 'nowhere.json', '--out', 'llama.safetensors'],
     'experiment benchmark': ['--json', 'speed.md'],
-    'experiment benchmark to a page': ['--report', 'nowhere.json', '--out', 'speed.json'],
+    'experiment benchmark to a page': ['--out', 'speed.json', '--report', 'nowhere.json'],
     'experiment analyze': ['cka', *NOT_THERE, '--out', 'cka.png'],
     'experiment draw-method': ['method.txt'],
     'experiment early-exits': ['--out', 'exits.md'],
     'experiment paper-tables': ['--out', 'tables.md'],
     'experiment study': ['table1', '--work-dir', 'study.json'],
     'experiment reproduce': ['table8/swin_t', '--out', 'bundle.json'],
+    'experiment reproduce to an archive': ['table8/swin_t', '--out', 'b.zip'],
+    'experiment make-sources': ['--out', 'sources.npz'],
+    'experiment lm-toy': ['--out', 'toy.gguf'],
+    'init': [*NOT_THERE, '--out', 'mine.yaml'],
+    'experiment demo-data to an archive': ['data.zip'],
     'experiment demo-data': ['data', '--preview', 'scenes.jpg'],
     'experiment quickstart': ['--data', 'data.json'],
 }
@@ -46,10 +56,12 @@ WRONG = {
 def test_another_suffix_is_refused_before_any_work(case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = case.partition(' to ')[0].partition(' as ')[0].split()
-    with pytest.raises(SystemExit) as end:
-        main([*words, *WRONG[case]])
+    try:
+        code = main([*words, *WRONG[case]])
+    except SystemExit as end:
+        code = end.code
     said = capsys.readouterr().err
-    assert end.value.code == 2, said
+    assert code == 2, said
     assert any(text in said for text in ('must end in', 'is the name of a file', 'would say that its SHA-256')), said
     assert not any(tmp_path.iterdir())
 
@@ -87,6 +99,40 @@ def test_every_argument_that_names_an_output_asks_the_one_rule():
     reads = {('lm_train', '--data', 'text')}
     assert len(named) > 20
     assert {n for n in named if n[2] not in ('a_folder', 'file_ending', 'folder_or_hub')} == reads
+
+
+READ = ['experiment benchmark --report', 'experiment analyze droppath --results', 'experiment early-exits --reuse']
+
+
+@pytest.mark.parametrize('words', READ)
+@pytest.mark.parametrize('place', ['a', 'nowhere.json'])
+def test_a_file_that_is_read_is_there_and_no_folder(words, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a').mkdir()
+    with pytest.raises(SystemExit):
+        main([*words.split(), place])
+    assert re.search(f'argument --.*: (there is no {place}|{place} is a folder)', capsys.readouterr().err)
+
+
+def test_every_number_of_the_command_line_has_bounds():
+    bare = []
+    for file in [*PACKAGE.glob('commands/*.py'), *PACKAGE.glob('experiments/commands/*.py')]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            types = (
+                {ast.unparse(k.value) for k in node.keywords if k.arg == 'type'} if isinstance(node, ast.Call) else ()
+            )
+            bare += [ast.unparse(node.args[0]) for _ in types & {'int', 'float'}] if types else []
+    assert bare == ["'--local_rank'"], 'a launcher writes that one'
+
+
+@pytest.mark.parametrize('name', ['v1.2', 'swin_t.run3', 'runs/2026.11.26', '.hidden', 'a.b', '.', 'lr_0.001', 'x.old'])
+def test_a_folder_may_have_a_dot_in_its_name(name):
+    assert require_folder_name(name) == Path(name)
+
+
+def test_a_folder_that_is_there_may_be_called_as_it_is(tmp_path):
+    (tmp_path / 'scenes.zip').mkdir()
+    assert require_folder_name(tmp_path / 'scenes.zip' / 'run')
 
 
 def test_from_python_too_a_name_is_asked_before_the_work(tmp_path):

@@ -289,6 +289,23 @@ def test_files_that_are_no_images_are_told_before_anything_is_computed(files, tm
         predict(model, [whole, tmp_path / 'none.png'])
 
 
+@pytest.mark.parametrize('kind', ['PIL.Image.Image', 'torch.Tensor', 'builtins.list', 'builtins.NoneType'])
+def test_what_is_neither_a_path_nor_an_array_is_refused_in_a_sentence(kind, files):
+    from PIL import Image
+
+    picture = Image.new('RGB', (8, 8))
+    image = {'list': [[0]], 'Image': picture, 'Tensor': torch.zeros(8, 8, 3), 'NoneType': None}[kind.rpartition('.')[2]]
+    with pytest.raises(TypeError, match=f'the path of a file, or an array .* got {kind}; save it'):
+        read_image(loaded(files, 'cls'), image)
+
+
+def test_samples_that_were_read_before_may_come_as_a_list(files):
+    model = loaded(files, 'cls')
+    expected = [predict(model, i).pred_score for i in files['images']]
+    found = predict(model, [read_image(model, i) for i in files['images']])
+    assert all(torch.equal(a, b.pred_score) for a, b in zip(expected, found))
+
+
 def test_a_pipeline_without_a_loading_step_takes_arrays_and_says_nothing_of_files(files):
     cfg = Config.fromfile(CONFIGS['cls'])
     cfg.test_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline[1:]

@@ -778,7 +778,7 @@ def test_a_run_is_not_resumed_with_another_scale_or_policy(source_folder, capsys
         (('--tasks', 'arc_esy'), "no task ['arc_esy']; nearest are"),
         (('--include_path', 'nowhere'), 'no folder nowhere of tasks'),
         (('--model', '/no/such/model', '--tasks', 'piqa'), '/no/such/model gives no config'),
-        (('--limit', 0), '--limit must be at least 1'),
+        (('--limit', 0), '--limit: must be a whole number from 1 on'),
     ],
 )
 def test_wrong_arguments_of_evaluation_end_with_one_line(source_folder, args, says, capsys, monkeypatch):

@@ -168,7 +168,8 @@ def test_an_epoch_is_one_pass_over_the_scenes_and_the_data_moves(task, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ('args', 'says'), [(['--epochs', '0'], 'must be at least 1'), (['--scenes', '8', '4'], 'other parameters')]
+    ('args', 'says'),
+    [(['--epochs', '0'], 'must be a whole number from 1 on'), (['--scenes', '8', '4'], 'other parameters')],
 )
 def test_a_bad_call_ends_with_one_sentence(few_scenes, tmp_path, capsys, args, says):
     places = ['--work-dir', str(tmp_path), '--data', str(few_scenes)]

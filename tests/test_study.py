@@ -399,7 +399,7 @@ def test_the_tool_trains_compares_and_continues(tmp_path):
         (('table8',), 'at paper scale only'),
         (('start', '--scale', 'paper'), 'at demo scale only'),
         (('table5', '--first-seed', '100'), 'chose the learning rates'),
-        (('table5', '--seeds', '0'), 'at least 1'),
+        (('table5', '--seeds', '0'), 'from 1 on'),
         (('table5', '--shorten', '0'), 'from 1 on'),
         (('table5', '--shorten', '100000'), 'leaves less than two of the'),
         (('pilot', 'table5'), 'run pilot by itself'),

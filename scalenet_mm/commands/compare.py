@@ -22,6 +22,7 @@ from ..models.side_by_side import Row, draw_side_by_side
 from ..progress import Progress
 from ..tables import format_table
 from .main import command_parser
+from .numbers import at_least_one, share
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -35,9 +36,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     truth.add_argument('--ann', type=Path, help='ground truth: a COCO json, or a folder of label maps')
     truth.add_argument('--gt', action='store_true', help="ground truth: config A's test data")
     p.add_argument('--out', type=a_folder, default=Path('work_dirs/compare'), metavar='DIR')
-    p.add_argument('--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})')
+    p.add_argument('--score-thr', type=share, default=SCORE, help=f'least score of an object ({SCORE})')
     p.add_argument('--names', nargs=2, default=('A', 'B'), metavar=('A', 'B'), help='heads of the columns')
-    p.add_argument('--rows', type=int, default=4, help='images a page (4)')
+    p.add_argument('--rows', type=at_least_one, default=4, help='images a page (4)')
     p.add_argument('--device', help='by default a GPU where there is one')
     return p.parse_args(argv)
 

@@ -25,6 +25,7 @@ from ..runner.launch import prepare
 from ..runner.preflight import preflight
 from .inspect import as_text
 from .main import command_parser
+from .numbers import at_least_one, depth_factor, from_zero
 
 
 def literal(text: str) -> Any:
@@ -62,11 +63,13 @@ def main(argv: Sequence[str]) -> None:
     p.add_argument('config', help='config of mmdet, mmseg or mmpretrain: a file, or mmdet::... and the like')
     p.add_argument('checkpoint', help='of the whole model or its backbone; any dialect, http(s):// and hf:// too')
     p.add_argument('-o', '--out', type=file_ending('.py'), default=Path('my_scalenet.py'), help='default: %(default)s')
-    p.add_argument('--times', type=float, default=2, help='how often each layer is used')
+    p.add_argument('--times', type=depth_factor, default=2, help='how often each layer is used')
     p.add_argument('--order', choices=('interpolate', 'stack'), help="default: the paper's for that network")
-    p.add_argument('--stages', type=int, nargs='+', help="counted from 0; default: the paper's, the last one of a Swin")
+    p.add_argument(
+        '--stages', type=from_zero, nargs='+', help="counted from 0; default: the paper's, the last one of a Swin"
+    )
     p.add_argument('--layers', type=literal, help="'all', or a list of pretrained layers as [8,9,10,11]")
-    p.add_argument('--rank', type=int, default=ADAPTER_RANK, help='of the adapters; default: %(default)s')
+    p.add_argument('--rank', type=at_least_one, default=ADAPTER_RANK, help='of the adapters; default: %(default)s')
     p.add_argument('--also', nargs='+', default=[], metavar='PATTERN', help='train these besides, such as neck')
     p.add_argument('--start', choices=('paper', 'function'), default='paper', help="'function' starts as the source")
     p.add_argument('--data-root', help='replaces the folder of the data')

@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from ..compat import read_config
 from ..core.roles import Role, total
@@ -24,7 +25,9 @@ from ..models.counts import Report, adjustments, inspect
 from ..models.layer_table import draw_maps
 from ..runner.slips import refuse_slips
 from ..tables import format_table
+from .cfg_options import CfgOptions
 from .main import command_parser
+from .numbers import at_least_one
 
 MEANING = {
     Role.SHARED: 'held by several layer instances',
@@ -95,30 +98,42 @@ def as_text(report: Report) -> str:
     )
 
 
+def a_dict(text: str) -> dict[str, Any]:
+    """The ``type`` of an option that is a dict as a config has it."""
+    try:
+        found = Config.fromstring(f'found = ({text})', '.py').to_dict()['found']
+    except Exception:  # whatever Python says of what was typed
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'must be a dict as a config has it, such as "dict(times=2)", got {text}')
+    return found
+
+
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser(
         __doc__, epilog='--json: FLOPs in multiply-adds, sizes in bytes, parameters as counts, layers 0-based.'
     )
     parser.add_argument('config', help='config file, or a short name: deit_{t,s,b}, swin_{t,s,b}')
     parser.add_argument('--json', action='store_true', help='print JSON')
-    parser.add_argument('--input-size', nargs=2, type=int, metavar=('H', 'W'), help="default: the model's")
+    parser.add_argument('--input-size', nargs=2, type=at_least_one, metavar=('H', 'W'), help="default: the model's")
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings that replace those of the config, as key=value'
+        '--cfg-options', nargs='+', action=CfgOptions, help='settings that replace those of the config, as key=value'
     )
-    parser.add_argument('--scale', metavar='DICT', help="replaces the config's scale, as written in a config")
+    parser.add_argument(
+        '--scale', type=a_dict, metavar='DICT', help="replaces the config's scale, as written in a config"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     try:
-        scale = args.scale and Config.fromstring(f'scale = {args.scale}', '.py').scale.to_dict()
         model = args.config
         if args.cfg_options:
             model = read_config(model)
             refuse_slips(model, args.config, args.cfg_options)
             model.merge_from_dict(args.cfg_options)
-        report = inspect(model, scale, args.input_size and tuple(args.input_size))
-    except (SyntaxError, TypeError) as error:  # of what was typed
+        report = inspect(model, args.scale, args.input_size and tuple(args.input_size))
+    except TypeError as error:  # of what was typed
         raise ValueError(str(error)) from error
     print(json.dumps(report.to_json(), indent=1) if args.json else as_text(report))

@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 
 from .main import command_parser
+from .numbers import at_least_one
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,14 +25,12 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument('--increments', metavar='FILE', help='a delta that --model is the base of')
     p.add_argument('--tasks', default=','.join(TASKS), help=f'default: {",".join(TASKS)}')
     p.add_argument('--include_path', '--include-path', help='folder of further tasks (*.yaml)')
-    p.add_argument('--limit', type=int, help='only the first N records of each task')
-    p.add_argument('--batch-size', type=int, default=8)
+    p.add_argument('--limit', type=at_least_one, help='only the first N records of each task')
+    p.add_argument('--batch-size', type=at_least_one, default=8)
     p.add_argument('--dtype', default='auto', choices=['auto', 'float32', 'bfloat16', 'float16'])
     p.add_argument('--device', help='default: the first GPU, else the CPU')
     p.add_argument('--json', action='store_true', help='print all metrics as JSON')
     args = p.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        p.error(f'--limit must be at least 1, got {args.limit}; leave it out for whole tasks.')
     require_extras()
     import torch
 

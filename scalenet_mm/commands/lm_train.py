@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from ..file_names import a_folder
 from ..one_run import one_run
 from .main import command_parser
+from .numbers import above_zero, at_least_one, depth_factor, from_zero, seed
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -29,20 +30,20 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument('--model', required=True, help='folder or Hub name of the source model')
     p.add_argument('--data', required=True, help='JSON list of {instruction, input, output}')
     p.add_argument('--out', required=True, type=a_folder, metavar='DIR')
-    p.add_argument('--times', type=float, default=2, help='depth factor (default 2)')
+    p.add_argument('--times', type=depth_factor, default=2, help='depth factor (default 2)')
     p.add_argument('--order', choices=['interpolate', 'stack'], default='interpolate')
-    p.add_argument('--rank', type=int, default=ADAPTER_RANK, help=f'of the adapters (default {ADAPTER_RANK})')
+    p.add_argument('--rank', type=at_least_one, default=ADAPTER_RANK, help=f'of the adapters (default {ADAPTER_RANK})')
     p.add_argument('--adjust', choices=['adapter', 'lora', 'none'], default='adapter')
     p.add_argument('--start', choices=['paper', 'function'], default='paper')
     p.add_argument('--train', choices=['increments', 'adjustments', 'all'], default='increments')
-    p.add_argument('--epochs', type=float, default=usual.epochs, help='default 3, the paper')
-    p.add_argument('--lr', type=float, default=usual.lr, help=f'default {usual.lr:g}')
-    p.add_argument('--batch-size', type=int, default=usual.batch_size, help='a step, all devices')
-    p.add_argument('--micro-batch', type=int, default=usual.micro_batch, help='a device at once')
-    p.add_argument('--max-length', type=int, default=MAX_LENGTH, help='tokens of a record')
-    p.add_argument('--max-steps', type=int, default=-1, help='end earlier, to try it')
-    p.add_argument('--save-steps', type=int, default=0, help='between checkpoints; 0: one an epoch')
-    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--epochs', type=above_zero, default=usual.epochs, help='default 3, the paper')
+    p.add_argument('--lr', type=above_zero, default=usual.lr, help=f'default {usual.lr:g}')
+    p.add_argument('--batch-size', type=at_least_one, default=usual.batch_size, help='a step, all devices')
+    p.add_argument('--micro-batch', type=at_least_one, default=usual.micro_batch, help='a device at once')
+    p.add_argument('--max-length', type=at_least_one, default=MAX_LENGTH, help='tokens of a record')
+    p.add_argument('--max-steps', type=at_least_one, default=-1, help='end earlier, to try it')
+    p.add_argument('--save-steps', type=from_zero, default=0, help='between checkpoints; 0: one an epoch')
+    p.add_argument('--seed', type=seed, default=0)
     p.add_argument('--bf16', action='store_true', help='frozen weights and autocast in bfloat16')
     p.add_argument('--gradient-checkpointing', action='store_true')
     p.add_argument(

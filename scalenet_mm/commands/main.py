@@ -70,6 +70,13 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # before torch: threads that wait leave their core to others
     called = sys.argv[0] = called or f'{prog} {name}'  # argparse's prog
+    if name not in NOT_OURS and (where := next((i for i, word in enumerate(rest) if is_empty(word)), None)) is not None:
+        before = ' '.join(rest[:where][-2:])
+        return refused(
+            called,
+            f'the argument after {before or name} is empty, as a variable that is not set is; give it a value, or '
+            'leave it out with its option.',
+        )
     try:
         if name not in ALONE:
             import_module('scalenet_mm.registration')
@@ -90,6 +97,11 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         return refused(called, str(error))
 
 
+def is_empty(word: str) -> bool:
+    """Whether an argument, or the value of ``--option=value``, says nothing."""
+    return not word.strip() or (word.startswith('--') and word.endswith('='))
+
+
 def refused(prog: str, why: str) -> int:
     """One line like argparse's own."""
     print(f'{prog}: error: {why}', file=sys.stderr)
@@ -101,10 +113,3 @@ def command_parser(doc: str, **options) -> argparse.ArgumentParser:
     head, _, usage = doc.partition('\n\n')
     options = dict(description=head, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter) | options
     return argparse.ArgumentParser(**options)
-
-
-def at_least_one(text: str) -> int:
-    """The ``type`` of an option that counts."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text}')
-    return int(text)

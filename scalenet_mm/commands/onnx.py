@@ -17,6 +17,7 @@ from ..file_names import file_ending
 from ..models.inference import load_model
 from ..models.onnx_export import export_backbone
 from .main import command_parser
+from .numbers import at_least_one
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -25,7 +26,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument('checkpoint', metavar='CKPT')
     p.add_argument('out', metavar='OUT.onnx', type=file_ending('.onnx'))
     p.add_argument('--delta', help='increments on CKPT')
-    p.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'), help='of the images')
+    p.add_argument('--size', nargs=2, type=at_least_one, metavar=('H', 'W'), help='of the images')
     p.add_argument('--dynamic', action='store_true', help='any image size')
     return p.parse_args(argv)
 

@@ -18,6 +18,7 @@ from ..models.inference import SCORE, as_json, as_panel, as_picture, find_images
 from ..models.side_by_side import Panel, Row, draw_side_by_side
 from ..progress import Progress
 from .main import command_parser
+from .numbers import share
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -28,7 +29,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument('--delta', help='increments, or a folder or hf://owner/repo that holds them')
     p.add_argument('--out', type=file_ending('.png'), default=Path('work_dirs/predict/result.png'), metavar='FILE.png')
     p.add_argument('--json', type=file_ending('.json'), metavar='FILE', help='by default beside the picture')
-    p.add_argument('--score-thr', type=float, default=SCORE, help=f'least score of an object ({SCORE})')
+    p.add_argument('--score-thr', type=share, default=SCORE, help=f'least score of an object ({SCORE})')
     p.add_argument('--device', help='by default a GPU where there is one')
     return p.parse_args(argv)
 

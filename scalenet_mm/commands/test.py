@@ -13,6 +13,7 @@ from ..runner.config import build_runner, draw_predictions, use_tta
 from ..runner.launch import prepare
 from ..runner.preflight import preflight
 from ..runner.progress_hook import show_progress
+from .numbers import seconds
 from .train import parse, run_parser
 
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     p.add_argument('--out', type=file_ending('.json'), help='also write the metrics to this JSON file')
     p.add_argument('--show', action='store_true', help='show the predictions in a window')
     p.add_argument('--show-dir', type=a_folder, help='draw the predictions into this folder')
-    p.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
+    p.add_argument('--wait-time', type=seconds, default=2, help='seconds between shown pictures')
     p.add_argument('--tta', action='store_true', help="test-time augmentation, the config's own")
     p.add_argument('--delta', help='increments that CHECKPOINT is the base of; file or hf:// address')
     args, cfg = parse(p, argv)

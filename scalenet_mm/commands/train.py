@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 
 import torch
-from mmengine.config import DictAction
 
 from ..file_names import a_folder
 from ..one_run import one_run
@@ -18,6 +17,7 @@ from ..runner.dry_run import dry_run
 from ..runner.launch import prepare
 from ..runner.preflight import preflight
 from ..runner.progress_hook import log_to_tensorboard, show_progress
+from .cfg_options import CfgOptions
 from .main import command_parser
 
 
@@ -29,7 +29,7 @@ def run_parser(doc: str) -> argparse.ArgumentParser:
     p.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         help='settings that replace those of the config, as key=value; lists as key="[a,b]"; '
         'data_root=FOLDER moves all data sets',
     )
@@ -41,13 +41,7 @@ def run_parser(doc: str) -> argparse.ArgumentParser:
 
 def parse(p: argparse.ArgumentParser, argv: Sequence[str]):
     """The arguments, and the config that they name."""
-    try:
-        args = p.parse_args(argv)
-    except RecursionError:  # how mmengine's parser ends on parentheses
-        p.error(
-            '--cfg-options takes key=value and no dict(...): write its keys one by one, '
-            'model.backbone.scale.growth=stack model.backbone.scale.new_layers=1'
-        )
+    args = p.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args, load_config(args.config, args.work_dir and str(args.work_dir), args.cfg_options, args.launcher)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from glob import glob, has_magic
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,13 @@ def predict(model: nn.Module, image: str | Path | np.ndarray | Sequence) -> Any:
         mmpretrain's ``DataSample``, mmdet's ``DetDataSample`` or mmseg's ``SegDataSample``.
 
     Raises:
-        FileNotFoundError, ValueError: if a file is not there or is no image, or an array is another one; before
-            anything is computed.
+        FileNotFoundError, TypeError, ValueError: if a file is not there or is no image, or an array is another one;
+            before anything is computed.
     """
     if isinstance(image, (list, tuple)):
         for i in image:
-            read_image(model, i)
+            if not isinstance(i, dict):
+                read_image(model, i)
         return [predict(model, i) for i in image]
     data = image if isinstance(image, dict) else read_image(model, image)
     with DefaultScope.overwrite_default_scope(model.cfg.default_scope), torch.inference_mode():
@@ -181,6 +183,7 @@ def read_image(model: nn.Module, image: str | Path | np.ndarray) -> dict[str, An
 
     Raises:
         FileNotFoundError: if there is no such file.
+        TypeError: if it is neither a path nor an array.
         ValueError: if it is no image, or an array has another shape or type than the loading step gives.
     """
     loaders = [t for t in model.cfg.test_pipeline if reads_pixels(t)]
@@ -190,6 +193,11 @@ def read_image(model: nn.Module, image: str | Path | np.ndarray) -> dict[str, An
         raise ValueError(
             "The config's test pipeline has no loading step, so it does not say how a file is read; give the array "
             'that its data set gives.'
+        )
+    if not isinstance(image, (str, PathLike)):
+        raise TypeError(
+            'An image is the path of a file, or an array of (H, W, 3) uint8 in BGR as cv2.imread gives it, got '
+            f'{type(image).__module__}.{type(image).__qualname__}; save it, or convert it to such an array.'
         )
     if not Path(image).is_file():
         raise FileNotFoundError(f'There is no image {image}.')

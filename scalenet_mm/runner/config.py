@@ -17,6 +17,7 @@ from ..checkpoint.strict import naming
 from ..compat import bare, name_types, read_config, type_name
 from ..core.roles import TrainPolicy
 from ..engine.optim import FROM_CONFIG
+from ..file_names import require_folder_name
 from ..one_run import one_run
 from .atomic import make_atomic
 from .continuing import require_continuable, settle
@@ -37,12 +38,12 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
         launcher: as mmengine's.
 
     Raises:
-        SystemExit: if there is no such file, a key or an argument is a slip, or it is not clear which folder
-            ``data_root`` replaces.
+        SystemExit: if there is no such file or it is no config, a key or an argument is a slip, or it is not clear
+            which folder ``data_root`` replaces.
     """
     try:
         cfg = read_config(path)
-    except FileNotFoundError as e:
+    except OSError as e:
         raise SystemExit(str(e)) from None
     cfg.launcher = launcher
     options = dict(options or {})
@@ -55,6 +56,10 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
         trained_by(unwrap_overrides(cfg))  # refuses what contradicts itself before anything else is read
     except ValueError as e:
         raise SystemExit(str(e)) from None
+    try:
+        require_folder_name(cfg.get('work_dir') or '')
+    except ValueError as e:
+        raise SystemExit(f'work_dir: {e}') from None
     name = Path(path.rpartition('::')[2]).stem
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     return cfg

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ...commands.main import at_least_one, command_parser
+from ...commands.main import command_parser
+from ...commands.numbers import at_least_one, seed
 from ...core.layers import TENSORS
-from ...file_names import a_folder
+from ...file_names import a_file, a_folder
 from ...progress import Progress
 from ...runner.progress_hook import peak_memory
 from ..figures import plots
@@ -118,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
         if batch:
             f.add_argument('--images', type=at_least_one, default=images, help=f'how many ({images})')
             f.add_argument('--batch', type=at_least_one, default=batch, help=f'at a time ({batch})')
-        f.add_argument('--seed', type=int, default=0, help='of the draw of images')
+        f.add_argument('--seed', type=seed, default=0, help='of the draw of images')
         f.add_argument('--device', help='by default a GPU where there is one')
         if name == 'droppath':
             return f
@@ -150,6 +151,7 @@ def parser() -> argparse.ArgumentParser:
     f.add_argument('runs', nargs='*', metavar='RATE=CKPT')
     f.add_argument(
         '--results',
+        type=a_file,
         nargs='+',
         default=(),
         metavar='FILE',

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
-from ...file_names import file_ending
+from ...commands.numbers import at_least_one
+from ...file_names import a_file, file_ending
 
 OUT = Path('docs/results/performance.md')
 
@@ -32,14 +33,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--json', type=file_ending('.json'), metavar='FILE', help='add the run to this file')
     p.add_argument('--size', choices=['full', 'quick', 'micro'], default='full', help=argparse.SUPPRESS)
     p.add_argument('--quick', action='store_const', dest='size', const='quick', help='one image a batch')
-    p.add_argument('--rounds', type=int, default=7, metavar='N', help='rounds after warm-up (7)')
+    p.add_argument('--rounds', type=at_least_one, default=7, metavar='N', help='rounds after warm-up (7)')
     p.add_argument('--ops', default='', help="our switches, as 'linear=plain,recompute=True'")
     p.add_argument(
         '--compiled', action='store_true', help='torch.compile both sides too; takes minutes a network on a CPU'
     )
     p.add_argument('--list', action='store_true', help='print pairs, goals and switches')
     p.add_argument(
-        '--report', type=Path, nargs='+', metavar='JSON', help='measure nothing, write the table of these files'
+        '--report', type=a_file, nargs='+', metavar='JSON', help='measure nothing, write the table of these files'
     )
     p.add_argument('--out', type=file_ending('.md'), default=OUT, help=f'where --report writes ({OUT})')
     return p
@@ -49,15 +50,13 @@ def settings(args: argparse.Namespace):
     """What the command line asks for.
 
     Raises:
-        ValueError: for a dtype, switch or number of rounds that is none.
+        ValueError: for a dtype or switch that is none.
     """
     from ..benchmark.settings import DTYPES, Settings, parse_ops
 
     dtypes = tuple(args.dtype.split(',')) if args.dtype else None
     if set(dtypes or ()) - set(DTYPES):
         raise ValueError(f'--dtype takes {", ".join(DTYPES)}, got {args.dtype}.')
-    if args.rounds < 1:
-        raise ValueError(f'--rounds takes a number from 1 on, got {args.rounds}.')
     ops = parse_ops(args.ops)
     return Settings(args.device, args.size, args.rounds, 2, ops, dtypes, args.compiled)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from ...commands.main import command_parser
+from ...commands.numbers import at_least_one, seed
 from ...file_names import a_folder, file_ending
 from ..data import LAYOUTS, make_demo_data
 from ..data.preview import draw_preview
@@ -23,11 +24,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser(f'{__doc__}\nDefaults (train/val scenes): {defaults}.')
     parser.add_argument('out', type=a_folder, help='folder that receives one folder a layout')
     parser.add_argument('--layout', nargs='+', default=['all'], choices=[*LAYOUTS, 'all'])
-    parser.add_argument('--train', type=int, help='training scenes of each layout')
-    parser.add_argument('--val', type=int, help='validation scenes of each layout')
-    parser.add_argument('--size', type=int, help='side of the images in pixels')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--workers', type=int, default=1, help='processes; same files for any')
+    parser.add_argument('--train', type=at_least_one, help='training scenes of each layout')
+    parser.add_argument('--val', type=at_least_one, help='validation scenes of each layout')
+    parser.add_argument('--size', type=at_least_one, help='side of the images in pixels')
+    parser.add_argument('--seed', type=seed, default=0)
+    parser.add_argument('--workers', type=at_least_one, default=1, help='processes; same files for any')
     parser.add_argument('--overwrite', action='store_true', help='replace other demo data there')
     parser.add_argument('--preview', type=file_ending('.png'), metavar='PNG', help='also draw some scenes here')
     return parser.parse_args(argv)

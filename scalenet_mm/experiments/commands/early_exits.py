@@ -14,27 +14,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
-from ...file_names import a_folder
+from ...commands.numbers import at_least_one
+from ...file_names import a_file, a_folder
+
+
+def results_folder(text: str) -> Path:
+    return a_file(f'{text}/results.jsonl').parent
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument('--seeds', type=int, default=3, help='how many, from 0 on (default 3)')
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default 1)')
-    parser.add_argument('--shorten', type=int, default=1, metavar='N', help='N times fewer steps, to try it')
+    parser.add_argument('--seeds', type=at_least_one, default=3, help='how many, from 0 on (default 3)')
+    parser.add_argument('--jobs', type=at_least_one, default=1, help='runs at a time (default 1)')
+    parser.add_argument('--shorten', type=at_least_one, default=1, metavar='N', help='N times fewer steps, to try it')
     parser.add_argument(
         '--reuse',
-        type=Path,
+        type=results_folder,
         metavar='DIR',
         help='folder with results.jsonl of a study: its finished runs of the same settings are taken',
     )
     parser.add_argument('--report', action='store_true', help='measure and write what is done, train nothing')
     parser.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/elastic'))
     parser.add_argument('--out', type=a_folder, help='where tables and figure go (default: WORK_DIR)')
-    args = parser.parse_args(argv)
-    if min(args.seeds, args.jobs, args.shorten) < 1:
-        parser.error('--seeds, --jobs and --shorten must be at least 1.')
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:

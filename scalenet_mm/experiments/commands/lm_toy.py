@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...commands.numbers import at_least_one
 from ...file_names import a_folder
 
 
@@ -18,13 +19,11 @@ def main(argv: Sequence[str]) -> int:
     from ...lm import require_extras
 
     parser = command_parser(__doc__)
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--shorten', type=int, default=1, metavar='N', help='N times fewer steps')
+    parser.add_argument('--seeds', type=at_least_one, default=3)
+    parser.add_argument('--shorten', type=at_least_one, default=1, metavar='N', help='N times fewer steps')
     parser.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/lm_toy'))
     parser.add_argument('--out', type=a_folder, help='folder of table and picture (default: WORK_DIR)')
     args = parser.parse_args(argv)
-    if args.seeds < 1 or args.shorten < 1:
-        parser.error(f'--seeds and --shorten must be at least 1, got {args.seeds} and {args.shorten}.')
     require_extras('transformers', 'accelerate', 'matplotlib')
     from ..study import lm_study
     from ..study.pool import conduct

@@ -8,12 +8,12 @@ An interrupted call continues where it was.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...commands.numbers import at_least_one, seed
 from ...file_names import a_folder
 from ...one_run import one_run
 from ..data import make_demo_data
@@ -64,12 +64,6 @@ def run(job: Job) -> list[Result]:
     return [*rows, *train_scaled(job, source)]
 
 
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, got {value}')
-    return value
-
-
 def main(argv: Sequence[str]) -> None:
     p = command_parser(__doc__)
     add = p.add_argument
@@ -81,9 +75,9 @@ def main(argv: Sequence[str]) -> None:
         help='receives one folder a task: checkpoints, logs, table, picture',
     )
     add('--data', type=a_folder, default=Path('data/quickstart'), help='where the scenes are, or are made')
-    add('--epochs', type=positive, help="of ScaleNet and of the control; default: the config's own")
-    add('--scenes', type=positive, nargs=2, metavar=('TRAIN', 'VAL'), help='for a trial on less data; default: all')
-    add('--seed', type=int, default=1, help='default: 1; on 0 the settings were chosen')
+    add('--epochs', type=at_least_one, help="of ScaleNet and of the control; default: the config's own")
+    add('--scenes', type=at_least_one, nargs=2, metavar=('TRAIN', 'VAL'), help='for a trial on less data; default: all')
+    add('--seed', type=seed, default=1, help='default: 1; on 0 the settings were chosen')
     args = p.parse_args(argv)
     begin, task = time.time(), TASKS[args.task]
     print(f'{args.task}: about {task.minutes} minutes on two idle cores.', flush=True)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...commands.numbers import at_least_one, seed
 from ...file_names import a_folder
 from ...tables import format_table
 from ..paper import check, make_plan, run
@@ -37,9 +38,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--check', action='store_true', help='check GPUs, data and checkpoint (which is fetched)')
     add('--run', action='store_true', help='check, train, test and write the bundle')
     add('--out', type=a_folder, default=Path('work_dirs/reproduce'), help='receives a folder a run')
-    add('--gpus', type=int, help="default: the paper's 8; 1 for a config")
+    add('--gpus', type=at_least_one, help="default: the paper's 8; 1 for a config; without a GPU add --cpu")
     add('--cpu', action='store_true', help='go on where there is no GPU')
-    add('--seed', type=int, default=0)
+    add('--seed', type=seed, default=0)
     add('--checkpoint', help="file or address instead of the config's")
     add('--other-data', action='store_true', help='go on with a part of the data set')
     add('--amp', action='store_true', help='mixed precision, as in tools/train.py')
@@ -48,8 +49,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = p.parse_args(argv)
     if not args.list and not args.row:
         p.error('name a row (--list prints all) or a config.')
-    if args.gpus is not None and args.gpus < 1:
-        p.error(f'--gpus must be at least 1, got {args.gpus}; without a GPU add --cpu.')
     return args
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...commands.numbers import at_least_one, seed
 from ...file_names import a_folder
 
 
@@ -30,13 +31,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     names = sorted({*STUDIES, *paper_scale.STUDIES, 'all'})
     parser.add_argument('study', nargs='+', choices=names, metavar='STUDY', help=', '.join(names))
     parser.add_argument('--scale', choices=['demo', 'paper'], default='demo')
-    parser.add_argument('--seeds', type=int, default=1, help='how many, from --first-seed on (default 1)')
-    parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument('--seeds', type=at_least_one, default=1, help='how many, from --first-seed on (default 1)')
+    parser.add_argument('--first-seed', type=seed, default=0)
     parser.add_argument('--resume', action='store_true', help='continue: skip what results.jsonl has done')
     parser.add_argument('--report', action='store_true', help='write tables and plots of what is done, run nothing')
-    parser.add_argument('--jobs', type=int, help='runs at a time (default: one a core or GPU; paper scale: 1)')
+    parser.add_argument('--jobs', type=at_least_one, help='runs at a time (default: one a core or GPU; paper scale: 1)')
     parser.add_argument(
-        '--shorten', type=int, default=1, metavar='N', help='demo scale: N times fewer steps, to try it'
+        '--shorten', type=at_least_one, default=1, metavar='N', help='demo scale: N times fewer steps, to try it'
     )
     parser.add_argument(
         '--reproduce', default='', metavar='OPTIONS', help='paper scale: options of scalenet experiment reproduce'
@@ -44,10 +45,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/study'))
     parser.add_argument('--out', type=a_folder, help='where tables and plots go (default: WORK_DIR)')
     args = parser.parse_args(argv)
-    if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
-        parser.error('--seeds and --jobs must be at least 1.')
-    if args.shorten < 1 or (args.shorten > 1 and args.scale == 'paper'):
-        parser.error('--shorten takes a number from 1 on, at demo scale alone.')
+    if args.shorten > 1 and args.scale == 'paper':
+        parser.error('--shorten is for demo scale alone; leave it out.')
     return args
 
 

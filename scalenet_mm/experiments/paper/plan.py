@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
+from ...commands.cfg_options import CfgOptions
 from ...compat import configs_dir
 from ...file_names import DIGEST
 from ...runner.config import load_config, walk
@@ -183,11 +184,9 @@ def _digits(name: str) -> str | None:
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
     """What ``--cfg-options`` makes of its words."""
-    p = argparse.ArgumentParser()
-    p.add_argument('--cfg-options', nargs='*', action=DictAction, default={})
+    p = argparse.ArgumentParser(exit_on_error=False)
+    p.add_argument('--cfg-options', nargs='*', action=CfgOptions, default={})
     try:
         return p.parse_args(['--cfg-options', *words]).cfg_options if words else {}
-    except RecursionError:
-        raise SystemExit(
-            '--cfg-options takes key=value and no dict(...): write its keys one by one, a.b.c=value'
-        ) from None
+    except argparse.ArgumentError as error:
+        raise SystemExit(str(error)) from None
