@@ -94,9 +94,9 @@ def own_config(name: str) -> Path:
     path = configs_dir() / name.removeprefix(PREFIX)
     if path.is_file():
         return path
+    near = _nearest_config(name.removeprefix(PREFIX), configs_dir())
     raise FileNotFoundError(
-        f'`{PREFIX}{path.name}` is no config of ours ({path}); {_nearest_config(name.removeprefix(PREFIX), configs_dir())}, '
-        'docs/model_zoo.md lists all.'
+        f'`{PREFIX}{path.name}` is no config of ours ({path}); {near}, docs/model_zoo.md lists all.'
     )
 
 

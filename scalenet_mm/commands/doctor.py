@@ -232,7 +232,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument('--json', action='store_true', help='print a list of rows instead')
     names = [name for name, *_ in CHECKS]
     parser.add_argument(
-        '--skip', nargs='+', default=[], metavar='CHECK', choices=names, help=f'leave checks out, of: {", ".join(names)}'
+        '--skip', nargs='+', default=[], metavar='CHECK', choices=names, help=f'leave out, of: {", ".join(names)}'
     )
     args = parser.parse_args(argv)
     as_json = args.json

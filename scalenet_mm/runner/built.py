@@ -47,7 +47,7 @@ TAKEN_OUT: dict[type, set[str]] = {
 NAMES: dict[str, set[str]] = {
     'scale': {name for kind in (ScaleNetDeiT, ScaleNetSwin, ScaleNetTimm) for name in kind.scale_defaults},
     'default_hooks': {
-        *('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization'),
+        *('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization')
     },
     'auto_scale_lr': {'enable', 'base_batch_size'},
     'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},

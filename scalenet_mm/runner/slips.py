@@ -130,7 +130,7 @@ def _of_top(where: str, path: str, parts: list[str], near: str) -> Iterator[str]
         yield _top(f'{where}, for {path}', parts[0], near)
     elif parts[0] not in READ:
         yield (
-            f'{where}: nothing that {path} builds reads a top-level {parts[0]!r}. Name a key that stands in the config, '
+            f'{where}: nothing that {path} builds reads a top-level {parts[0]!r}. Name a key of the config, '
             'with what it lies in: model.head.num_classes, not num_classes.'
         )
 
