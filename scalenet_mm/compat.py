@@ -95,12 +95,18 @@ def own_config(name: str) -> Path:
     path = configs_dir() / name.removeprefix(PREFIX)
     if path.is_file():
         return path
-    there = sorted(p.relative_to(configs_dir()).as_posix() for p in configs_dir().rglob('*.py'))
-    near = get_close_matches(name.removeprefix(PREFIX), there, n=8, cutoff=0.4)
+    near = _nearest_config(name.removeprefix(PREFIX), configs_dir())
     raise FileNotFoundError(
-        f'`{PREFIX}{path.name}` is no config of ours ({path}); the nearest of {len(there)} are {near or there[-8:]}, '
-        'docs/model_zoo.md lists all.'
+        f'`{PREFIX}{path.name}` is no config of ours ({path}); {near}, docs/model_zoo.md lists all.'
     )
+
+
+def _nearest_config(name: str, folder: Path) -> str:
+    there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.py'))
+    there = [p for p in there if p.startswith('_base_') == name.startswith('_base_')]
+    spelt = {Path(p).name: p for p in reversed(there)} | {p: p for p in there}  # with and without their folder
+    near = dict.fromkeys(spelt[p] for p in get_close_matches(name, spelt, n=8, cutoff=0.4))
+    return f'the nearest of {len(there)} are {list(near) or there[-8:]}'
 
 
 def read_config(config):
@@ -179,10 +185,26 @@ def _resolve_own_configs() -> None:
     def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
         if cfg_path.startswith(PREFIX):
             return str(own_config(cfg_path)), None
-        return host(cfg_path, filename)
+        try:
+            return host(cfg_path, filename)
+        except (AssertionError, ImportError, OSError, ValueError) as error:
+            if '::' not in cfg_path:
+                raise
+            raise FileNotFoundError(_no_packaged_config(cfg_path)) from error
 
     get_cfg_path.knows_scalenet_mm = True
     Config._get_cfg_path = staticmethod(get_cfg_path)
+
+
+def _no_packaged_config(name: str) -> str:
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    package, _, config = name.partition('::')
+    there = [module for module in MODULE2PACKAGE if find_spec(module)]
+    if package not in there:
+        return f'There is no config {name}: of {package!r} nothing is installed; write one of {there} before the ::.'
+    folder = Path(find_spec(package).origin).parent / '.mim' / 'configs'
+    return f'There is no config {name}; {_nearest_config(config, folder)}.'
 
 
 def allowed_globals() -> list[tuple[Any, str]]:

@@ -61,3 +61,10 @@ def test_a_file_of_other_classes_is_refused_before_anything_changes(tmp_path):
         scalenet_mm.load('deit_t', str(tmp_path / 'a.pth'), num_classes=5, **SMALL)
     backbone = scalenet_mm.load('deit_t', str(tmp_path / 'a.pth'), num_classes=None, **SMALL)
     assert torch.equal(backbone.pos_embed, source.backbone.pos_embed)
+
+
+@pytest.mark.parametrize('model', ['deit_t', 'configs/demo/scalenet_deit_digits.py'])
+@pytest.mark.parametrize(('wrong', 'right'), [('num_class', 'num_classes'), ('img_sise', 'img_size')])
+def test_a_misspelt_argument_of_build_is_refused_with_the_nearest_of_all_it_takes(model, wrong, right):
+    with pytest.raises(TypeError, match=rf"\['{wrong}'\] \(near are: {right},"):
+        scalenet_mm.build(model, **{wrong: 7})

@@ -215,3 +215,18 @@ def test_configs_of_the_libraries_are_found_by_their_scope(tmp_path):
     assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
     with pytest.raises(SystemExit, match='There is no config'):
         load_config(str(tmp_path / 'none.py'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'near'),
+    [
+        ('mmdet::mask-rcn_r50.py', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'),
+        ('mmdet::mask_rcnn/mask-rcn_r50_fpn_1x_coco.py', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'),
+        ('mmdt::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'mmdet'),
+    ],
+)
+def test_a_misspelt_config_of_a_library_is_refused_with_the_nearest_also_as_a_base(name, near, tmp_path):
+    (tmp_path / 'own.py').write_text(f'_base_ = {name!r}\n')
+    for path in (name, str(tmp_path / 'own.py')):
+        with pytest.raises(SystemExit, match=f'^There is no config {name}.*{near}'):
+            load_config(path)

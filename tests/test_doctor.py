@@ -175,3 +175,12 @@ def test_the_environment_of_these_tests_has_no_fault_that_stays_one_with_scalene
     # Each family has the one gate that importing scalenet_mm opens.
     assert rows['resume']['state'] == ('warn' if upstream else 'ok')
     assert rows['inheritance']['state'] == ('ok' if upstream else 'warn')
+
+
+def test_checks_are_left_out_by_name_torch_too_and_another_name_is_refused(environment):
+    command = [environment.python, '-m', 'scalenet_mm', 'doctor', '--json', '--skip']
+    done = subprocess.run([*command, 'torch', 'compiler'], cwd=ROOT, capture_output=True, text=True)
+    checks = {row['check'] for row in json.loads(done.stdout)}
+    assert 'torchvision' in checks and not checks & {'torch', 'compiler'}
+    done = subprocess.run([*command, 'pytorch'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "invalid choice: 'pytorch' (choose from" in done.stderr.splitlines()[-1]

@@ -526,3 +526,40 @@ def test_a_misspelt_argument_is_refused_without_the_other_checks_too(tmp_path):
     with pytest.raises(SystemExit, match=said):
         train.main([str(own), '--work-dir', str(work_dir), '--no-preflight'])
     assert not work_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ('line', 'told'),
+    [
+        ('train_cfg = dict(max_epoch=3)', r"train_cfg: this dict takes no \['max_epoch'\] \(near are: max_epochs"),
+        ("model = dict(backbone=dict(type='ScaleNetDeit'))", "model.backbone.type: .*Write 'ScaleNetDeiT'"),
+        ("model = dict(backbone=dict(scale=dict(adjust=dict(_delete_=True, type='LoRA', rnk=4))))", 'near are: rank'),
+        ('model = dict(backbone=dict(scale=dict(adjust=dict(_delete_=True, rnk=4))))', 'adjust: .*near are: rank'),
+        ('model = dict(backbone=dict(scale=dict(time=3)))', 'backbone.scale: .*near are: times'),
+        ('train_dataloader = dict(batch_sise=2)', 'train_dataloader: .*near are: batch_size'),
+        ('train_dataloader = dict(sampler=dict(shuffled=True))', 'DefaultSampler takes no .*near are: shuffle'),
+        ('default_hooks = dict(checkpointt=dict(type="CheckpointHook"))', 'default_hooks: .*near are: checkpoint'),
+        ('default_hooks = dict(checkpoint=dict(intervals=1))', 'CheckpointHook takes no .*near are: interval'),
+        ('custom_hooks = [dict(type="EMAHok")]', r"custom_hooks.0.type: there is no 'EMAHok', and 'EMAHook' is near"),
+        ('optim_wrapper = dict(optimizer=dict(weight_dekay=0))', 'AdamW takes no .*near are: weight_decay'),
+        ('optim_wrapper = dict(paramwise_cfg=dict(custom_key={}))', 'paramwise_cfg: .*near are: custom_keys'),
+        ('param_scheduler = [dict(type="CosineAnnealingLR", T_maxx=3)]', 'param_scheduler.0: .*near are: T_max'),
+        ('val_evaluator = dict(topkk=(1,))', 'Accuracy takes no .*near are: topk'),
+        ('visualizer = dict(vis_backend=[])', 'near are: vis_backends'),
+        ('randomness = dict(sed=3)', 'randomness: .*near are: seed'),
+        ('runner_type = "ScaleNetRuner"', "runner_type: .*Write 'ScaleNetRunner'"),
+        ('default_hooks = dict(mine=dict(type="CheckpointHook", interval=1, priority=49, backend="pavi"))', None),
+        ('optim_wrapper = dict(accumulative_counts=4, clip_grad=dict(max_norm=1.0))', None),
+        ('param_scheduler = [dict(type="CosineAnnealingLR", T_max=3, convert_to_iter_based=True)]', None),
+        ('train_dataloader = dict(num_batch_per_epoch=2, drop_last=True)', None),
+        ('train_pipeline = [dict(type="Resise")]', None),  # a variable, which nothing builds
+    ],
+)
+def test_a_slip_anywhere_in_a_config_file_is_refused_with_the_nearest(line, told, tmp_path):
+    own = tmp_path / 'own.py'
+    own.write_text(f"_base_ = ['{CONFIGS / 'scalenet_deit_t_100e.py'}']\n{line}\n")
+    if told is None:
+        load_config(str(own))
+        return
+    with pytest.raises(SystemExit, match=f'^{re.escape(str(own))}: .*{told}'):
+        load_config(str(own))

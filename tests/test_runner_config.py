@@ -3,6 +3,7 @@
 import ast
 import copy
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -305,7 +306,6 @@ def test_a_top_level_key_that_nothing_reads_and_that_is_a_slip_is_refused_with_t
         ('model.backbone.frozen_stages', None),
         ('optim_wrapper.paramwise_cfg.custom_keys.norm3.lr_mult', None),
         ('train_dataloader.dataset.pipeline.0.to_float32', None),
-        ('my_own.key', None),
     ],
 )
 def test_an_option_that_the_config_has_not_and_that_is_a_slip_of_what_stands_beside_it_is_refused(option, near):
@@ -316,6 +316,42 @@ def test_an_option_that_the_config_has_not_and_that_is_a_slip_of_what_stands_bes
         return
     with pytest.raises(SystemExit, match=f'^--cfg-options {option}=1: .* of .*{digits} has no .* and {near!r} is near'):
         load_config(digits, options=options)
+
+
+@pytest.mark.parametrize(
+    ('option', 'told'),
+    [
+        ('optimizer.lr', 'Write optim_wrapper.optimizer.lr.'),
+        ('data.samples_per_gpu', 'Write train_dataloader.batch_size.'),
+        ('data.train.pipeline.0.to_float32', 'Write train_dataloader.dataset.pipeline.0.to_float32.'),
+        ('runner.max_epochs', 'Write train_cfg.max_epochs.'),
+        ('epochs', 'Write train_cfg.max_epochs.'),
+        ('log_config.interval', 'Write default_hooks.logger.interval.'),
+        ('checkpoint_config.interval', 'Write default_hooks.checkpoint.interval.'),
+        ('seed', 'Write randomness.seed.'),
+        ('fp16', 'Write optim_wrapper.type=AmpOptimWrapper or --amp.'),
+        ('gpu_ids', 'Name a key of the config'),
+        ('my_own.key', 'Name a key of the config'),
+        ('param_scheduler.3.end', 'param_scheduler of .* is a list of 2; its entries are 0 to 1.'),
+        ('param_scheduler.end', 'param_scheduler of .* is a list of 2; its entries are 0 to 1.'),
+        ('param_scheduler.0.start_facter', "has no 'start_facter', and 'start_factor' is near"),
+        ('train_dataloader.dataset.pipeline.0.backend_arg', 'LoadImageFromFile takes no .* .near are: backend_args'),
+        ('param_scheduler.1.etta_min', "has no 'etta_min', and 'eta_min' is near"),
+        ('optim_wrapper.accumulate_count', 'OptimWrapper takes no .* .near are: accumulative_counts'),
+        ('auto_scale_lr.enabled', "has no 'enabled', and 'enable' is near"),
+        ('strategy.type', None),
+        ('randomness.deterministic', None),
+        ('param_scheduler.1.eta_min', None),
+        ('default_hooks.my_own', None),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused_with_where_it_is_meant_to_stand(option, told):
+    config, options = str(CONFIGS / 'scalenet_deit_t_100e.py'), {option: True}
+    if told is None:
+        load_config(config, options=options)
+        return
+    with pytest.raises(SystemExit, match=rf'{re.escape(config)}.*{told}' if 'takes no' in told else told):
+        load_config(config, options=options)
 
 
 @pytest.mark.parametrize('library', ['mmpretrain', 'mmdet', 'mmseg'])

@@ -230,7 +230,10 @@ def unless_torch_fails(torch: Future[Row], check: Callable[..., Row], *arguments
 def main(argv: Sequence[str]) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('--json', action='store_true', help='print a list of rows instead')
-    parser.add_argument('--skip', nargs='+', default=[], metavar='CHECK', help='leave checks out')
+    names = [name for name, *_ in CHECKS]
+    parser.add_argument(
+        '--skip', nargs='+', default=[], metavar='CHECK', choices=names, help=f'leave out, of: {", ".join(names)}'
+    )
     args = parser.parse_args(argv)
     as_json = args.json
     rows: dict[str, Row] = {}
@@ -239,7 +242,7 @@ def main(argv: Sequence[str]) -> int:
         for name, needs_torch, check, *arguments in (
             c for c in CHECKS if c[0] not in args.skip
         ):  # torch comes before what needs it, so it has begun
-            if needs_torch:
+            if needs_torch and 'torch' in futures:
                 check, arguments = unless_torch_fails, (futures['torch'], check, *arguments)
             futures[name] = pool.submit(check, *arguments)
         for name, future in futures.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from numbers import Integral
 
@@ -212,5 +213,8 @@ def parse_adjust(adjust: dict | None) -> tuple[Callable[[int, int], Adjustment],
     try:
         make(1, 1)
     except TypeError as e:
-        raise ValueError(f'adjust={adjust} does not fit {kind}: {e}.') from e
+        taken = [*inspect.signature(ADJUSTMENTS[kind]).parameters][2:]  # those after d_in, d_out
+        raise ValueError(
+            f'adjust={adjust} does not fit {kind}, which takes {", ".join(taken)} and targets: {e}.'
+        ) from e
     return make, targets

@@ -16,8 +16,8 @@ from mmengine.registry import MODELS, DefaultScope
 from ..backbones.scaled import ScaledBackbone
 from ..compat import read_config, scope_of, type_class, type_name
 from ..core.adapters import ADAPTER_RANK
+from ..runner.built import typed
 from ..runner.config import move_data_root
-from ..runner.slips import typed
 from .adoption_proofs import SAMPLES, Proofs, at, prove, without_weights
 from .adoption_text import difference, leaf_text, without_scope
 

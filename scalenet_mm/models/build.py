@@ -11,9 +11,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..backbones import ScaleNetDeiT, ScaleNetSwin
+from ..backbones.arguments import ArgumentsError, unknown
 from ..checkpoint.loading import load_weights
 from ..checkpoint.strict import CheckpointError
-from ..compat import quiet, read_config, scope_of, with_preprocessor
+from ..compat import quiet, read_config, scope_of, type_class, with_preprocessor
 
 BACKBONES = {'deit': ScaleNetDeiT, 'swin': ScaleNetSwin}
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
@@ -41,6 +42,7 @@ def build(
         backbone: the backbone's other arguments (``img_size``, ``out_indices``, ``drop_path_rate``, ``with_cp``, ...).
 
     Raises:
+        TypeError: for an argument that neither this function nor the backbone takes, naming the nearest.
         ValueError: for an unknown name, or a number of classes of a config whose model has no ``head.num_classes``.
     """
     if (
@@ -55,6 +57,7 @@ def build(
             f'{model!r} names no model; use <host>_<size> with a host of {sorted(BACKBONES)} and a size of '
             f'{sorted(SIZES)} (swin_t, deit_b), or the path of a config.'
         )
+    _require_taken(BACKBONES[host], backbone)
     arch = SIZES.get(size, size)
     net = BACKBONES[host](arch if host == 'swin' else f'deit-{arch}', scale=scale, **backbone)
     if num_classes is None:
@@ -101,6 +104,13 @@ def load(
     return net
 
 
+def _require_taken(kind: type | None, backbone: dict[str, Any]) -> None:
+    """Refuses what a backbone of ours does not take, before anything is built; other classes do it themselves."""
+    taken = getattr(kind, 'arguments_taken', lambda: set(backbone))()
+    if told := unknown(backbone, {'scale', 'num_classes', *taken}):
+        raise ArgumentsError(f'build() and {kind.__name__} take no argument {told}.')
+
+
 def _initialised(net: nn.Module) -> nn.Module:
     """Runs ``init_weights``, which also loads what an ``init_cfg`` names, without the log of each tensor's origin."""
     if not any(p.is_meta for p in net.parameters()):
@@ -119,6 +129,7 @@ def _from_config(
     if 'backbone' not in model_cfg:
         model_cfg = dict(backbone=model_cfg)
         num_classes = None
+    _require_taken(type_class(model_cfg['backbone'], MODELS), backbone)
     model_cfg['backbone'].update(backbone)
     if scale is not None:
         model_cfg['backbone']['scale'] = scale  # update() would merge it into the config's

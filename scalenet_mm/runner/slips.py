@@ -11,22 +11,49 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
 from ..backbones.arguments import nearest, unknown
-from ..compat import type_class, type_name
+from ..compat import TYPE_KEYS, type_name
+from .built import A_TYPE, ALIKE, Known, dicts, names_taken
 
 # The top level of a config: what the Runner reads, what our commands and the libraries' tools read besides, and names
 # that most of the libraries' configs have.
+VARIABLES = {'train_pipeline', 'val_pipeline', 'test_pipeline'}
 READ = {
+    *VARIABLES,
     *inspect.signature(Runner.__init__).parameters,
     *('runner_type', 'policy', 'find_unused_parameters', 'model_wrapper_cfg', 'compile', 'strategy', 'custom_imports'),
-    *('tta_model', 'tta_pipeline', 'data_root', 'efficient_conv_bn_eval', 'gallery_dataloader'),
-    *('train_pipeline', 'val_pipeline', 'test_pipeline'),
+    *('tta_model', 'tta_pipeline', 'data_root', 'efficient_conv_bn_eval', 'gallery_dataloader', 'sync_bn'),
+    *('activation_checkpointing',),
 }
-ALIKE = 0.8  # of difflib: one letter left out, doubled or changed, or two changed about
-HANDED_ON = 0.9  # for arguments that a class hands to its bases, of which it may take some out before
+# Where the settings are that other versions and other tools of the field have at the top level, by that name
+ELSEWHERE = {
+    'optimizer': 'optim_wrapper.optimizer',
+    'optimizer_config': 'optim_wrapper',
+    'optimizer_config.grad_clip': 'optim_wrapper.clip_grad',
+    **dict.fromkeys(('lr', 'learning_rate'), 'optim_wrapper.optimizer.lr'),
+    'weight_decay': 'optim_wrapper.optimizer.weight_decay',
+    'lr_config': 'param_scheduler',
+    **dict.fromkeys(('fp16', 'amp'), 'optim_wrapper.type=AmpOptimWrapper or --amp'),
+    **dict.fromkeys(('epochs', 'max_epochs', 'total_epochs', 'runner.max_epochs'), 'train_cfg.max_epochs'),
+    **dict.fromkeys(('iters', 'max_iters', 'total_iters', 'runner.max_iters'), 'train_cfg.max_iters'),
+    **dict.fromkeys(('val_interval', 'evaluation.interval'), 'train_cfg.val_interval'),
+    **dict.fromkeys(('runner', 'workflow'), 'train_cfg'),
+    'evaluation': 'val_evaluator',
+    **{f'data.{stage}': f'{stage}_dataloader.dataset' for stage in ('train', 'val', 'test')},
+    **dict.fromkeys(('batch_size', 'samples_per_gpu', 'data.samples_per_gpu'), 'train_dataloader.batch_size'),
+    **dict.fromkeys(('num_workers', 'workers_per_gpu', 'data.workers_per_gpu'), 'train_dataloader.num_workers'),
+    'data': 'train_dataloader',
+    **dict.fromkeys(('log_interval', 'log_config.interval'), 'default_hooks.logger.interval'),
+    'log_config': 'default_hooks.logger',
+    'checkpoint_config': 'default_hooks.checkpoint',
+    **{name: f'randomness.{name}' for name in ('seed', 'deterministic', 'diff_rank_seed')},
+    'resume_from': 'load_from with resume=True',
+    'cudnn_benchmark': 'env_cfg.cudnn_benchmark',
+    'dist_params': 'env_cfg.dist_cfg',
+    **{part: f'model.{part}' for part in ('backbone', 'neck', 'head', 'decode_head', 'bbox_head', 'roi_head')},
+}
 
 
 def resembled(name: str, names: Iterable[str], cutoff: float = ALIKE) -> str:
@@ -68,37 +95,62 @@ def _top(where: str, key: str, near: str) -> str:
 
 def _of_option(cfg: Config, path: str, option: str, value: Any) -> Iterator[str]:
     """What is wrong with a key of ``--cfg-options``; empty where nothing is."""
-    where, node = f'--cfg-options {option}={value}', cfg._cfg_dict
-    for i, part in enumerate(option.split('.')):
+    where, node, parts = f'--cfg-options {option}={value}', cfg._cfg_dict, option.split('.')
+    for i, part in enumerate(parts):
+        holder = '.'.join(parts[:i])
+        if isinstance(node, (list, tuple)):
+            if not (part.isdigit() and int(part) < len(node)):
+                yield f'{where}: {holder} of {path} is a list of {len(node)}; its entries are 0 to {len(node) - 1}.'
+                return
+            node = node[int(part)]
+            continue
         if not isinstance(node, Mapping):
-            return  # an entry of a list
+            return
         if part in node:
             node = node[part]
             continue
-        near = resembled(part, node if i else READ)
-        if near and not i:
-            yield _top(f'{where}, for {path}', part, near)
-        elif near and (i == 1 or 'type' in node):  # deeper ones without a type are free-form, such as custom_keys
-            holder = '.'.join(option.split('.')[:i])
+        near = resembled(part, node if i or 'type' in node else READ)
+        if not i and 'type' not in node:
+            yield from _of_top(where, path, parts, near)
+        elif near and (i <= 1 or 'type' in node):  # deeper ones without a type are free-form, such as custom_keys
             yield (
-                f'{where}: {holder} of {path} has no {part!r}, and {near!r} is near. Write {near!r}; '
-                'what is meant so goes into a config file of your own.'
+                f'{where}: {holder or "the top level"} of {path} has no {part!r}, and {near!r} is near. '
+                f'Write {near!r}; what is meant so goes into a config file of your own.'
             )
         return
 
 
+def _of_top(where: str, path: str, parts: list[str], near: str) -> Iterator[str]:
+    """What is wrong with an option whose first part the config has not."""
+    known = next((n for n in range(len(parts), 0, -1) if '.'.join(parts[:n]) in ELSEWHERE), 0)
+    if known:
+        right = '.'.join((ELSEWHERE['.'.join(parts[:known])], *parts[known:]))
+        yield f'{where}: nothing that {path} builds reads a top-level {parts[0]!r}. Write {right}.'
+    elif near:
+        yield _top(f'{where}, for {path}', parts[0], near)
+    elif parts[0] not in READ:
+        yield (
+            f'{where}: nothing that {path} builds reads a top-level {parts[0]!r}. Name a key of the config, '
+            'with what it lies in: model.head.num_classes, not num_classes.'
+        )
+
+
 def misspelt_arguments(cfg: Config) -> Iterator[tuple[str, str]]:
-    """Where a part of the model has an argument that its class does not take and that is a slip of one, and what."""
-    with (
-        DefaultScope.overwrite_default_scope(cfg.get('default_scope')),
-        MODELS.switch_scope_and_registry(None) as known,
-    ):
-        for where, node in typed(cfg.get('model') or {}, 'model'):
-            kind = type_class(node, known)
-            taken, cutoff = arguments_taken(kind) if isinstance(kind, type) else (set(), ALIKE)
-            slips = [key for key in node if resembled(key, taken, cutoff)]
-            if slips:
-                yield where, f'{type_name(node)} takes no {unknown(slips, taken)}.'
+    """Where a dict of a config has a name that its class does not take and that is a slip of one, and what; likewise
+    where a ``type`` is registered nowhere and is a slip of one that is.
+    """
+    known = Known(cfg.get('default_scope'))
+    for where, node in dicts({key: cfg[key] for key in cfg if key in READ - VARIABLES}):
+        for key in TYPE_KEYS:
+            kind = node.get(key)
+            if not isinstance(kind, str) or known.classes(kind):
+                continue
+            if near := resembled(kind.rpartition('.')[2], known.names(kind), A_TYPE):
+                yield f'{where}.{key}'.lstrip('.'), f'there is no {kind!r}, and {near!r} is near. Write {near!r}.'
+        taken, cutoff = names_taken(where, node, known)
+        slips = [name for name in node if resembled(str(name), taken, cutoff)]
+        if slips:
+            yield where, f'{type_name(node) or "this dict"} takes no {unknown(slips, taken)}.'
 
 
 def refuse_misspelt_arguments(cfg: Config, path: str) -> None:
@@ -109,33 +161,3 @@ def refuse_misspelt_arguments(cfg: Config, path: str) -> None:
     """
     if said := [f'{path}: {where}: {text}' for where, text in misspelt_arguments(cfg)]:
         raise SystemExit('\n'.join(said))
-
-
-def arguments_taken(kind: type) -> tuple[set[str], float]:
-    """The names that a class takes, those of its bases too where it hands on what it does not know (none where even
-    the last of them takes any), and from which likeness on another name is a slip of one.
-    """
-    if hasattr(kind, 'arguments_taken'):  # ours, which know what their hosts take
-        return {'type', *kind.arguments_taken()}, ALIKE
-    names, cutoff = {'type'}, ALIKE
-    for base in kind.__mro__[:-1]:
-        if '__init__' not in vars(base):
-            continue
-        parameters = inspect.signature(base.__init__).parameters
-        names.update(
-            name for name, p in list(parameters.items())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        )
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            return names, cutoff
-        cutoff = HANDED_ON
-    return set(), cutoff
-
-
-def typed(node: Any, where: str) -> Iterator[tuple[str, Mapping]]:
-    """Every dict with a ``type`` in a model's config, with its key; not losses, whose dicts heads take keys out of."""
-    items = node.items() if isinstance(node, Mapping) else enumerate(node)
-    if isinstance(node, Mapping) and 'type' in node:
-        yield where, node
-    for key, value in items:
-        if isinstance(value, (Mapping, list, tuple)) and not str(key).startswith('loss'):
-            yield from typed(value, f'{where}.{key}')
