@@ -73,7 +73,8 @@ class CheckpointFolder:
             CheckpointError: if no run can continue from it.
         """
         content = read_checkpoint(file) if content is None else content
-        lacking = [k for k in self.needed if not isinstance(content.get(k), Mapping if k in NEEDED else (Mapping, list))]
+        kinds = {key: Mapping if key in NEEDED else (Mapping, list) for key in self.needed}
+        lacking = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
         meta = content['meta'] if 'meta' not in lacking else {}
         position = {unit: meta.get(unit) for unit in ('epoch', 'iter')}
         lacking += [unit for unit in position if unit not in meta]

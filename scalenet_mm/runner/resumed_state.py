@@ -113,10 +113,10 @@ def _kept(optimizer: Optimizer, groups: list[Mapping]) -> list[Mapping[str, Any]
         The state of each parameter; empty for an optimizer that cannot step without values.
     """
     twin = type(optimizer).__new__(type(optimizer))
-    own = [
-        {**mine, **other, **{k: v for k, v in ANY_KERNEL.items() if k in mine}, 'params': [*map(_shape, mine['params'])]}
-        for mine, other in zip(optimizer.param_groups, groups)
-    ]
+    pairs = zip(optimizer.param_groups, groups)
+    own = [{**mine, **other, 'params': [*map(_shape, mine['params'])]} for mine, other in pairs]
+    for group in own:
+        group.update((k, v) for k, v in ANY_KERNEL.items() if k in group)
     params = [p for group in own for p in group['params']]
     try:
         twin.__setstate__(dict(defaults=optimizer.defaults, state=defaultdict(dict), param_groups=own))
