@@ -709,8 +709,8 @@ MUTATIONS = (
         'resume',
         'a moved run is looked for where it was',
         'scalenet_mm/runner/continuing.py',
-        '(folder / Path(text).name, Path(text))',
-        '(Path(text),)',
+        'folder.path / Path(text).name\n',
+        'Path(text)\n',
         'tests/test_continuing.py::test_the_checkpoint_of_the_copy_is_taken_and_not_that_of_the_original',
     ),
     Mutation(
@@ -719,13 +719,14 @@ MUTATIONS = (
         'scalenet_mm/runner/continuing.py',
         '    if there or text:\n',
         '    if text:\n',
-        'tests/test_continuing.py::test_where_it_is_not_clear_which_is_the_last_all_are_named',
+        'tests/test_continuing.py::'
+        'test_where_it_is_not_clear_which_is_the_last_those_that_a_run_can_continue_are_named',
     ),
     Mutation(
         'resume',
         'a run goes back and writes over later checkpoints',
         'scalenet_mm/runner/continuing.py',
-        "int(m['number']) <= meta[m['unit']]",
+        's.number <= position[s.unit]',
         'True',
         'tests/test_continuing.py::test_the_runner_refuses_before_anything_is_written_over_whichever_tool_built_it',
     ),

@@ -62,25 +62,82 @@ def test_the_checkpoint_of_the_copy_is_taken_and_not_that_of_the_original(tmp_pa
 
 def test_a_hooks_folder_elsewhere_is_looked_in(tmp_path):
     elsewhere = files(tmp_path / 'big' / 'run', 'epoch_1.pth')
-    assert latest(tmp_path / 'run', tmp_path / 'big') == str(elsewhere / 'epoch_1.pth')
+    cfg = dict(default_hooks=dict(checkpoint=dict(out_dir=str(tmp_path / 'big'))))
+    assert latest(tmp_path / 'run', cfg) == str(elsewhere / 'epoch_1.pth')
+
+
+def test_a_copy_without_the_last_checkpoint_continues_from_its_own_and_not_from_the_originals(tmp_path):
+    files(tmp_path / 'a', 'epoch_3.pth')
+    copy = files(tmp_path / 'b', 'epoch_1.pth', pointer=str(tmp_path / 'a' / 'epoch_3.pth'))
+    assert latest(copy) == str(copy / 'epoch_1.pth')
+    empty = files(tmp_path / 'c', pointer=str(tmp_path / 'a' / 'epoch_3.pth'))
+    assert latest(empty) == str(tmp_path / 'a' / 'epoch_3.pth')
+
+
+def named(template: str, by_epoch: bool = True) -> dict:
+    return dict(default_hooks=dict(checkpoint=dict(filename_tmpl=template, by_epoch=by_epoch)))
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'names', 'found'),
+    [
+        (named('model_{}.pth'), ('model_2.pth', 'model_10.pth', 'best_acc_model_2.pth'), 'model_10.pth'),
+        (named('{:04d}.ckpt', False), ('0002.ckpt', '0010.ckpt'), '0010.ckpt'),
+        (named('latest.pth'), ('latest.pth',), 'latest.pth'),
+        (dict(custom_hooks=[dict(type='MyHook', filename_tmpl='m_{}.pth')]), ('m_2.pth', 'm_1.pth'), 'm_2.pth'),
+        (named('model_{}.pth'), ('modelx1.pth', 'mine.pth'), None),
+    ],
+)
+def test_checkpoints_are_found_by_the_hooks_own_names(cfg, names, found, tmp_path):
+    folder = files(tmp_path / 'run', *names)
+    assert latest(folder, cfg) == (found and str(folder / found))
 
 
 @pytest.mark.parametrize(
     ('names', 'pointer', 'said'),
     [
-        (('best_acc_epoch_3.pth',), None, '--resume {}/best_acc_epoch_3.pth'),
-        (('epoch_3.pth', 'iter_90.pth'), None, '--resume {0}/epoch_3.pth, or --resume {0}/iter_90.pth'),
+        (('best_acc_epoch_3.pth',), None, ': --resume {}/best_acc_epoch_3.pth$'),
+        (('epoch_3.pth', 'iter_12.pth'), None, ': --resume {0}/epoch_3.pth, or --resume {0}/iter_12.pth$'),
+        (('best_acc_epoch_2.pth', 'epoch_4.pth', 'iter_20.pth'), None, ': --resume {0}/iter_20.pth$'),
+        (('epoch_3.pth', 'iter_9.pth', 'cut.pth'), None, ': --resume {0}/epoch_3.pth$'),
         ((), '/gone/epoch_3.pth', 'names /gone/epoch_3.pth, which is not there.*Leave --resume out'),
     ],
 )
-def test_where_it_is_not_clear_which_is_the_last_all_are_named(names, pointer, said, tmp_path):
+def test_where_it_is_not_clear_which_is_the_last_those_that_a_run_can_continue_are_named(
+    names, pointer, said, tmp_path
+):
     folder = files(tmp_path / 'run', *names, pointer=pointer)
-    with pytest.raises(SystemExit, match=said.format(re.escape(str(folder)))):
+    for name in names:  # four iterations an epoch
+        number = int(re.sub(r'\D', '', name) or 0)
+        torch.save(checkpoint(number // 4 if name.startswith('iter') else number), folder / name)
+    with pytest.raises(SystemExit, match=said.format(re.escape(str(folder)))) as refused:
         latest(folder)
+    for file in re.findall(r'--resume (\S+\.pth)', str(refused.value)):
+        require_continuable(dict(work_dir=str(folder)), file)  # what is advised is taken
 
 
 def checkpoint(epoch: int) -> dict:
     return dict(meta=dict(epoch=epoch, iter=4 * epoch), message_hub={}, state_dict={})
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_advised(tmp_path):
+    folder = files(tmp_path / 'run', 'epoch_3.pth', 'iter_12.pth')
+    torch.save(checkpoint(3), folder / 'iter_12.pth')
+    with pytest.raises(SystemExit, match=f': --resume {folder}/iter_12.pth$'):
+        latest(folder)
+    (folder / 'iter_12.pth').write_bytes(b'')
+    with pytest.raises(SystemExit, match='From none there a run could continue'):
+        latest(folder)
+
+
+def test_a_refused_checkpoint_names_those_that_can_be_continued_and_not_itself(tmp_path):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    for epoch in (9, 1):  # 9 is of a run before
+        torch.save(checkpoint(epoch), folder / f'epoch_{epoch}.pth')
+    (folder / 'last_checkpoint').write_text('epoch_1.pth')
+    with pytest.raises(CheckpointError, match=rf'Name the checkpoint .*: --resume {folder}/epoch_9\.pth$'):
+        require_continuable(dict(work_dir=str(folder)), latest(folder))
 
 
 @pytest.mark.parametrize(
@@ -103,10 +160,19 @@ def test_a_run_that_would_write_over_other_checkpoints_is_refused(there, resumed
         require_continuable(cfg, str(tmp_path / resumed))
 
 
-@pytest.mark.parametrize('content', [dict(state_dict={}), dict(checkpoint(1), meta=dict(epoch=1))])
+@pytest.mark.parametrize(
+    'content', [dict(state_dict={}), dict(checkpoint(1), meta=dict(epoch=1)), dict(checkpoint(1), meta=[1, 4])]
+)
 def test_weights_alone_are_no_checkpoint_to_resume_from(content, tmp_path):
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match=r'x\.pth is no checkpoint.*leave --resume out.*load_from=\S*x\.pth\.$'):
+        require_continuable(dict(work_dir=str(tmp_path)), str(tmp_path / 'x.pth'))
+
+
+@pytest.mark.parametrize('meta', [dict(epoch='x', iter=4), dict(epoch=1, iter=4.0), dict(epoch=-1, iter=4)])
+def test_a_position_that_is_no_number_of_epochs_and_iterations_is_refused(meta, tmp_path):
+    torch.save(dict(checkpoint(1), meta=meta), tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'x\.pth is no checkpoint.*numbers from 0, and it has (epoch|iter)='):
         require_continuable(dict(work_dir=str(tmp_path)), str(tmp_path / 'x.pth'))
 
 
@@ -167,6 +233,27 @@ def test_the_runner_refuses_before_anything_is_written_over_whichever_tool_built
     with pytest.raises(CheckpointError, match=r'holds epoch_3\.pth, which'):
         resumed(config(tmp_path / 'copy'), tmp_path / 'copy' / 'epoch_2.pth')
     assert content(tmp_path / 'copy') == before
+
+
+@pytest.mark.parametrize('file', [None, 'model_1.pth'])
+def test_a_run_of_other_names_loses_none_of_its_checkpoints(file, tmp_path):
+    base = write_base(tmp_path / 'base.pth')
+
+    def config(**hook):
+        cfg = toy_config(tmp_path / 'run', base, filename_tmpl='model_{}.pth', **hook)
+        cfg.train_cfg.max_epochs = 3
+        return cfg
+
+    build_runner(config()).train()
+    (tmp_path / 'run' / 'last_checkpoint').unlink()
+    before = content(tmp_path / 'run')
+    assert {*before} == {'model_1.pth', 'model_2.pth', 'model_3.pth'}
+    if file is None:
+        resumed(config(max_keep_ckpts=1))  # finds the last, after which nothing is left to train
+    else:
+        with pytest.raises(CheckpointError, match=r'holds model_2\.pth, model_3\.pth, which a run'):
+            resumed(config(), tmp_path / 'run' / file)
+    assert content(tmp_path / 'run') == before
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 from ..checkpoint.delta_file import SUFFIX
 from ..checkpoint.writing import UNFINISHED, write_atomically
 from ..compat import type_class
-from .continuing import NUMBERED, checkpoint_folder
+from .continuing import CheckpointFolder
 
 
 class AtomicBackend(LocalBackend):
@@ -63,19 +63,18 @@ class ScaleNetCheckpointHook(CheckpointHook):
         What that lists for removal is its own only in the folder that it lies in now; a best checkpoint of a later
         position is renamed, as this run may come to write one of its name.
         """
-        folder, known = checkpoint_folder(runner.work_dir, self.out_dir), runner.message_hub.runtime_info
-        continued = resumed.resolve().parent == folder.resolve()
+        folder, known = CheckpointFolder.of(runner.cfg, runner.work_dir), runner.message_hub.runtime_info
+        continued = resumed.resolve().parent == folder.path.resolve()
         if not continued:
             known.pop('keep_ckpt_ids', None)
         for key in [k for k in known if k.startswith('best_ckpt')]:
-            here = folder / Path(known[key] or '').name
+            here = folder.path / Path(known[key] or '').name
             if continued and here.is_file():
                 known[key] = str(here)
             else:
                 del known[key]
-        for path in sorted(folder.glob('best_*.pth')) if is_main_process() else ():
-            match = NUMBERED.fullmatch(path.name)
-            if match and int(match['number']) > getattr(runner, match['unit']):
+        for path, saved in folder.saved().items() if is_main_process() else ():
+            if saved.best and saved.number > getattr(runner, saved.unit):
                 _set_aside(path)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:

@@ -22,6 +22,7 @@ from ..one_run import one_run
 from .atomic import make_atomic
 from .continuing import require_continuable, settle
 from .resume import make_resumable
+from .resumed_state import require_states
 from .slips import refuse_misspelt_arguments, refuse_slips
 
 CONSTRUCTOR, WRAPPER = 'ScaleNetOptimWrapperConstructor', 'ScaleNetDistributedDataParallel'
@@ -91,6 +92,7 @@ class ScaleNetRunner(Runner):
         checkpoint = read_checkpoint(filename, map_location)
         if self._resume:
             require_continuable(self.cfg, filename, checkpoint)
+            require_states(self, filename, checkpoint)
         with naming(filename):
             self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
             checkpoint = _load_checkpoint_to_model(bare(self.model), checkpoint, strict, revise_keys=revise_keys)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from string import Formatter
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -14,8 +16,102 @@ from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.strict import CheckpointError
 
 POINTER = 'last_checkpoint'  # mmengine's: the path of the last checkpoint, as it was when it was written
-NUMBERED = re.compile(r'(?P<best>best_.+_)?(?P<unit>epoch|iter)_(?P<number>\d+)\.pth')
-NEEDED = ('meta', 'message_hub', 'state_dict')  # what mmengine continues from
+NAMES = {'epoch_{}.pth': 'epoch', 'iter_{}.pth': 'iter'}  # mmengine's, and what their number counts
+NEEDED = ('meta', 'message_hub', 'state_dict')  # what mmengine continues from, and by part of the config and hook:
+STATES = (('optim_wrapper', 'optimizer', 'save_optimizer'),)
+STATES += (('param_scheduler', 'param_schedulers', 'save_param_scheduler'),)
+
+
+class Saved(NamedTuple):
+    """What the name of a checkpoint says.
+
+    Attributes:
+        best: of which measure it is the best (``best_acc_``); empty for the others.
+        unit: ``epoch`` or ``iter``.
+        number: of epochs or iterations; -1 where the name has none.
+    """
+
+    best: str
+    unit: str
+    number: int
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """Where a run writes its checkpoints, by which names, and what one must hold for the run to continue from it.
+
+    Attributes:
+        path: mmengine makes a folder of the work dir's name in an ``out_dir``.
+        names: unit of each ``filename_tmpl``.
+        needed: keys of a checkpoint.
+    """
+
+    path: Path
+    names: Mapping[str, str]
+    needed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, cfg: Mapping[str, Any], work_dir: str | Path) -> CheckpointFolder:
+        hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        hooks = [h for h in (hook, *(cfg.get('custom_hooks') or ())) if isinstance(h, Mapping)]
+        named = {h['filename_tmpl']: h for h in hooks if h.get('filename_tmpl')}
+        return cls(
+            checkpoint_folder(work_dir, hook.get('out_dir')),
+            {**NAMES, **{name: 'epoch' if h.get('by_epoch', True) else 'iter' for name, h in named.items()}},
+            (*NEEDED, *(key for part, key, save in STATES if cfg.get(part) and hook.get(save, True))),
+        )
+
+    def saved(self) -> dict[Path, Saved]:
+        """The checkpoints that are there."""
+        found = {p: _parsed(p.name, self.names) for p in sorted(self.path.glob('*'))}
+        return {p: s for p, s in found.items() if s}
+
+    def position(self, file: str | Path, content: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """Number of epochs and of iterations after which a checkpoint was written; ``content`` if it was read already.
+
+        Raises:
+            CheckpointError: if no run can continue from it.
+        """
+        content = read_checkpoint(file) if content is None else content
+        kinds = {key: Mapping if key in NEEDED else (Mapping, list) for key in self.needed}
+        lacking = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+        meta = content['meta'] if 'meta' not in lacking else {}
+        position = {unit: meta.get(unit) for unit in ('epoch', 'iter')}
+        lacking += [unit for unit in position if unit not in meta]
+        if lacking:
+            raise CheckpointError(
+                f'{file} is no checkpoint that a run continues from: it has no {", no ".join(lacking)}. '
+                + weights_only(file)
+            )
+        wrong = {k: v for k, v in position.items() if type(v) is not int or v < 0}
+        if wrong:
+            raise CheckpointError(
+                f'{file} is no checkpoint that a run continues from: epoch and iter of its meta are numbers from 0, '
+                f'and it has {", ".join(f"{k}={v!r}" for k, v in wrong.items())}. {weights_only(file)}'
+            )
+        return position
+
+    def written_over(self, file: str | Path, position: Mapping[str, int]) -> list[str]:
+        """Names of the other checkpoints there that a run which continues from ``file`` would write over."""
+        file = Path(file).resolve()
+        mine = file.parent == self.path.resolve()
+        return [
+            p.name
+            for p, s in self.saved().items()
+            if p.resolve() != file and not (mine and (s.best or s.number <= position[s.unit]))
+        ]
+
+    def continuable(self) -> list[Path]:
+        """The checkpoints there that a run can continue from and write over no other."""
+        saved, found = self.saved(), []
+        for file, mine in saved.items():
+            if any(s.unit == mine.unit and s.number > mine.number and not s.best for s in saved.values()):
+                continue  # its name says so: it need not be read
+            try:
+                found += [file] if not self.written_over(file, self.position(file)) else []
+            except CheckpointError:
+                continue
+        return found
 
 
 def checkpoint_folder(work_dir: str | Path, out_dir: str | Path | None = None) -> Path:
@@ -24,50 +120,67 @@ def checkpoint_folder(work_dir: str | Path, out_dir: str | Path | None = None) -
     return Path(out_dir, Path(work_dir).name) if elsewhere else Path(work_dir)
 
 
-def latest(work_dir: str | Path, out_dir: str | Path | None = None) -> str | None:
+def latest(work_dir: str | Path, cfg: Mapping[str, Any] | None = None) -> str | None:
     """The last checkpoint of a run, also in a folder that was copied, moved or renamed; None if there is none.
 
     It is the one of the name that ``last_checkpoint`` says, in this folder rather than where it was written; one of
-    the same kind that was written after that (a run may be killed between the two); and without ``last_checkpoint`` the
-    one of the highest number.
+    the same kind that was written after that (a run may be killed between the two); without ``last_checkpoint`` the
+    one of the highest number; and only where this folder has none, the one where ``last_checkpoint`` says.
+
+    Args:
+        cfg: of the run, if its ``CheckpointHook`` may have an ``out_dir`` or a ``filename_tmpl``.
 
     Raises:
-        SystemExit: if checkpoints are there, and it is not clear which is the last; the message names them.
+        SystemExit: if checkpoints are there, and it is not clear which is the last; the message names those that a run
+            can continue from.
     """
-    folder, pointer = checkpoint_folder(work_dir, out_dir), Path(work_dir, POINTER)
+    folder, pointer = CheckpointFolder.of(cfg or {}, work_dir), Path(work_dir, POINTER)
     text = pointer.read_text().strip() if pointer.is_file() else ''
     if '://' in text:
         return text
-    there = {p: m for p in sorted(folder.glob('*.pth')) if (m := NUMBERED.fullmatch(p.name))}
-    places = [p for p in (folder / Path(text).name, Path(text)) if text and p.exists()]
-    if places:
-        last, written = places[0], pointer.stat().st_mtime_ns
-        later = {p: m for p, m in there.items() if _after(m, last) and p.stat().st_mtime_ns > written}
-        return str(max(later, key=lambda p: int(later[p]['number']), default=last))
-    plain = {p: int(m['number']) for p, m in there.items() if not m['best']}
-    if plain and len({there[p]['unit'] for p in plain}) == 1:
+    there, last = folder.saved(), folder.path / Path(text).name
+    if text and last.exists():
+        kind, written = _parsed(last.name, folder.names), pointer.stat().st_mtime_ns
+        later = {p: s for p, s in there.items() if kind and s[:2] == kind[:2] and s.number > kind.number}
+        later = [p for p in later if p.stat().st_mtime_ns > written]
+        return str(max(later, key=lambda p: there[p].number, default=last))
+    plain = {p: s.number for p, s in there.items() if not s.best}
+    if plain and len({there[p].unit for p in plain}) == 1:
         found = max(plain, key=plain.get)
-        why = f'{POINTER} names {text}, which is not there' if text else f'{folder} has no {POINTER}'
+        why = f'{POINTER} names {text}, which is not in {folder.path}' if text else f'{folder.path} has no {POINTER}'
         print_log(f'--resume: {why}; it continues from {found}, the last one in the folder.', 'current')
         return str(found)
+    if text and not there and Path(text).exists():
+        return text
     if there or text:
         raise SystemExit(
             f'--resume: {f"{POINTER} names {text}, which is not there" if text else f"there is no {POINTER}"} in '
-            f'{work_dir}. '
-            + (f'Name the checkpoint to continue from: {_options(there)}' if there else 'Leave --resume out to start.')
+            f'{work_dir}. ' + (_ways(folder) if there else 'Leave --resume out to start.')
         )
     return None
 
 
-def _after(match: re.Match, last: Path) -> bool:
-    """Whether a checkpoint is a later one of the same kind."""
-    mine = NUMBERED.fullmatch(last.name)
-    same = mine and (mine['best'], mine['unit']) == (match['best'], match['unit'])
-    return bool(same) and int(match['number']) > int(mine['number'])
+def _parsed(name: str, names: Mapping[str, str]) -> Saved | None:
+    """What a file's name says, if it is that of a checkpoint."""
+    for template, unit in names.items():
+        parts = Formatter().parse(template)
+        pattern = ''.join(re.escape(text) + (r'(\d+)' if field is not None else '') for text, field, *_ in parts)
+        if match := re.fullmatch(f'(best_.+_)?{pattern}', name):
+            best, number, *_ = (*match.groups(), -1)
+            return Saved(best or '', unit, int(number))
+    return None
 
 
-def _options(files: Any) -> str:
-    return ', or '.join(f'--resume {file}' for file in files)
+def _ways(folder: CheckpointFolder) -> str:
+    """How to continue where the last checkpoint of a folder is not the one, or not known."""
+    if files := folder.continuable():
+        return 'Name the checkpoint to continue from: ' + ', or '.join(f'--resume {file}' for file in files)
+    return 'From none there a run could continue and write over no other: name one, and another --work-dir.'
+
+
+def weights_only(file: str | Path) -> str:
+    """The way out where a run cannot continue from a checkpoint."""
+    return f'To start a run from its weights, leave --resume out and add --cfg-options load_from={file}.'
 
 
 def require_continuable(cfg: Mapping[str, Any], file: str, content: Mapping[str, Any] | None = None) -> None:
@@ -80,35 +193,18 @@ def require_continuable(cfg: Mapping[str, Any], file: str, content: Mapping[str,
     Raises:
         CheckpointError: naming the file and the ways out; see also ``read_checkpoint``.
     """
-    content = read_checkpoint(file) if content is None else content
-    meta = content.get('meta') or {}
-    lacking = [k for k in NEEDED if k not in content] + [k for k in ('epoch', 'iter') if k not in meta]
-    if lacking:
+    folder = CheckpointFolder.of(cfg, cfg['work_dir'])
+    position = folder.position(file, content)
+    if lost := folder.written_over(file, position):
         raise CheckpointError(
-            f'{file} is no checkpoint that a run continues from: it has no {", no ".join(lacking)}. To start a run '
-            f'from its weights, leave --resume out and add --cfg-options load_from={file}.'
-        )
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    folder = checkpoint_folder(cfg['work_dir'], hook.get('out_dir'))
-    mine = Path(file).resolve().parent == folder.resolve()
-    lost = [
-        p.name
-        for p in sorted(folder.glob('*.pth'))
-        if (m := NUMBERED.fullmatch(p.name))
-        and p.resolve() != Path(file).resolve()
-        and not (mine and (m['best'] or int(m['number']) <= meta[m['unit']]))
-    ]
-    if lost:
-        raise CheckpointError(
-            f'{folder} holds {", ".join(lost)}, which a run that continues from {file} (epoch {meta["epoch"]}, '
-            f'iteration {meta["iter"]}) would write over. Continue from the last one there with --resume alone, choose '
-            'another --work-dir, or move them away.'
+            f'{folder.path} holds {", ".join(lost)}, which a run that continues from {file} (epoch '
+            f'{position["epoch"]}, iteration {position["iter"]}) would write over. Choose another --work-dir, or move '
+            f'them away. {_ways(folder)}'
         )
 
 
 def settle(cfg: Config) -> None:
     """Fills in, in place, which file a config with ``resume=True`` and no ``load_from`` continues from."""
     if cfg.get('resume') and not cfg.get('load_from'):
-        hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-        cfg.load_from = latest(cfg.work_dir, hook.get('out_dir'))
+        cfg.load_from = latest(cfg.work_dir, cfg)
         cfg.resume = cfg.load_from is not None
