@@ -699,7 +699,7 @@ def test_a_model_is_trained_saved_and_evaluated_from_the_command_line(source_fol
         (('--data', 'nowhere.json'), 'There is no file nowhere.json'),
         (('--batch-size', 10), 'batch_size must be a multiple'),
         (('--resume',), 'leave --resume out'),
-        (('--rank', 0), 'rank must be a whole number >= 1'),
+        (('--rank', 0), '--rank: must be a whole number from 1 on, got 0'),
         (('--times', 1, '--adjust', 'none'), 'add --train all'),
         (('--max-length', 5), 'No record has room for a response'),
     ],

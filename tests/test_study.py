@@ -368,6 +368,7 @@ def study(*args: str, **kw):
     )
 
 
+@pytest.mark.slow
 def test_the_tool_trains_compares_and_continues(tmp_path):
     args = ('start', '--shorten', 100, '--seeds', 2, '--jobs', 2, '--work-dir', tmp_path)
     done = study(*args)
