@@ -1828,7 +1828,7 @@ MUTATIONS = (
         'scalenet_mm/one_run.py',
         '    for number in mine:\n        signal.signal(number, _end)\n    try:',
         '    try:',
-        'tests/test_one_run.py::test_a_signal_ends_everything_that_a_run_started[Signals.SIGTERM]',
+        'tests/test_one_run.py::test_a_signal_ends_everything_that_a_run_started[15]',
     ),
     Mutation(
         'resume',
