@@ -107,11 +107,17 @@ class CheckpointFolder:
         for file, mine in saved.items():
             if any(s.unit == mine.unit and s.number > mine.number and not s.best for s in saved.values()):
                 continue  # its name says so: it need not be read
-            try:
-                found += [file] if not self.written_over(file, self.position(file)) else []
-            except CheckpointError:
-                continue
+            if self.is_whole(file) and not self.written_over(file, self.position(file)):
+                found.append(file)
         return found
+
+    def is_whole(self, file: Path) -> bool:
+        """Whether a run can continue from it; mmengine's best checkpoints, for one, have no states of the optimizer."""
+        try:
+            self.position(file)
+        except CheckpointError:
+            return False
+        return True
 
 
 def checkpoint_folder(work_dir: str | Path, out_dir: str | Path | None = None) -> Path:
@@ -175,7 +181,20 @@ def _ways(folder: CheckpointFolder) -> str:
     """How to continue where the last checkpoint of a folder is not the one, or not known."""
     if files := folder.continuable():
         return 'Name the checkpoint to continue from: ' + ', or '.join(f'--resume {file}' for file in files)
-    return 'From none there a run could continue and write over no other: name one, and another --work-dir.'
+    if files := [file for file in folder.saved() if folder.is_whole(file)]:
+        return f'A run from {files[-1]} would write over others there: add another --work-dir to --resume {files[-1]}.'
+    weights = {s.number: file for file, s in folder.saved().items() if has_weights(file)}
+    if not weights:
+        return 'None of them can be read: leave --resume out, and name another --work-dir.'
+    last = weights_only(weights[max(weights)])
+    return f'None of them holds the states that a run continues from. {last} Name another --work-dir too.'
+
+
+def has_weights(file: Path) -> bool:
+    try:
+        return 'state_dict' in read_checkpoint(file)
+    except CheckpointError:
+        return False
 
 
 def weights_only(file: str | Path) -> str:
