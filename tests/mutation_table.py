@@ -1906,8 +1906,8 @@ MUTATIONS = (
         'resume',
         'what cannot be continued is advised',
         'scalenet_mm/runner/continuing.py',
-        'if self.is_whole(file) and not self.written_over(file, self.position(file)):',
-        'if self.is_whole(file):',
+        'if position and not self.written_over(file, position):',
+        'if position:',
         'tests/test_continuing.py::'
         'test_where_it_is_not_clear_which_is_the_last_those_that_a_run_can_continue_are_named',
     ),

@@ -107,17 +107,17 @@ class CheckpointFolder:
         for file, mine in saved.items():
             if any(s.unit == mine.unit and s.number > mine.number and not s.best for s in saved.values()):
                 continue  # its name says so: it need not be read
-            if self.is_whole(file) and not self.written_over(file, self.position(file)):
+            position = self.position_if_whole(file)
+            if position and not self.written_over(file, position):
                 found.append(file)
         return found
 
-    def is_whole(self, file: Path) -> bool:
-        """Whether a run can continue from it; mmengine's best checkpoints, for one, have no states of the optimizer."""
+    def position_if_whole(self, file: Path) -> dict[str, int] | None:
+        """None if no run can continue from it; mmengine's best checkpoints, for one, lack the optimizer's states."""
         try:
-            self.position(file)
+            return self.position(file)
         except CheckpointError:
-            return False
-        return True
+            return None
 
 
 def checkpoint_folder(work_dir: str | Path, out_dir: str | Path | None = None) -> Path:
@@ -181,7 +181,7 @@ def _ways(folder: CheckpointFolder) -> str:
     """How to continue where the last checkpoint of a folder is not the one, or not known."""
     if files := folder.continuable():
         return 'Name the checkpoint to continue from: ' + ', or '.join(f'--resume {file}' for file in files)
-    if files := [file for file in folder.saved() if folder.is_whole(file)]:
+    if files := [file for file in folder.saved() if folder.position_if_whole(file)]:
         return f'A run from {files[-1]} would write over others there: add another --work-dir to --resume {files[-1]}.'
     weights = {s.number: file for file, s in folder.saved().items() if has_weights(file)}
     if not weights:
