@@ -1,5 +1,6 @@
 """The quickstart as a newcomer calls it, on a few scenes; what it reaches is in docs/quickstart.md."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,10 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import decoded, scalenet
 from mmengine.registry import DATASETS, init_default_scope
 
-from scalenet_mm.experiments.commands import quickstart
+from scalenet_mm.experiments.commands import make_sources, quickstart
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.experiments.quickstart.quickstart_runs import Job
 from scalenet_mm.experiments.quickstart.quickstart_tasks import SOURCES, TASKS
@@ -152,6 +154,31 @@ def test_the_sources_are_those_of_their_card_and_small():
         assert hashlib.sha256(task.weights.read_bytes()).hexdigest() == card[name]['SHA-256']
     assert sum(f.stat().st_size for f in files) < 3e6
     assert {f.name for f in SOURCES.glob('*.safetensors')} == {f.name for f in files}
+
+
+@pytest.mark.slow
+def test_a_source_is_trained_on_its_own_scenes_and_tried_on_the_quickstarts(tmp_path):
+    task = dataclasses.replace(TASKS['cls'], scenes=266, source_scenes=532)
+    made = make_sources.make(task, tmp_path / 'work', tmp_path / 'data', tmp_path / 'out')
+    drawn = {
+        run: json.loads((tmp_path / 'data' / run / 'imagenet/manifest.json').read_text())
+        for run in ('source', 'quickstart')
+    }
+    assert made['scenes'] == '532' and drawn['source']['parameters']['train'] == 532
+    assert drawn['quickstart']['parameters']['train'] == 266
+    optimizer = [
+        torch.load(next((tmp_path / 'work' / run).glob('epoch_*.pth')), weights_only=False)['optimizer']
+        for run in ('source', 'control')
+    ]
+    steps = [next(iter(o['state'].values()))['step'] for o in optimizer]
+    assert steps == [16 * (532 // 128), 5 * (266 // 128)]
+    file = tmp_path / 'out' / made['file']
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == made['SHA-256']
+    for part in ('train', 'val'):  # the first scenes of both are the same: a source never saw what it is evaluated on
+        few, many = (tmp_path / 'data' / run / 'imagenet' / part for run in ('quickstart', 'source'))
+        names = {p.relative_to(few): p for p in few.rglob('*.png')}
+        assert len(names) == {'train': 266, 'val': 1960}[part]
+        assert all((many / name).read_bytes() == p.read_bytes() for name, p in names.items())
 
 
 @pytest.mark.parametrize('task', TASKS)

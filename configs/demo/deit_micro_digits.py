@@ -11,7 +11,7 @@ model = dict(
     ),
     head=dict(in_channels=64),
 )
-train_cfg = dict(by_epoch=True, max_epochs=64, val_interval=16)
+train_cfg = dict(by_epoch=True, max_epochs=16, val_interval=4)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.05),

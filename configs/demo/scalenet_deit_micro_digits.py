@@ -13,4 +13,4 @@ optim_wrapper = dict(
     optimizer=dict(lr=3.2e-2),
     paramwise_cfg=dict(_delete_=True, policy=dict(train='config'), norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
-load_from = 'work_dirs/deit_micro_digits/epoch_64.pth'
+load_from = 'work_dirs/deit_micro_digits/epoch_16.pth'

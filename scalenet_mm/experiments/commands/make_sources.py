@@ -18,6 +18,7 @@ from ...commands.main import command_parser
 from ...file_names import a_folder
 from ...one_run import one_run
 from ...tables import markdown_table
+from ..data import LAYOUTS
 from ..quickstart.quickstart_runs import Job, Result
 from ..quickstart.quickstart_tasks import SOURCES, TASKS, Task
 from .quickstart import make_data, train_on
@@ -35,9 +36,13 @@ Made by `scalenet experiment make-sources` (seed {SEED}) from
 
 def make(task: Task, work_dir: Path, data: Path, out: Path) -> dict[str, str]:
     """Trains, stores and tries one source; a line of the card."""
-    job = Job(task, work_dir, data, seed=SEED)
+    validation = LAYOUTS[task.layout].val
+    training = Job(task, work_dir, data / 'source', scenes=(task.source_scenes, validation), seed=SEED)
+    job = Job(task, work_dir, data / 'quickstart', seed=SEED)
+    make_data(training)
     make_data(job)
-    checkpoint, minutes = job.train(job.config(task.source, 'source', job.epochs_of(task.source)))
+    settings = training.config(task.source, 'source', training.epochs_of(task.source))
+    checkpoint, minutes = training.train(settings)
     _, state = convert(checkpoint)
     write(state, file := work_dir / task.weights.name, dict(made_by='scalenet experiment make-sources'))
     source, control = train_on(job, str(file))
@@ -51,7 +56,7 @@ def line(task: Task, source: Result, control: Result, minutes: float, file: Path
         'file': file.name,
         'config': f'configs/demo/{task.source}',
         'parameters': f'{source.params:,}',
-        'scenes': f'{task.scenes:,}',
+        'scenes': f'{task.source_scenes:,}',
         'hours': f'{minutes / 60:.1f}',
         'reaches': ', '.join(f'{name} {value:.1f}' for name, value in source.metrics.items()),
         'trained on': ', '.join(f'{value - source.metrics[name]:+.1f}' for name, value in control.metrics.items()),
@@ -74,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     p = command_parser(__doc__)
     p.add_argument('task', nargs='*', help=f'of {", ".join(TASKS)} (default: all)')
     p.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/sources'))
-    p.add_argument('--data', type=a_folder, default=Path('data/quickstart'), help="the quickstart's scenes")
+    p.add_argument('--data', type=a_folder, default=Path('data/sources'), help='where the scenes are, or are made')
     p.add_argument('--out', type=a_folder, default=SOURCES)
     args = p.parse_args(argv)
     if unknown := set(args.task) - set(TASKS):

@@ -54,7 +54,7 @@ class Job:
 
     Args:
         epochs: of ScaleNet and of the control; None for those of ScaleNet's config.
-        scenes: of the training and the validation split; None for those that the source was trained on.
+        scenes: of the training and the validation split; None for the quickstart's.
     """
 
     def __init__(
