@@ -1,6 +1,7 @@
 """Small hosts that the tests share, and one way to make weights that are nowhere trivial."""
 
 import copy
+import gc
 import os
 import random
 import sys
@@ -125,7 +126,7 @@ def first(output):
 
 
 @pytest.fixture(autouse=True)
-def _each_test_alone():
+def _each_test_alone(request):
     """Fixed seeds, no default scope of mmengine's, and environment variables as no other test has left them.
 
     Of all three generators: what a shipped pipeline does to an image (posterizing it to no bits at all among it) is
@@ -143,6 +144,8 @@ def _each_test_alone():
     os.environ.clear()
     os.environ.update(environment)
     DefaultScope._instance_dict.clear()
+    if request.node.get_closest_marker('slow'):
+        gc.collect()  # mmpretrain's backbones are in reference cycles; those of a test of whole models are gigabytes
 
 
 def decoded(rle: dict) -> np.ndarray:

@@ -1048,6 +1048,14 @@ MUTATIONS = (
         'tests/test_pages.py::test_every_block_of_a_page_can_be_read_and_its_commands_have_their_options[docs/usage.md]',
     ),
     Mutation(
+        'data',
+        "a source is trained on the quickstart's scenes",
+        'scalenet_mm/experiments/commands/make_sources.py',
+        'scenes=(task.source_scenes, validation)',
+        'scenes=(task.scenes, validation)',
+        'tests/test_quickstart.py::test_a_source_is_trained_on_its_own_scenes_and_tried_on_the_quickstarts',
+    ),
+    Mutation(
         'seeing',
         'detections of any score are drawn',
         'scalenet_mm/experiments/quickstart/quickstart_tasks.py',
@@ -1055,7 +1063,6 @@ MUTATIONS = (
         'scores >= 0',
         'tests/test_quickstart.py::test_detections_with_a_score_below_the_threshold_are_not_drawn',
     ),
-    # The paper's experiments
     # mmcv's operators
     Mutation(
         'ops',

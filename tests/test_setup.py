@@ -15,6 +15,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+import matrix
 import pytest
 from packaging.requirements import Requirement
 
@@ -418,6 +419,18 @@ def test_a_wheel_enters_the_cache_with_its_ops_or_not_at_all(parts, state, monke
     with pytest.raises(parts['base'].SetupError, match='built without its ops'):
         parts['mmcv_install'].compile_wheel(state, BUILD | {'ops': 'cpu'}, folder)
     assert os.listdir(state.wheels) == []
+
+
+@pytest.mark.slow
+def test_a_compiled_mmcv_passes_a_core_of_the_tests():
+    """Half an hour on two cores, most of it for the compiler; the environment of `make matrix` is used again."""
+    folder = ROOT / 'work_dirs' / 'matrix'
+    folder.mkdir(parents=True, exist_ok=True)
+    *_, said = matrix.build_and_test('compiled mmcv', folder)
+    assert 'passed' in said and 'failed' not in said, f'{said}: {folder / "compiled_mmcv.log"}'
+    python = folder / 'compiled_mmcv' / 'bin' / 'python'
+    module = subprocess.check_output([python, '-c', 'import mmcv._ext; print(mmcv._ext.__file__)'], text=True).strip()
+    assert module.endswith('.so') and '/mmcv/_ext.' in module
 
 
 # --- the package ---------------------------------------------------------------------------------

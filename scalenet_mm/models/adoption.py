@@ -16,6 +16,7 @@ from mmengine.registry import MODELS, DefaultScope
 from ..backbones.scaled import ScaledBackbone
 from ..compat import read_config, scope_of, type_class, type_name
 from ..core.adapters import ADAPTER_RANK
+from ..core.scale import ADJUST
 from ..runner.built import typed
 from ..runner.config import move_data_root
 from .adoption_proofs import SAMPLES, Proofs, at, prove, without_weights
@@ -193,7 +194,9 @@ def scaled(cfg: Config, where: str, host: Host, scale: Mapping[str, Any]) -> Con
     if scale.get('start', 'paper') != 'paper':
         rule['start'] = scale['start']
     node['type'] = host.ours
-    node['scale'] = {**dict(times=2), **rule, **given, 'adjust': dict(type='ParallelAdapter', rank=scale['rank'])}
+    node['scale'] = {**dict(times=2), **rule, **given}
+    if scale['rank'] != ADAPTER_RANK:
+        node['scale']['adjust'] = dict(ADJUST, rank=scale['rank'])
     node.update(without_weights(node))  # the checkpoint holds more
     if wanted.model.get('pretrained') is not None:
         wanted.model.pretrained = None
