@@ -186,6 +186,19 @@ def test_mmcv_comes_without_operators_unless_they_are_there_or_asked_for(parts, 
     assert not parts['main'].up_to_date(state), 'operators are wanted and not there'
 
 
+@pytest.mark.parametrize('name', ['mmcv', 'onedl-mmcv'])
+def test_an_mmcv_without_operators_that_somebody_has_is_not_compiled_again(parts, state, name):
+    add(state, name.replace('-', '_'), '2.1.0')
+    assert 'free' in parts['steps'].check_machine(state), 'without the option'
+    state.compile_mmcv = True
+    with pytest.raises(
+        parts['base'].SetupError, match=f'{name} 2.1.0 without operators.*--no-binary={name} {name}==2.1.0'
+    ):
+        parts['steps'].check_machine(state)
+    (state.state / 'managed').touch()
+    assert 'compiler' in parts['steps'].check_machine(state), 'in an environment of its own it is'
+
+
 def test_missing_python_headers_are_told_from_a_missing_compiler(parts, monkeypatch, tmp_path):
     parts['mmcv_install'].check_compiler()
     monkeypatch.setattr('sysconfig.get_path', lambda key: str(tmp_path))

@@ -28,6 +28,12 @@ def check_machine(s: Setup) -> str:
         )
     if not s.compile_mmcv or (s.python.exists() and operators(s)):
         return f'{free:.0f} GB free'
+    if not s.managed and (name := next((name for name in ('mmcv', 'onedl-mmcv') if name in there), None)):
+        raise SetupError(
+            f'--compile-mmcv: {s.env} has {name} {there[name]} without operators, and what is there is not changed. '
+            f'Leave the option out, or compile it yourself: MMCV_WITH_OPS=1 {s.python} -m pip install '
+            f'--no-build-isolation --no-deps --force-reinstall --no-binary={name} {name}=={there[name]}'
+        )
     check_compiler()
     return f'{free:.0f} GB free, compiler and Python headers found'
 
