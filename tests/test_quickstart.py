@@ -181,6 +181,17 @@ def test_a_source_is_trained_on_its_own_scenes_and_tried_on_the_quickstarts(tmp_
         assert all((many / name).read_bytes() == p.read_bytes() for name, p in names.items())
 
 
+@pytest.mark.slow
+def test_learning_rates_are_those_that_are_asked_for(tmp_path):
+    done = call('cls', tmp_path, '--epochs', '1', '--lr', '0.03125', '--control-lr', '0.0625')
+    assert done.returncode == 0, done.stderr[-2000:]
+    rates = {}
+    for run in ('scalenet', 'control'):
+        saved = torch.load(tmp_path / 'work/cls' / run / 'epoch_1.pth', weights_only=False)
+        rates[run] = {group['initial_lr'] for group in saved['optimizer']['param_groups']}
+    assert rates == {'scalenet': {0.03125}, 'control': {0.0625}}
+
+
 @pytest.mark.parametrize('task', TASKS)
 def test_an_epoch_is_one_pass_over_the_scenes_and_the_data_moves(task, tmp_path):
     job = Job(TASKS[task], tmp_path, tmp_path / 'elsewhere')

@@ -1,6 +1,6 @@
 """The main job, small: scale a trained network x2 with shared layers, train it, compare with training the source on.
 
-    scalenet experiment quickstart [--task cls|det|seg] [--work-dir DIR] [--data DIR] [--epochs N] [--seed N]
+    scalenet experiment quickstart [--task cls|det|seg] [--work-dir DIR] [--data DIR] [--epochs N] [--seed N] [--lr X]
 
 Real handwritten digits (no download), trained sources that come with the package, the shipped configs, the real Runner.
 An interrupted call continues where it was.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
-from ...commands.numbers import at_least_one, seed
+from ...commands.numbers import above_zero, at_least_one, seed
 from ...file_names import a_folder
 from ...one_run import one_run
 from ..data import make_demo_data
@@ -39,7 +39,7 @@ def make_data(job: Job) -> None:
 def train_on(job: Job, source: str) -> list[Result]:
     """Source, and the source trained on."""
     task = job.task
-    cfg = job.config(task.source, 'control', job.epochs, source, task.control)
+    cfg = job.config(task.source, 'control', job.epochs, source, job.control_options)
     rows = [job.evaluate('source', cfg, task.source, source, 0.0)]
     return [*rows, job.evaluate('source trained on (control)', cfg, task.source, *job.train(cfg))]
 
@@ -47,7 +47,7 @@ def train_on(job: Job, source: str) -> list[Result]:
 def train_scaled(job: Job, source: str) -> list[Result]:
     """Scaled and not trained; trained."""
     task = job.task
-    cfg = job.config(task.scaled, 'scalenet', job.epochs, source)
+    cfg = job.config(task.scaled, 'scalenet', job.epochs, source, job.scaled_options)
     rows = [job.evaluate('scaled x2, not yet trained', cfg, task.scaled, source, 0.0)]
     return [*rows, job.evaluate('ScaleNet x2, trained', cfg, task.scaled, *job.train(cfg))]
 
@@ -78,11 +78,13 @@ def main(argv: Sequence[str]) -> None:
     add('--epochs', type=at_least_one, help="of ScaleNet and of the control; default: the config's own")
     add('--scenes', type=at_least_one, nargs=2, metavar=('TRAIN', 'VAL'), help='for a trial on less data; default: all')
     add('--seed', type=seed, default=1, help='default: 1; on 0 the settings were chosen')
+    add('--lr', type=above_zero, help="ScaleNet's learning rate; default: the config's, chosen on seed 0")
+    add('--control-lr', type=above_zero, help="the control's; default: chosen on seed 0")
     args = p.parse_args(argv)
     begin, task = time.time(), TASKS[args.task]
     print(f'{args.task}: about {task.minutes} minutes on two idle cores.', flush=True)
     folder = args.work_dir / args.task
-    job = Job(task, folder, args.data, args.epochs, args.scenes, args.seed)
+    job = Job(task, folder, args.data, args.epochs, args.scenes, args.seed, (args.lr, args.control_lr))
     with one_run(folder):
         rows = run(job)
     say(5, 'Result')

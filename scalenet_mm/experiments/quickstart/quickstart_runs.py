@@ -30,6 +30,7 @@ from .quickstart_tasks import Task
 CONFIGS = configs_dir() / 'demo'
 SHOWN = 4  # validation images in the picture
 
+LR = 'optim_wrapper.optimizer.lr'
 SETTINGS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'load_from', 'train_dataloader', 'randomness')
 
 
@@ -55,6 +56,7 @@ class Job:
     Args:
         epochs: of ScaleNet and of the control; None for those of ScaleNet's config.
         scenes: of the training and the validation split; None for the quickstart's.
+        lr: learning rates of ScaleNet and of the control; None for those that were chosen.
     """
 
     def __init__(
@@ -65,8 +67,11 @@ class Job:
         epochs: int | None = None,
         scenes: tuple[int, int] | None = None,
         seed: int = 0,
+        lr: tuple[float | None, float | None] = (None, None),
     ):
         self.task, self.work_dir, self.data, self.seed = task, work_dir, data, seed
+        self.scaled_options = {LR: lr[0]} if lr[0] else {}
+        self.control_options = task.control | ({LR: lr[1]} if lr[1] else {})
         self.scenes = scenes or (task.scenes, LAYOUTS[task.layout].val)
         self.epochs = epochs or self.epochs_of(task.scaled)
         work_dir.mkdir(parents=True, exist_ok=True)
