@@ -187,6 +187,23 @@ def test_the_last_layers_are_found_by_structure(name, tmp_path):
     assert bool(adopted.config.get('find_unused_parameters')) == bool(unread)
 
 
+def test_of_a_plain_transformer_the_outputs_are_those_of_its_layers_last_use(tmp_path):
+    """mmseg's ViT, which adds in another order than ours: equal in double precision up to its rounding."""
+    backbone = (
+        "dict(_delete_=True, type='VisionTransformer', img_size=(64, 64), embed_dims=32, num_layers=4, num_heads=2, "
+        'mlp_ratio=2, out_indices={})'
+    )
+    heads = 'decode_head=dict(in_channels=[32] * 4, channels=16), auxiliary_head=dict(in_channels=32, channels=16)'
+    rest = f'pretrained=None, neck=dict(in_channels=[32] * 4, out_channels=32), {heads}'
+    base = 'mmseg::vit/vit_deit-s16_mln_upernet_8xb2-160k_ade20k-512x512.py'
+    files = own(tmp_path, base, rest, backbone.format([0, 1, 2, 3]))
+    adopted = adopt(*files, tmp_path / 'scaled.py', scale())
+    assert adopted.config.model.backbone.out_indices == [1, 3, 5, 7] and not adopted.proofs.same_code
+    last = adopt(*files, tmp_path / 'stacked.py', scale(layers=[2, 3], order='stack'))
+    assert last.config.model.backbone.out_indices == [0, 1, 4, 5], 'of 0 1 2 3 2* 3*'
+    adopt(*files, tmp_path / 'same.py', scale(start='function'))
+
+
 def test_what_is_asked_for_is_written_and_the_rest_is_the_paper_s(classifier, tmp_path):
     given = dict(times=3, order='stack', layers=[1], rank=2, start='function', also=['head'], keep_schedule=True)
     cfg = scalenet_mm.init(*classifier, tmp_path / 'cls.py', **given)

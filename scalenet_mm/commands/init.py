@@ -4,7 +4,7 @@
     scalenet init mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py work_dirs/mine/epoch_12.pth --data-root data/mine
 
 The backbone is found in the config; what is trained is found in the model. Before the file is written, the library's
-class and ours are compared bit for bit, the checkpoint is read into everything that stays frozen, and a step is made.
+class and ours are compared, the checkpoint is read into everything that stays frozen, and a step is made.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def told(adopted: Adopted, report: Report, out: Path) -> str:
     """What a person wants to know before training."""
     proofs = adopted.proofs
     held = 'the whole model' if proofs.whole else 'the backbone; everything outside it is trained'
+    equal = 'bit for bit' if proofs.same_code else 'in double precision, up to its rounding'
     lines = [
         as_text(report),
         '',
         'Proved:',
-        f'* at times=1 {adopted.backbone} gives the outputs of the class that it replaces, bit for bit',
+        f'* at times=1 {adopted.backbone} gives the outputs of the class that it replaces, {equal}',
         f'* the checkpoint holds {held}: nothing is frozen at values that came from no file',
         f'* a step gives a gradient to {len(proofs.trained) - len(proofs.unused)} trained tensors and to nothing else',
     ]

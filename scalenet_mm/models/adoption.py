@@ -6,15 +6,16 @@ import copy
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from ..backbones.scaled import ScaledBackbone
-from ..compat import read_config, scope_of, type_class, type_name
+from ..compat import quiet, read_config, scope_of, type_class, type_name
 from ..core.adapters import ADAPTER_RANK
 from ..core.scale import ADJUST
 from ..runner.built import typed
@@ -32,11 +33,18 @@ class AdoptionError(ValueError):
 
 @dataclass(frozen=True)
 class Host:
-    """A class of a library that one of ours replaces, argument by argument."""
+    """A class of a library that one of ours replaces, argument by argument.
+
+    Attributes:
+        ours: the type.
+        order, last_stage_only: the paper's choice of layers.
+        same_code: ours computes in the same order, so that outputs are equal bit for bit; else up to rounding.
+    """
 
     ours: str
     order: str
-    last_stage_only: bool  # the paper's choice of layers
+    last_stage_only: bool
+    same_code: bool = True
 
 
 SWIN = Host('ScaleNetSwin', 'stack', last_stage_only=True)
@@ -46,7 +54,7 @@ HOSTS = {
     'mmdet.models.backbones.swin.SwinTransformer': SWIN,
     'mmseg.models.backbones.swin.SwinTransformer': SWIN,
     'mmpretrain.models.backbones.vision_transformer.VisionTransformer': VIT,
-    'mmseg.models.backbones.vit.VisionTransformer': VIT,
+    'mmseg.models.backbones.vit.VisionTransformer': replace(VIT, same_code=False),
 }
 
 
@@ -128,7 +136,7 @@ def adopt(
         move_data_root(wanted, data_root)
     if not keep_schedule:
         shorten(wanted)
-    proofs = prove(cfg, wanted, where, str(checkpoint), also)
+    proofs = prove(cfg, wanted, where, str(checkpoint), also, host.same_code)
     if not proofs.whole:
         at(wanted, where)['init_cfg'] = dict(type='Pretrained', checkpoint=str(checkpoint))
         wanted.load_from = None
@@ -198,6 +206,8 @@ def scaled(cfg: Config, where: str, host: Host, scale: Mapping[str, Any]) -> Con
     if scale['rank'] != ADAPTER_RANK:
         node['scale']['adjust'] = dict(ADJUST, rank=scale['rank'])
     node.update(without_weights(node))  # the checkpoint holds more
+    if isinstance(node.get('out_indices'), (list, tuple)):
+        node['out_indices'] = type(node['out_indices'])(outputs(node, cfg.default_scope))
     if wanted.model.get('pretrained') is not None:
         wanted.model.pretrained = None
     if node.get('frozen_stages', -1) != -1:
@@ -208,6 +218,17 @@ def scaled(cfg: Config, where: str, host: Host, scale: Mapping[str, Any]) -> Con
         wanted.custom_imports = {**(cfg.get('custom_imports') or {}), 'imports': [*imports, 'scalenet_mm']}
     wanted.runner_type = 'ScaleNetRunner'
     return wanted
+
+
+def outputs(node: Mapping, scope: str) -> list[int]:
+    """``out_indices`` of a backbone's config once it is scaled: where they count layers, each one's last instance."""
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), quiet():
+        containers = MODELS.build({**node, 'out_indices': -1})._containers()
+    if len(containers) > 1:  # stages, whose number stays
+        return list(node['out_indices'])
+    sources = containers[0][1].layer_map.sources
+    last = {source: i for i, source in enumerate(sources)}
+    return [last[i % len(last)] for i in node['out_indices']]
 
 
 def _stages(node: Mapping) -> int:

@@ -1,0 +1,178 @@
+"""`scalenet init` on what the libraries ship: python tests/shipped_configs.py [FAMILY ...] [--work-dir DIR]
+
+Every shipped config with a Swin or ViT is read and its backbone looked for. Of each family (a folder of a library) the
+one with the smallest backbone is then built with random weights, written by `scalenet init`, and trained two steps on
+made-up images. One to five minutes each on one core; what was tried is not tried again. Writes docs/init.md's table.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import mmdet
+import mmpretrain
+import mmseg
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+
+import scalenet_mm  # noqa: F401 - reads all three libraries' configs
+from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.compat import quiet, read_config, scope_of
+from scalenet_mm.models.adoption import AdoptionError, adopt, find_backbone
+from scalenet_mm.models.adoption_proofs import SIZES, at, made_up, without_weights
+from scalenet_mm.progress import Progress
+from scalenet_mm.tables import markdown_table
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / 'docs' / 'init.md'
+BEGIN, END = '<!-- table: python tests/shipped_configs.py -->\n', '<!-- end of the table -->'
+NAMES = ('SwinTransformer', 'VisionTransformer', 'BEiT')  # and what ends so: mmseg's BEiT, mmpretrain's BEiTViT
+MODELS_OF = {'mmpretrain': ('ImageClassifier',)}  # what it ships besides is no classifier
+SECONDS = 1800
+HEAD = ('family', 'configs', 'backbone found', 'tried', 'what came of it')
+
+
+def shipped() -> Iterator[tuple[str, Config]]:
+    """Name and config of everything with a Swin or ViT."""
+    for library in (mmdet, mmseg, mmpretrain):
+        folder = Path(library.__file__).parent / '.mim' / 'configs'
+        for file in sorted(folder.glob('[!_]*/*.py')):
+            try:
+                cfg = read_config(file)
+            except Exception:  # some cannot be read: a base of another shape, of another form, or not there
+                continue
+            kinds = MODELS_OF.get(library.__name__)
+            if 'model' not in cfg or (kinds and cfg.model.get('type') not in kinds):
+                continue
+            if any(name in str(kind) for name in NAMES for kind in types(cfg.model)):
+                yield f'{library.__name__}::{file.relative_to(folder)}', cfg
+
+
+def types(node) -> Iterator:
+    """Every ``type`` below a part of a config."""
+    items = node.values() if hasattr(node, 'values') else node if isinstance(node, (list, tuple)) else ()
+    if hasattr(node, 'get') and node.get('type') is not None:
+        yield node.get('type')
+    for item in items:
+        yield from types(item)
+
+
+def found(cfg: Config) -> str | None:
+    """Where the backbone is, or nothing."""
+    cfg.default_scope = scope_of(cfg)
+    try:
+        return find_backbone(cfg)[0]
+    except AdoptionError:
+        return None
+
+
+def width(cfg: Config, where: str) -> int:
+    """Parameters of the backbone."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'), quiet():
+        return sum(p.numel() for p in MODELS.build(without_weights(at(cfg, where))).parameters())
+
+
+@cache
+def families() -> dict[str, tuple[int, int, str]]:
+    """Numbers of configs and of those whose backbone is found, and the one to try."""
+    listed: dict[str, list] = {}
+    for name, cfg in shipped():
+        listed.setdefault(name.rpartition('/')[0], []).append((name, cfg, found(cfg)))
+    chosen = {}
+    for family, entries in listed.items():
+        known = [(name, cfg, where) for name, cfg, where in entries if where]
+        sized = [(width(cfg, where), name) for name, cfg, where in known]
+        chosen[family] = len(entries), len(known), min(sized)[1] if sized else entries[0][0]
+    return chosen
+
+
+def try_out(name: str) -> str:
+    """What ``scalenet init`` says of this config with random weights, and two steps of what it wrote."""
+    cfg = read_config(name)
+    cfg.default_scope = scope_of(cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder, 'own.pth')
+        plain = copy.deepcopy(cfg)
+        if plain.model.get('pretrained'):
+            plain.model.pretrained = None
+        where = found(cfg)
+        if where:
+            at(plain, where)['init_cfg'] = None
+        state = revert_sync_batchnorm(build_model(plain)).state_dict() if where else {}
+        torch.save(dict(state_dict=state, meta={}), checkpoint)
+        adopted = adopt(name, checkpoint, Path(folder, 'scaled.py'), dict(times=2, rank=16))
+    lines, model = len(adopted.text.splitlines()), adopted.proofs.model
+    settings = copy.deepcopy(adopted.config.optim_wrapper)
+    settings.pop('loss_scale', None)
+    settings.type = 'OptimWrapper'  # no mixed precision on a CPU
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        wrapper = build_optim_wrapper(model, settings)
+        before = {key: p.detach().clone() for key, p in model.named_parameters()}
+        images, samples = made_up(cfg.default_scope, SIZES[cfg.default_scope])
+        for _ in range(2):
+            data = dict(inputs=images, data_samples=copy.deepcopy(samples))
+            losses = model.train_step(data, wrapper)
+    moved = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
+    assert moved and moved <= set(adopted.proofs.trained), sorted(moved)[:5]
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in losses.values()), losses
+    return f'written ({lines} lines), trained'
+
+
+def outcome(name: str) -> str:
+    command = [sys.executable, __file__, '--one', name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f'not done within {SECONDS // 60} minutes'
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return said[-1] if said else f'ended with status {done.returncode}'
+
+
+def page(results: dict[str, str]) -> None:
+    """Puts the table into the page."""
+    rows = []
+    for family, (number, known, name) in families().items():
+        said = results.get(name, 'not run').replace('|', '/').replace(str(ROOT), '.')
+        rows.append((family.replace('::', ' '), number, known, Path(name).stem, said[:200]))
+    written = sum(row[-1].startswith('written') for row in rows)
+    text = f'\n{written} of {len(rows)} families are written and trained.\n\n{markdown_table(list(HEAD), rows)}\n'
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('family', nargs='*', help='such as mmseg::setr (default: all)')
+    p.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'shipped')
+    p.add_argument('--one', help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.one:
+        print(try_out(args.one))
+        return
+    if unknown := [family for family in args.family if family not in families()]:
+        p.error(f'no family {unknown}; there are {", ".join(families())}')
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    kept = args.work_dir / 'results.json'
+    results = json.loads(kept.read_text()) if kept.exists() else {}
+    names = [name for family, (_, _, name) in families().items() if not args.family or family in args.family]
+    with Progress('shipped configs', len(names), unit='config') as shown:
+        for i, name in enumerate(names, 1):
+            if name not in results:
+                results[name] = outcome(name)
+                kept.write_text(json.dumps(results, indent=1))
+            print(f'{name}: {results[name]}', flush=True)
+            shown.update(i)
+    page(results)
+
+
+if __name__ == '__main__':
+    main()
