@@ -1,6 +1,7 @@
 """Small hosts that the tests share, and one way to make weights that are nowhere trivial."""
 
 import copy
+import ctypes
 import gc
 import os
 import random
@@ -145,7 +146,8 @@ def _each_test_alone(request):
     os.environ.update(environment)
     DefaultScope._instance_dict.clear()
     if request.node.get_closest_marker('slow'):
-        gc.collect()  # mmpretrain's backbones are in reference cycles; those of a test of whole models are gigabytes
+        gc.collect()  # mmpretrain's backbones are in reference cycles; those of a test of whole models are gigabytes,
+        ctypes.CDLL(None).malloc_trim(0)  # which glibc keeps
 
 
 def decoded(rle: dict) -> np.ndarray:
