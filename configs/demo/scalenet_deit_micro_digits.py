@@ -10,7 +10,7 @@ train_cfg = dict(max_epochs=5, val_interval=5)
 policy = dict(train='all')
 optim_wrapper = dict(
     constructor='ScaleNetOptimWrapperConstructor',
-    optimizer=dict(lr=3.2e-2),
+    optimizer=dict(lr=1.6e-2),
     paramwise_cfg=dict(_delete_=True, policy=dict(train='config'), norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
 load_from = 'work_dirs/deit_micro_digits/epoch_16.pth'
