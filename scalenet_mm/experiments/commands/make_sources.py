@@ -2,7 +2,7 @@
 
     scalenet experiment make-sources [det seg cls] [--work-dir work_dirs/sources] [--out DIR]
 
-About half an hour each on two cores; an interrupted call continues. A source counts as trained to its end if the
+Half an hour to an hour each on two cores; an interrupted call continues. A source counts as trained to its end if the
 quickstart's control, which trains it on, gains next to nothing; the card says how much, and the goal.
 """
 
@@ -29,6 +29,7 @@ CARD = f"""# The models that the quickstart starts from
 Made by `scalenet experiment make-sources` (seed {SEED}) from
 [scikit-learn's handwritten digits](../../../../docs/demo_data.md). Toys, of no use but to show the method.
 "Trained on": what training them on for the quickstart's budget gains ([more](../../../../docs/quickstart.md)).
+A file made again on the same kind of machine holds the same tensors; its header, and so its SHA-256, may differ.
 
 {{table}}
 """
