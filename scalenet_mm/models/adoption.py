@@ -223,7 +223,7 @@ def scaled(cfg: Config, where: str, host: Host, scale: Mapping[str, Any]) -> Con
 def outputs(node: Mapping, scope: str) -> list[int]:
     """``out_indices`` of a backbone's config once it is scaled: where they count layers, each one's last instance."""
     with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), quiet():
-        containers = MODELS.build({**node, 'out_indices': -1})._containers()
+        containers = MODELS.build({**node, 'out_indices': (0,)})._containers()
     if len(containers) > 1:  # stages, whose number stays
         return list(node['out_indices'])
     sources = containers[0][1].layer_map.sources
