@@ -107,8 +107,9 @@ def try_out(name: str) -> str:
         where = found(cfg)
         if where:
             at(plain, where)['init_cfg'] = None
-        state = revert_sync_batchnorm(build_model(plain)).state_dict() if where else {}
-        torch.save(dict(state_dict=state, meta={}), checkpoint)
+            model = revert_sync_batchnorm(build_model(plain))
+            model.init_weights()
+            torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
         adopted = adopt(name, checkpoint, Path(folder, 'scaled.py'), dict(times=2, rank=16))
     lines, model = len(adopted.text.splitlines()), adopted.proofs.model
     settings = copy.deepcopy(adopted.config.optim_wrapper)

@@ -98,8 +98,9 @@ def own(folder: Path, base: str, rest: str, backbone: str) -> tuple[Path, Path]:
     config, checkpoint = folder / 'own.py', folder / 'own.pth'
     config.write_text(f"_base_ = '{base}'\nmodel = dict(backbone={backbone}, {rest})\n")
     torch.manual_seed(0)
-    model = perturb(build_model(read_config(config)))
-    torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
+    model = build_model(read_config(config))
+    model.init_weights()  # mmdet's DETRs leave embeddings in memory that nobody filled until then
+    torch.save(dict(state_dict=perturb(model).state_dict(), meta={}), checkpoint)
     return config, checkpoint
 
 
