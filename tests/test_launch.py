@@ -147,10 +147,12 @@ def test_two_jobs_on_one_machine_and_a_dying_process_ends_its_job_with_its_messa
     with ThreadPoolExecutor() as pool:
         fine = pool.submit(launch, job_folder, scenes, 'fine')
         ill = pool.submit(launch, job_folder, scenes, 'ill', 'custom_hooks.1.rank=1')
-    (done, _), (dead, seconds) = fine.result(), ill.result()
+    (done, whole), (dead, seconds) = fine.result(), ill.result()
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'No GPU: 2 processes on CPU (gloo), 1 threads each.' in done.stderr
-    assert dead.returncode != 0 and seconds < 900, 'not after half an hour, when gloo gives up'
+    assert dead.returncode != 0 and seconds < whole + 60, (
+        'no later than the other job, which trains to its end beside it'
+    )
     assert 'RuntimeError: process 1 was told to die' in dead.stderr
     assert not list((job_folder / 'ill').glob('*.pth'))
 

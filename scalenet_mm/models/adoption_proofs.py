@@ -51,9 +51,7 @@ class Proofs:
     model: nn.Module
 
 
-def prove(
-    cfg: Config, wanted: Config, where: str, checkpoint: str, also: Sequence[str], same_code: bool = True
-) -> Proofs:
+def prove(cfg: Config, wanted: Config, where: str, checkpoint: str, also: Sequence[str], same_code: bool) -> Proofs:
     """Builds both configs' models and compares them.
 
     Args:
@@ -113,8 +111,10 @@ def same_function_unscaled(cfg: Config, wanted: Config, where: str, size: int, s
     """
     torch.manual_seed(0)
     theirs = MODELS.build(without_weights(at(cfg, where)))
-    theirs_at = {key: at(cfg, where)[key] for key in ('out_indices',) if key in at(cfg, where)}
-    ours = MODELS.build({**without_weights(at(wanted, where)), **theirs_at, 'scale': UNSCALED, 'ops': 'plain'})
+    node = {**without_weights(at(wanted, where)), 'scale': UNSCALED, 'ops': 'plain'}
+    if 'out_indices' in node:  # of the scaled layers there
+        node['out_indices'] = at(cfg, where)['out_indices']
+    ours = MODELS.build(node)
     if hasattr(theirs, 'init_weights'):
         theirs.init_weights()
     with torch.no_grad():
