@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 FP32 = 1e-5  # of the largest value of each tensor
-BF16 = 2**-7  # a difference of two roundings, where the stock network happens to have none
+BF16 = 2**-7  # of each tensor's norm: two roundings, where the stock network happens to have none
 SLACK = 1.5
 
 
@@ -42,9 +42,15 @@ def _wave(shape: torch.Size, device: torch.device) -> Tensor:
     return torch.arange(shape.numel(), device=device).remainder(7.0).view(shape) - 3
 
 
+def largest(tensor: Tensor) -> Tensor:
+    return tensor.abs().max()
+
+
 @dataclass(frozen=True)
 class Parity:
-    """Largest differences over the largest value of the same tensor.
+    """The tensors that differ most, each difference over the expected tensor.
+
+    In fp32 by the largest value of both, in half precision by their Euclidean norms.
 
     Attributes:
         against: what was compared with.
@@ -82,29 +88,35 @@ def compare(
     images: Tensor,
     context: Callable = nullcontext,
     other_context: Callable | None = None,
+    size: Callable[[Tensor], Tensor] = largest,
 ) -> Parity:
     """Outputs, and the gradients of the parameters that both train.
 
     Args:
         context: of a forward pass of ``net``; ``other_context`` that of ``other``, by default the same.
+        size: of a tensor and of a difference.
     """
     got, grads = _gradients(net, images, context)
     expected, others = _gradients(other, images, other_context or context)
     common = sorted(set(grads) & set(others))
     assert common, 'the two networks train no parameter of the same name'
-    differences = {name: relative(grads[name], others[name]) for name in common}
+    differences = {name: relative(grads[name], others[name], size) for name in common}
     worst = max(differences, key=lambda name: _nan_last(differences[name]))
-    forward = max((relative(a, b) for a, b in zip(got, expected, strict=True)), key=_nan_last)
+    forward = max((relative(a, b, size) for a, b in zip(got, expected, strict=True)), key=_nan_last)
     return Parity(against, forward, differences[worst], worst)
 
 
 def compare_half(net: Net, stock: Net, reference: Net, images: Tensor, context: Callable = nullcontext) -> Parity:
     """In bf16, which rounds small gradients of long sums away: as near to fp32 as the stock network in bf16 is.
 
+    By norms: which single value rounds worst is chance, another one on every CPU. Over 20 drawings of the weights the
+    largest value of a gradient was 0.7 to 1.6 times as far off as the stock network's, the norm 0.75 to 1.21 times.
+
     Args:
         reference: stored in fp32; computes in it.
     """
-    mine, theirs = (compare('fp32', n, reference, images, context, nullcontext) for n in (net, stock))
+    norm = torch.linalg.vector_norm
+    mine, theirs = (compare('fp32', n, reference, images, context, nullcontext, norm) for n in (net, stock))
     bounds = tuple(max(SLACK * d, BF16) for d in (theirs.forward, theirs.gradient))
     return replace(mine, against="fp32 (bound: 1.5 times the peer's own distance)", bounds=bounds)
 
@@ -125,9 +137,8 @@ def _gradients(net: Net, images: Tensor, context: Callable) -> tuple[list[Tensor
     return [output.detach() for output in outputs], net.rename(grads)
 
 
-def relative(got: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest expected value; shapes must agree."""
+def relative(got: Tensor, expected: Tensor, size: Callable[[Tensor], Tensor] = largest) -> float:
+    """The size of the difference over that of the expected tensor; shapes must agree."""
     assert got.shape == expected.shape, (got.shape, expected.shape)
     got, expected = got.double(), expected.double()
-    largest = (got - expected).abs().max().item()
-    return largest / expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny).item()
+    return size(got - expected).item() / size(expected).clamp(min=torch.finfo(torch.float32).tiny).item()
