@@ -1687,9 +1687,17 @@ MUTATIONS = (
         'configs',
         'a class that computes something else is taken',
         'scalenet_mm/models/adoption_proofs.py',
-        'if worst > close * max(float(a.abs().max()) for a, _ in pairs):',
+        'if not worst <= close * max(float(a.abs().max()) for a, _ in pairs):',
         'if False:',
         'tests/test_init.py::test_a_class_that_computes_something_else_is_found_before_anything_is_written',
+    ),
+    Mutation(
+        'configs',
+        'outputs that are no numbers are the same',
+        'scalenet_mm/models/adoption_proofs.py',
+        'if not worst <= close',
+        'if worst > close',
+        'tests/test_init.py::test_outputs_that_are_no_numbers_are_not_the_same',
     ),
     Mutation(
         'configs',

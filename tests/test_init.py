@@ -328,6 +328,25 @@ def test_a_class_that_computes_something_else_is_found_before_anything_is_writte
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('broken', [('ours',), ('theirs',), ('ours', 'theirs')])
+def test_outputs_that_are_no_numbers_are_not_the_same(broken):
+    """NaN is above no bound, and behind a number no maximum of Python's."""
+
+    class TwoMaps(torch.nn.Conv2d):
+        def forward(self, images):
+            return super().forward(images), super().forward(images) * self.second
+
+    nets = {side: TwoMaps(3, 2, 1) for side in ('theirs', 'ours')}
+    nets['ours'].load_state_dict(nets['theirs'].state_dict())
+    for side, net in nets.items():
+        net.second = float('nan') if side in broken else 1.0
+    with pytest.raises(ValueError, match='differs from TwoMaps by up to nan'):
+        adoption_proofs.compare_outputs(nets['theirs'], nets['ours'], 32, 0.0)
+    for net in nets.values():
+        net.second = 1.0
+    adoption_proofs.compare_outputs(nets['theirs'], nets['ours'], 32, 0.0)
+
+
 def test_a_loss_that_does_not_reach_what_is_trained_is_found(mask_rcnn, tmp_path, monkeypatch):
     inner, calls = adoption_proofs.losses, []
 
