@@ -7,10 +7,12 @@ value of `_base_`, which mmengine evaluates first (docs/interop.md).
 """
 
 import argparse
+import io
 import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
@@ -268,6 +270,20 @@ def quiet(level: str = 'ERROR') -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(passes)
+
+
+@contextmanager
+def importing_libraries() -> Iterator[None]:
+    """What they print meanwhile is no part of a command's output: it goes to standard error, but for the word that the
+    maintained family's own data sets are not installed."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        for line in said.getvalue().splitlines():
+            if not line.startswith('Could not import OneDL'):
+                print(line, file=sys.stderr)
 
 
 def type_name(node) -> str | None:

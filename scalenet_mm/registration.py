@@ -1,8 +1,5 @@
 """Registers what the package brings, and names what it offers."""
 
-import io
-import sys
-from contextlib import redirect_stdout
 from importlib.util import find_spec
 
 from .core.hosts import HostFacts, register_host
@@ -27,7 +24,7 @@ if find_spec('mmengine') and find_spec('mmpretrain'):
     from . import compat, mmcv_finder  # noqa: F401  the second brings mmcv's operators where they were not compiled
 
     compat.patch()  # before anything imports mmpretrain's models
-    with redirect_stdout(io.StringIO()) as said:  # what they print is no part of a command's output
+    with compat.importing_libraries():
         from . import backbones, engine, runner  # noqa: F401
         from .checkpoint.reading import register_schemes
         from .models import distill  # noqa: F401
@@ -35,7 +32,4 @@ if find_spec('mmengine') and find_spec('mmpretrain'):
         from .models.build import build, load
 
     register_schemes()
-    for line in said.getvalue().splitlines():
-        if line != 'Could not import OneDL':  # a data set of the maintained family's own
-            print(line, file=sys.stderr)
     PUBLIC |= dict(build=build, init=init, load=load)

@@ -1692,6 +1692,14 @@ MUTATIONS = (
         'tests/test_init.py::test_a_class_that_computes_something_else_is_found_before_anything_is_written',
     ),
     Mutation(
+        'interop',
+        'what libraries print while they are imported stands before the answer',
+        'scalenet_mm/runner/built.py',
+        '    with importing_libraries():',
+        '    if True:',
+        'tests/test_command_line.py::test_what_libraries_print_while_they_are_imported_is_no_part_of_the_output',
+    ),
+    Mutation(
         'configs',
         'outputs that are no numbers are the same',
         'scalenet_mm/models/adoption_proofs.py',

@@ -37,6 +37,14 @@ def test_help_imports_neither_torch_nor_openmmlab():
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_what_libraries_print_while_they_are_imported_is_no_part_of_the_output(library):
+    """A program that reads JSON from a command finds nothing before it, whichever library the command imports late."""
+    code = f"from scalenet_mm.runner.built import Known; print(len(Known('{library}').by_name))"
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r'\d+\n', done.stdout) and 'OneDL' not in done.stderr
+
+
 @pytest.mark.parametrize('words', [['--help'], ['--version'], ['experiment', '--help'], ['predct']], ids=' '.join)
 def test_the_console_script_and_the_package_as_a_module_say_the_same(words):
     module, function = re.search(r"'scalenet = ([\w.]+):(\w+)'", (ROOT / 'setup.py').read_text()).groups()

@@ -15,7 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcesso
 from torch.utils.data import DataLoader
 
 from ..backbones import ScaleNetDeiT, ScaleNetSwin, ScaleNetTimm
-from ..compat import LIBRARIES, quiet
+from ..compat import LIBRARIES, importing_libraries, quiet
 from ..core.adapters import ADJUSTMENTS, Adjustment, ParallelAdapter
 
 ALIKE = 0.8  # of difflib: one letter left out, doubled or changed, or two changed about
@@ -86,7 +86,8 @@ class Known:
 
 
 def _registered(known: Registry) -> dict[str, Callable]:
-    known.import_from_location()
+    with importing_libraries():
+        known.import_from_location()
     return {**(_registered(known.parent) if known.parent else {}), **known.module_dict}
 
 
