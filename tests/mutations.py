@@ -17,8 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from xml.etree import ElementTree
@@ -31,6 +32,7 @@ COPIED = ('scalenet_mm', 'configs', 'tools', 'tests', 'docs', 'README.md', 'mode
 SKIPPED = shutil.ignore_patterns('__pycache__', '.mim')
 REPORT, OUTPUT = 'report.xml', 'output.txt'
 TIMEOUT = 300  # seconds for one test
+AT_ONCE = 16  # tests in a process, before anything is broken
 CAUGHT, SURVIVED, ERROR = 'caught', 'SURVIVED', 'ERROR'
 # Failures of a break that is none: its text does not run at all.
 NO_BREAK = ('NameError', 'UnboundLocalError', 'SyntaxError', 'ImportError', 'ModuleNotFoundError')
@@ -138,25 +140,37 @@ def copies(n: int) -> Iterator[list[Path]]:
         yield made
 
 
-def require_unbroken(pool: ThreadPoolExecutor, made: list[Path], tests: list[str]) -> None:
-    """Raises SystemExit unless every named test passes (and is not skipped) without a mutation."""
-    shares = [share for i in range(len(made)) if (share := tests[i :: len(made)])]
-    runs = list(pool.map(run_tests, made, shares))
-    for share, (code, output, xml) in zip(shares, runs):
-        cases = [] if xml is None else xml.findall('.//testcase')
-        skipped = [c.get('name') for c in cases if c.find('skipped') is not None]
-        if code or skipped or len(cases) < len(share):
-            raise SystemExit(
-                f'The named tests must pass before anything is broken (skipped: {skipped or "none"}):\n{output}'
-            )
+def require_unbroken(tests: Sequence[str], code: int, output: str, xml: ElementTree.Element | None) -> None:
+    """Raises SystemExit unless each of these tests passed (and was not skipped) without a mutation."""
+    cases = [] if xml is None else xml.findall('.//testcase')
+    skipped = [c.get('name') for c in cases if c.find('skipped') is not None]
+    if code or skipped or len(cases) < len(tests):
+        raise SystemExit(
+            f'The named tests must pass before anything is broken (skipped: {skipped or "none"}):\n{output}'
+        )
 
 
-def run(mutations: Sequence[Mutation], jobs: int = 2, say: Callable[[Result, str], None] | None = None) -> list[Result]:
+def progress(of: int) -> Callable[[], str]:
+    """Counts its calls: ``'3/40  ETA 1:20'``."""
+    begin, done = time.monotonic(), count(1)
+
+    def told() -> str:
+        n = next(done)
+        eta = int((time.monotonic() - begin) / n * (of - n))
+        return f'{n:>3}/{of}  ETA {eta // 60}:{eta % 60:02d}'
+
+    return told
+
+
+def run(
+    mutations: Sequence[Mutation], jobs: int = 2, say: Callable[[Result | None, str], None] | None = None
+) -> list[Result]:
     """Runs the named tests unbroken, then applies each mutation and runs its test.
 
     Args:
         jobs: copies, and processes at a time.
-        say: called as each mutation is done, with its result and ``'3/40  ETA 1:20'``.
+        say: called as each mutation is done, with its result and ``'3/40  ETA 1:20'``; before with None, as some of the
+            tests have passed unbroken.
 
     Raises:
         SystemExit: if a mutation does not fit the source, or a named test does not pass unbroken.
@@ -169,27 +183,37 @@ def run(mutations: Sequence[Mutation], jobs: int = 2, say: Callable[[Result, str
     os.environ['OMP_NUM_THREADS'] = '1'
     multiprocessing.set_forkserver_preload(list(PRELOADED))
     with copies(jobs) as made, ThreadPoolExecutor(jobs) as pool:
-        require_unbroken(pool, made, tests)
         free: SimpleQueue[Path] = SimpleQueue()
         for copy in made:
             free.put(copy)
 
-        def one(mutation: Mutation) -> Result:
+        def in_a_copy(tests: Sequence[str], mutation: Mutation | None = None):
             copy, start = free.get(), time.monotonic()
             try:
-                with applied(mutation, copy):
-                    outcome, why = judge(*run_tests(copy, [mutation.test]))
+                with applied(mutation, copy) if mutation else nullcontext():
+                    return *run_tests(copy, tests), time.monotonic() - start
             finally:
                 free.put(copy)
-            return Result(mutation, outcome, time.monotonic() - start, why)
 
-        begin = time.monotonic()
-        for future in as_completed([pool.submit(one, m) for m in mutations]):
-            results.append(future.result())
-            n, left = len(results), len(mutations) - len(results)
-            eta = int((time.monotonic() - begin) / n * left)
+        parts = [tests[i : i + AT_ONCE] for i in range(0, len(tests), AT_ONCE)]
+        told = progress(len(parts))
+        running = {pool.submit(in_a_copy, part): part for part in parts}
+        try:
+            for future in as_completed(running):
+                require_unbroken(running[future], *future.result()[:3])
+                if say:
+                    say(None, f'{told()}  unbroken')
+        except SystemExit:
+            pool.shutdown(cancel_futures=True)
+            raise
+        told = progress(len(mutations))
+        running = {pool.submit(in_a_copy, [m.test], m): m for m in mutations}
+        for future in as_completed(running):
+            *ran, seconds = future.result()
+            outcome, why = judge(*ran)
+            results.append(Result(running[future], outcome, seconds, why))
             if say:
-                say(results[-1], f'{n:>3}/{len(mutations)}  ETA {eta // 60}:{eta % 60:02d}')
+                say(results[-1], told())
     return results
 
 
@@ -207,7 +231,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f'no mutation says {args.only!r}; see `what` in tests/mutation_table.py')
     width = max(len(m.what) for m in chosen)
 
-    def say(result: Result, progress: str) -> None:
+    def say(result: Result | None, progress: str) -> None:
+        if result is None:
+            print(progress, flush=True)
+            return
         m = result.mutation
         test = m.test.removeprefix('tests/')
         print(
@@ -218,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f'{"":16}{result.why}', flush=True)
 
     tests = len({m.test for m in chosen})
-    print(f'Unbroken first: {tests} tests, usually half a minute. Then {len(chosen)} breaks.', flush=True)
+    print(f'Unbroken first: {tests} tests. Then {len(chosen)} breaks.', flush=True)
     start = time.monotonic()
     results = run(chosen, args.jobs, say)
     lost = [r for r in results if r.outcome != CAUGHT]
