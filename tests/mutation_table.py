@@ -1700,6 +1700,14 @@ MUTATIONS = (
         'tests/test_command_line.py::test_what_libraries_print_while_they_are_imported_is_no_part_of_the_output',
     ),
     Mutation(
+        'seeing',
+        "the quickstart's picture leaves out what got worse",
+        'scalenet_mm/experiments/quickstart/quickstart_page.py',
+        'some = min(max(some, bool(better)), n - bool(worse))',
+        'some = n',
+        'tests/test_quickstart.py::test_the_picture_shows_better_and_worse_scenes_as_often_as_there_are',
+    ),
+    Mutation(
         'configs',
         'outputs that are no numbers are the same',
         'scalenet_mm/models/adoption_proofs.py',

@@ -19,8 +19,10 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from scalenet_mm.experiments.commands import make_sources, quickstart
 from scalenet_mm.experiments.data import make_demo_data
+from scalenet_mm.experiments.quickstart.quickstart_page import choose
 from scalenet_mm.experiments.quickstart.quickstart_runs import Job
 from scalenet_mm.experiments.quickstart.quickstart_tasks import SOURCES, TASKS
+from scalenet_mm.models.side_by_side import Panel
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,6 +80,39 @@ def test_the_table_has_the_four_models_with_what_they_cost(detection):
 def test_the_picture_has_a_column_for_truth_before_and_after(detection):
     height, width = cv2.imread(str(detection[0] / 'work/det/result.png')).shape[:2]
     assert width > 1000 and height > width, 'three columns of four images'
+
+
+def test_the_picture_shows_better_and_worse_scenes_as_often_as_there_are():
+    gains = [0.0] * 1000
+    gains[10:130] = [1.0] * 120
+    gains[500:540] = [-0.5] * 40
+    chosen, said = choose(gains)
+    assert [gains[i] for i in chosen] == [1.0, 1.0, 1.0, -0.5] and len({*chosen}) == 4
+    assert '120 of 1000' in said and 'worse on 40' in said
+    flipped, _ = choose([-g for g in gains])
+    assert sorted(gains[i] for i in flipped) == [-0.5, 1.0, 1.0, 1.0]
+    one_worse, _ = choose([1.0] * 99 + [-1.0])
+    assert 99 in one_worse and len(one_worse) == 4, 'what got worse is not left out where it is rare'
+    assert choose([0.0, 0.0]) == ([0, 1], 'alike on all 2 scenes')
+    assert choose([0.0, 1.0])[0] == [1]
+
+
+def test_how_much_of_a_scene_is_right():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]], float)
+    truth = Panel(boxes=boxes, labels=np.array([1, 2, 3]))
+    right = TASKS['det'].right
+    assert right(truth, truth) == 1
+    assert right(truth, Panel(boxes=boxes, labels=np.array([1, 2, 4]))) == pytest.approx(2 / 3)
+    assert right(truth, Panel(boxes=boxes[:1], labels=np.array([1]))) == 0.5
+    pixels = np.full((2, 4), 255)
+    pixels[0] = 1
+    half = pixels.copy()
+    half[0, :2] = 255
+    right = TASKS['seg'].right
+    assert right(Panel(semantic=pixels), Panel(semantic=pixels)) == 1
+    assert right(Panel(semantic=pixels), Panel(semantic=half)) == 0.5
+    seven, eight = (Panel(labels=np.array([k])) for k in (7, 8))
+    assert (TASKS['cls'].right(seven, seven), TASKS['cls'].right(seven, eight)) == (1, 0)
 
 
 @pytest.mark.parametrize('other', [dict(epochs=3), dict(seed=2)])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.hooks import Hook
 
 import scalenet_mm
 
@@ -20,6 +19,7 @@ from ...checkpoint.delta_file import SUFFIX
 from ...compat import configs_dir
 from ...core.roles import count, total
 from ...models.counts import measure, train_policy
+from ...models.side_by_side import Panel
 from ...runner.atomic import make_atomic
 from ...runner.config import build_runner, load_config
 from ...runner.continuing import latest
@@ -28,16 +28,32 @@ from ..data import LAYOUTS
 from .quickstart_tasks import Task
 
 CONFIGS = configs_dir() / 'demo'
-SHOWN = 4  # validation images in the picture
-
 LR = 'optim_wrapper.optimizer.lr'
 SETTINGS = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'load_from', 'train_dataloader', 'randomness')
 
 
+class Scene(NamedTuple):
+    """A validation image: its file, what is there, what was predicted."""
+
+    file: str
+    truth: Panel
+    predicted: Panel
+
+
+class KeepScenes(Hook):
+    """Keeps what is drawn of each scene while a model is evaluated; ``read`` is the task's."""
+
+    def __init__(self, read: Callable[[object], tuple[Panel, Panel]]):
+        self.read, self.scenes = read, []
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=()):
+        self.scenes += [Scene(s.img_path, *self.read(s)) for s in (o.cpu() for o in outputs)]
+
+
 @dataclass
 class Result:
-    """One row of the table; ``delta`` is bytes that turn the source into this model, ``samples`` is what it
-    predicts.
+    """One row of the table; ``delta`` is bytes that turn the source into this model, ``scenes`` is what it predicts of
+    each validation scene.
     """
 
     name: str
@@ -47,7 +63,7 @@ class Result:
     delta: int
     gflops: float
     minutes: float
-    samples: list = field(repr=False)
+    scenes: list[Scene] = field(repr=False)
 
 
 class Job:
@@ -71,7 +87,7 @@ class Job:
     ):
         self.task, self.work_dir, self.data, self.seed = task, work_dir, data, seed
         self.scaled_options = {LR: lr[0]} if lr[0] else {}
-        self.control_options = task.control | ({LR: lr[1]} if lr[1] else {})
+        self.control_options = {LR: lr[1] or task.control_lr}
         self.scenes = scenes or (task.scenes, LAYOUTS[task.layout].val)
         self.epochs = epochs or self.epochs_of(task.scaled)
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -134,9 +150,9 @@ class Job:
         cfg.work_dir = str(Path(cfg.work_dir) / 'evaluation')
         cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
         with quiet(Path(cfg.work_dir)):
-            runner = build_runner(cfg)
+            runner, kept = build_runner(cfg), KeepScenes(self.task.read)
+            runner.register_hook(kept)
             metrics = runner.test()
-            samples = predict(runner)
             model = scalenet_mm.build(CONFIGS / file)
         train_policy(CONFIGS / file).apply(model)
         trainable = total(count(model).values()).trainable if minutes else 0
@@ -150,18 +166,8 @@ class Job:
             delta_bytes(checkpoint),
             cost.flops_with_adjustments / 1e9,
             minutes,
-            samples,
+            kept.scenes,
         )
-
-
-def predict(runner: Runner) -> list:
-    """Data samples of ``SHOWN`` validation images spread over the data set, with ground truth and prediction."""
-    dataset = runner.test_dataloader.dataset
-    shown = min(SHOWN, len(dataset))
-    picked = [dataset[int(len(dataset) / shown * (i + 0.37))] for i in range(shown)]
-    batch = {key: [p[key] for p in picked] for key in ('inputs', 'data_samples')}
-    with torch.no_grad():
-        return [s.cpu() for s in runner.model.test_step(batch)]
 
 
 def delta_bytes(checkpoint: str) -> int:

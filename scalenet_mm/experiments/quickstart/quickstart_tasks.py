@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ...models.matching import match
 from ...models.side_by_side import Panel, difference_panel, mark_against
 from ..data import ADE_CLASSES, CLASSES, SUM_CLASSES
 
@@ -28,7 +28,7 @@ class Task:
         unit: what the config's training loop counts, ``'epoch'`` or ``'iter'``.
         scenes: on which the quickstart trains.
         source_scenes: on which the source was trained; the quickstart's are among them.
-        control: settings of training the source on, chosen on a seed that is not reported.
+        control_lr: of training the source on, chosen on a seed that is not reported.
         metrics: column of the table -> (key among the evaluator's metrics, factor).
         converged: less than this is gained in the first column by training the source on.
         size: (H, W) of the images.
@@ -38,6 +38,7 @@ class Task:
         columns: heads of the picture's columns.
         panels: (ground truth, before, after) -> a panel for each column.
         read: an evaluated data sample -> (ground truth, prediction).
+        right: (ground truth, prediction) -> how much of an image is right, 0..1.
     """
 
     layout: str
@@ -47,7 +48,7 @@ class Task:
     unit: str
     scenes: int
     source_scenes: int
-    control: Mapping[str, Any]
+    control_lr: float
     metrics: Mapping[str, tuple[str, float]]
     converged: float
     size: tuple[int, int]
@@ -57,6 +58,7 @@ class Task:
     columns: tuple[str, ...]
     panels: Callable[[Panel, Panel, Panel, list[str]], list[Panel]]
     read: Callable[[object], tuple[Panel, Panel]]
+    right: Callable[[Panel, Panel], float]
 
     @property
     def weights(self) -> Path:
@@ -87,6 +89,22 @@ def image_class(label) -> Panel:
     return Panel(labels=label.numpy())
 
 
+def share_of_objects(truth: Panel, predicted: Panel) -> float:
+    """F1: twice what was found over what is there and what was predicted."""
+    found = match(truth.boxes, truth.labels, predicted.boxes, predicted.labels)
+    return 2 * len(found.same) / max(1, len(truth.boxes) + len(predicted.boxes))
+
+
+def share_of_pixels(truth: Panel, predicted: Panel) -> float:
+    """Of those that either says are not background."""
+    drawn = (truth.semantic != NOT_DRAWN) | (predicted.semantic != NOT_DRAWN)
+    return float((truth.semantic == predicted.semantic)[drawn].mean()) if drawn.any() else 1.0
+
+
+def same_class(truth: Panel, predicted: Panel) -> float:
+    return float(truth.labels[0] == predicted.labels[0])
+
+
 def against_the_truth(truth: Panel, before: Panel, after: Panel, classes: list[str]) -> list[Panel]:
     return [truth, mark_against(truth, before, classes), mark_against(truth, after, classes)]
 
@@ -97,7 +115,7 @@ def with_difference(truth: Panel, before: Panel, after: Panel, classes: list[str
 
 def right_or_wrong(truth: Panel, before: Panel, after: Panel, classes: list[str]) -> list[Panel]:
     for panel in (before, after):
-        panel.marks = ['found' if panel.labels[0] == truth.labels[0] else 'false']
+        panel.marks = ['found' if same_class(truth, panel) else 'false']
     return [truth, before, after]
 
 
@@ -112,7 +130,7 @@ TASKS = {
         unit='epoch',
         scenes=40_000,
         source_scenes=160_000,
-        control={'optim_wrapper.optimizer.lr': 1e-3},
+        control_lr=1e-3,
         metrics={'top-1': ('accuracy/top1', 1)},
         converged=0.3,
         size=(32, 32),
@@ -122,6 +140,7 @@ TASKS = {
         columns=BEFORE_AFTER,
         panels=right_or_wrong,
         read=lambda s: (image_class(s.gt_label), image_class(s.pred_label)),
+        right=same_class,
     ),
     'det': Task(
         layout='coco',
@@ -131,7 +150,7 @@ TASKS = {
         unit='epoch',
         scenes=6_000,
         source_scenes=6_000,
-        control={'optim_wrapper.optimizer.lr': 5e-4},
+        control_lr=5e-4,
         metrics={'box AP': ('coco/bbox_mAP', 100), 'mask AP': ('coco/segm_mAP', 100)},
         converged=0.5,
         size=(96, 96),
@@ -141,6 +160,7 @@ TASKS = {
         columns=BEFORE_AFTER,
         panels=against_the_truth,
         read=lambda s: (objects(s.gt_instances), objects(s.pred_instances)),
+        right=share_of_objects,
     ),
     'seg': Task(
         layout='ade',
@@ -150,7 +170,7 @@ TASKS = {
         unit='iter',
         scenes=6_000,
         source_scenes=6_000,
-        control={'optim_wrapper.optimizer.lr': 5e-4},
+        control_lr=5e-4,
         metrics={'mIoU': ('mIoU', 1)},
         converged=0.5,
         size=(96, 96),
@@ -160,5 +180,6 @@ TASKS = {
         columns=(*BEFORE_AFTER, 'difference'),
         panels=with_difference,
         read=lambda s: (pixels(s.gt_sem_seg), pixels(s.pred_sem_seg)),
+        right=share_of_pixels,
     ),
 }
