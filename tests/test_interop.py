@@ -370,6 +370,34 @@ def test_a_users_config_inheriting_ours_runs_by_the_hosts_own_train(road, leaf, 
     assert any('.adapter.' in k for k in trained(output, tmp_path / 'run', swap))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('package', ['mmdet', 'mmseg'])
+def test_what_init_writes_trains_by_the_hosts_own_tool_and_on_two_processes(package, checkout, tmp_path):
+    swap = {'mmdet': MASK_RCNN, 'mmseg': UPERNET_SWIN}[package]
+    stock = checkout / swap.package / swap.base
+    cfg = Config.fromfile(stock)
+    cfg.merge_from_dict({**swap.options, **FROM_SCRATCH})
+    config, written = checkout / f'own_{package}.py', checkout / f'scaled_{package}.py'
+    cfg.dump(config)
+    source = stock_model(stock, swap.options, package).state_dict()
+    torch.save({'state_dict': source}, checkout / 'own.pth')
+    init = ['init', config.name, 'own.pth', '-o', written.name, '--rank', '4', '--keep-schedule']
+    python(checkout, '-m', 'scalenet_mm', *init)
+    output = python(checkout, host(package) / 'tools' / 'train.py', written.name, '--work-dir', tmp_path / 'one')
+    assert 'What is trained:' in output
+    # Ours, as mmengine's own way to several processes asks for a GPU; as many images a step as one process has
+    two = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', CONFIGS.parent / 'tools' / 'train.py']
+    more = ['--launcher', 'pytorch', *as_arguments({'train_dataloader.batch_size': 1})]
+    python(checkout, *two, written.name, '--work-dir', tmp_path / 'two', *more)
+    alone = trained(output, tmp_path / 'one', swap)
+    for state in (alone, torch.load(tmp_path / 'two' / swap.checkpoint, weights_only=False)['state_dict']):
+        assert state.keys() == alone.keys()
+        frozen = [k for k in source if k.startswith('backbone.stages.0') and 'norm' not in k]
+        assert frozen and all(torch.equal(state[k], source[k]) for k in frozen)
+        moved = [k for k in state if k.endswith('adapter.up')]
+        assert moved and all(state[k].any() for k in moved)
+
+
 def ours(leaf: str) -> Swap:
     """A leaf config of ours, made small."""
     swap = UPERNET_SWIN if 'upernet' in leaf else MASK_RCNN

@@ -1,7 +1,7 @@
 """A training step beside other processes by OpenMP's wait policy: python tests/wait_policy.py
 
-A thread that has done its share of an operation waits for the others. Actively, it keeps its core busy and whoever has
-the missing share waits for that core. Prints the table of docs/performance.md; five minutes on an otherwise idle machine.
+A thread that has done its share of an operation waits for the others. Actively, it keeps its core busy, and whoever has
+the missing share waits for that core. Prints the table of docs/performance.md; five minutes, nothing else running.
 """
 
 import os
