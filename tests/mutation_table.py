@@ -1709,6 +1709,14 @@ MUTATIONS = (
     ),
     Mutation(
         'configs',
+        'a change of the pipeline stays behind the end of a shortened schedule',
+        'scalenet_mm/models/adoption.py',
+        "for part in ('train_cfg', 'default_hooks', 'custom_hooks'):",
+        "for part in ('train_cfg',):",
+        'tests/test_init.py::test_what_happens_late_in_a_schedule_happens_late_in_its_third',
+    ),
+    Mutation(
+        'configs',
         'outputs that are no numbers are the same',
         'scalenet_mm/models/adoption_proofs.py',
         'if not worst <= close',

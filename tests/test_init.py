@@ -434,3 +434,33 @@ def test_a_third_of_the_schedule_keeps_its_shape(schedulers, expected):
     adoption.shorten(cfg)
     assert cfg.train_cfg.max_epochs == 100
     assert {key: cfg.param_scheduler[-1][key] for key in expected} == expected
+
+
+def test_what_happens_late_in_a_schedule_happens_late_in_its_third():
+    """As of RTMDet's and SAN's shipped configs: strong augmentation to the end, or no validation at all."""
+    hooks = [
+        dict(type='PipelineSwitchHook', switch_epoch=240, switch_pipeline=[dict(type='RandomResize', begin=7)]),
+        dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=150, train_augments=None)]),
+        dict(type='EMAHook', begin_epoch=0, momentum=2e-4),
+    ]
+    loop = dict(max_epochs=300, val_begin=270, val_interval=10, dynamic_intervals=[(280, 1), (291, 300)])
+    checkpoint = dict(type='CheckpointHook', interval=10, save_begin=200)
+    cfg = Config(dict(train_cfg=loop, custom_hooks=hooks, default_hooks=dict(checkpoint=checkpoint)))
+    cfg.default_scope = 'mmdet'
+    adoption.shorten(cfg)
+    switch, recipe, ema = cfg.custom_hooks
+    assert (switch.switch_epoch, recipe.schedule[0].action_epoch, ema.begin_epoch) == (80, 50, 0)
+    assert switch.switch_pipeline == [dict(type='RandomResize', begin=7)]
+    assert (cfg.train_cfg.val_begin, cfg.train_cfg.val_interval) == (90, 10)
+    assert [tuple(x) for x in cfg.train_cfg.dynamic_intervals] == [(93, 1), (97, 100)]
+    assert (cfg.default_hooks.checkpoint.interval, cfg.default_hooks.checkpoint.save_begin) == (10, 67)
+
+
+@pytest.mark.parametrize('name', ['mmdet::rtmdet/rtmdet_l_swin_b_4xb32-100e_coco.py'])
+def test_a_shipped_schedule_with_two_stages_is_shortened_as_a_whole(name):
+    cfg = read_config(name)
+    cfg.default_scope = 'mmdet'
+    whole = next(h for h in cfg.custom_hooks if h.type == 'PipelineSwitchHook').switch_epoch, cfg.train_cfg.max_epochs
+    adoption.shorten(cfg)
+    short = next(h for h in cfg.custom_hooks if h.type == 'PipelineSwitchHook').switch_epoch, cfg.train_cfg.max_epochs
+    assert whole == (90, 100) and short == (30, 33)

@@ -24,6 +24,8 @@ from .adoption_proofs import SAMPLES, Proofs, at, prove, without_weights
 from .adoption_text import difference, leaf_text, without_scope
 
 PAPERS_SHARE = 3  # Sec. IV-A1: a third of the epochs that the source had
+# What hooks and loops of the libraries do at a time, or for so long at the end
+TIMES = {'val_begin', 'save_begin', 'switch_epoch', 'action_epoch', 'begin_epoch', 'begin_iter', 'num_last_epochs'}
 PAPERS_LR, PER_IMAGES = 2e-4, 512  # Sec. IV-A1, classification
 
 
@@ -247,6 +249,13 @@ def shorten(cfg: Config) -> None:
     train[key] = after
     if train.get('val_interval', 1) > after:
         train['val_interval'] = after
+    if train.get('dynamic_intervals'):
+        train['dynamic_intervals'] = [
+            (max(1, round(begin * after / before)), min(interval, after))
+            for begin, interval in train['dynamic_intervals']
+        ]
+    for part in ('train_cfg', 'default_hooks', 'custom_hooks'):
+        _shorten_times(cfg.get(part), before, after)
     schedulers = cfg.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
     warm = {s['end'] for s in schedulers if type_name(s) in ('LinearLR', 'ConstantLR') and s.get('end')}
@@ -259,6 +268,15 @@ def shorten(cfg: Config) -> None:
         images = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
         if images and type_name(optimizer) == 'AdamW':
             optimizer['lr'] = PAPERS_LR * images / PER_IMAGES
+
+
+def _shorten_times(node: Any, before: int, after: int) -> None:
+    """Of a loop and of hooks, in place: a change of the pipeline after 80 of 100 epochs would never come in 33."""
+    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        _shorten_times(value, before, after)
+    for key in TIMES & set(node if isinstance(node, Mapping) else ()):
+        if isinstance(node[key], int) and node[key] > 0:
+            node[key] = max(1, round(node[key] * after / before))
 
 
 def _shorten_one(scheduler: dict, before: int, after: int, kept: set[int]) -> None:
@@ -309,7 +327,8 @@ def _written(text: str, folder: Path, out: str | Path | None) -> Config:
     try:
         cfg = read_config(file.name)
         if out is not None:
-            os.link(file.name, out)  # refuses what is there
+            with open(out, 'x') as written:  # refuses what is there
+                written.write(text)
         return read_config(out) if out else cfg
     finally:
         os.unlink(file.name)
