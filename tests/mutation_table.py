@@ -1716,6 +1716,14 @@ MUTATIONS = (
         'tests/test_init.py::test_what_happens_late_in_a_schedule_happens_late_in_its_third',
     ),
     Mutation(
+        'ops',
+        'offsets of a larger level are cut out as a picture instead of read as memory',
+        'scalenet_mm/mmcv_ops/deformable.py',
+        'return maps.flatten(1)[:, : maps.shape[1] * size.numel()].view(*maps.shape[:2], *size)',
+        'return maps[:, :, : size[0], : size[1]]',
+        'tests/test_mmcv_ops.py::test_offsets_of_another_level_are_read_as_the_compiled_operator_reads_them',
+    ),
+    Mutation(
         'configs',
         'outputs that are no numbers are the same',
         'scalenet_mm/models/adoption_proofs.py',

@@ -25,11 +25,13 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
 import scalenet_mm  # noqa: F401 - reads all three libraries' configs
-from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.checkpoint.loading import build_model, load_weights
 from scalenet_mm.compat import quiet, read_config, scope_of
+from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.models.adoption import AdoptionError, adopt, find_backbone
 from scalenet_mm.models.adoption_proofs import SIZES, at, made_up, without_weights
 from scalenet_mm.progress import Progress
+from scalenet_mm.runner.config import complete_config
 from scalenet_mm.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +79,7 @@ def found(cfg: Config) -> str | None:
 
 def width(cfg: Config, where: str) -> int:
     """Parameters of the backbone."""
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'), quiet():
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), meta_parameters(), quiet():
         return sum(p.numel() for p in MODELS.build(without_weights(at(cfg, where))).parameters())
 
 
@@ -111,8 +113,11 @@ def try_out(name: str) -> str:
             model.init_weights()
             torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
         adopted = adopt(name, checkpoint, Path(folder, 'scaled.py'), dict(times=2, rank=16))
-    lines, model = len(adopted.text.splitlines()), adopted.proofs.model
-    settings = copy.deepcopy(adopted.config.optim_wrapper)
+        # As Runner does: mmdet's DETRs tie layers in the first pass, and an optimizer is built before it
+        completed = complete_config(copy.deepcopy(adopted.config))
+        model = revert_sync_batchnorm(build_model(completed))
+        load_weights(model, checkpoint)
+    lines, settings = len(adopted.text.splitlines()), completed.optim_wrapper
     settings.pop('loss_scale', None)
     settings.type = 'OptimWrapper'  # no mixed precision on a CPU
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -277,6 +277,56 @@ def test_deformable_convolution_is_the_same_forward_and_backward(settings, modul
 
     module = 'modulated_deform_conv' if modulated else 'deform_conv'
     same(*both(monkeypatch, module, run), tolerance=3e-5)
+    if modulated:  # of a larger level, as mmdet's DyHead
+        inputs[1:] = [F.interpolate(x, scale_factor=2) for x in inputs[1:]]
+        same(*both(monkeypatch, module, run), tolerance=3e-5)
+
+
+def by_flat_index(x, offset, mask, weight, stride):
+    """Modulated deformable convolution, 3 x 3 with padding 1, as the compiled operator counts: sample i of an output of
+    H x W has its offsets and masks at places of its own in memory, whatever the shape that they came in.
+    """
+    height, width = (math.ceil(n / stride) for n in x.shape[2:])
+    columns = []
+    for b in range(len(x)):
+        offsets, masks, taps = offset[b].flatten(), mask[b].flatten(), []
+        rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+        for k in range(9):
+            place = [((c * height) + rows) * width + cols for c in (2 * k, 2 * k + 1, k)]
+            y = rows * stride - 1 + k // 3 + offsets[place[0]]
+            left = cols * stride - 1 + k % 3 + offsets[place[1]]
+            grid = torch.stack([2 * left / (x.shape[3] - 1) - 1, 2 * y / (x.shape[2] - 1) - 1], -1)[None]
+            taps.append(F.grid_sample(x[b : b + 1], grid, align_corners=True)[0] * masks[place[2]])
+        columns.append(torch.stack(taps, 1))  # (C, 9, H, W)
+    return torch.einsum('bckhw,ock->bohw', torch.stack(columns), weight.flatten(2))
+
+
+@pytest.mark.parametrize(('stride', 'given'), [(1, (6, 5)), (2, (3, 3)), (2, (6, 5)), (1, (12, 10)), (1, (7, 6))])
+def test_offsets_of_another_level_are_read_as_the_compiled_operator_reads_them(stride, given, monkeypatch):
+    """mmdet's DyHead convolves a level by the offsets of the next larger one."""
+    module = use_ours(monkeypatch, 'modulated_deform_conv')
+    torch.manual_seed(0)
+    parts = [
+        torch.randn(2, 3, 6, 5, dtype=torch.float64),
+        torch.randn(2, 18, *given, dtype=torch.float64),
+        torch.rand(2, 9, *given, dtype=torch.float64),
+        torch.randn(4, 3, 3, 3, dtype=torch.float64),
+    ]
+
+    def run(convolve):
+        leaves = [x.clone().requires_grad_() for x in parts]
+        out = convolve(*leaves)
+        return out.detach(), *torch.autograd.grad((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum(), leaves)
+
+    got = run(lambda x, o, m, w: module.modulated_deform_conv2d(x, o, m, w, None, stride, 1))
+    same(got, run(lambda x, o, m, w: by_flat_index(x, o, m, w, stride)))
+
+
+def test_too_few_offsets_are_refused(monkeypatch):
+    module = use_ours(monkeypatch, 'modulated_deform_conv')
+    x, weight = torch.randn(1, 3, 6, 5), torch.randn(4, 3, 3, 3)
+    with pytest.raises(RuntimeError, match=r'of \(1, 18, 3, 3\) are too few for an output of \(1, 4, 6, 5\)'):
+        module.modulated_deform_conv2d(x, torch.zeros(1, 18, 3, 3), torch.ones(1, 9, 3, 3), weight, None, 1, 1)
 
 
 def test_multi_scale_attention_is_mmcvs_own_in_torch_with_its_gradients(monkeypatch):

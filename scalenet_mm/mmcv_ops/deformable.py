@@ -79,6 +79,26 @@ def _modulated(kernel_h: int, kernel_w: int, with_bias: bool, bias: Tensor, weig
     return bias if with_bias else _bias(weight), tuple(s[name] for name in order)
 
 
+def _as_read(maps: Tensor, like: Tensor) -> Tensor:
+    """What the compiled operator reads of ``maps`` (B, C, H', W') where its output ``like`` has other sizes: of each
+    sample the first values in the order of memory.
+
+    mmdet's DyHead hands the offsets of a level to the next smaller one; its published weights were trained so.
+
+    Raises:
+        RuntimeError: if there are too few; the compiled operator would read on behind them.
+    """
+    size = like.shape[2:]
+    if maps.shape[2:] == size:
+        return maps
+    if maps.shape[2:].numel() < size.numel():
+        raise RuntimeError(
+            f'modulated_deform_conv: offsets or masks of {tuple(maps.shape)} are too few for an output of '
+            f'{tuple(like.shape)}; their height and width have to be its.'
+        )
+    return maps.flatten(1)[:, : maps.shape[1] * size.numel()].view(*maps.shape[:2], *size)
+
+
 def modulated_deform_conv_forward(
     input: Tensor,
     weight: Tensor,
@@ -92,6 +112,7 @@ def modulated_deform_conv_forward(
 ) -> None:
     """As ``deform_conv_forward``, each sample times ``mask`` (B, deformable_group x kH x kW, H', W'), plus ``bias``."""
     bias, numbers = _modulated(bias=bias, weight=weight, **settings)
+    offset, mask = (_as_read(maps, output) for maps in (offset, mask))
     output.copy_(torchvision.deform_conv2d(input, weight, offset, mask, bias, *numbers, True))
 
 
@@ -112,9 +133,12 @@ def modulated_deform_conv_backward(
     **settings: int,
 ) -> None:
     bias, numbers = _modulated(bias=bias, weight=weight, **settings)
+    offset, mask = (_as_read(maps, grad_output) for maps in (offset, mask))
     found = torchvision._deform_conv2d_backward(grad_output, input, weight, offset, mask, bias, *numbers, True)
-    for given, grad in zip((grad_input, grad_weight, grad_offset, grad_mask), found[:4], strict=True):
-        given.copy_(grad)
+    grad_input.copy_(found[0])
+    grad_weight.copy_(found[1])
+    for given, grad in zip((grad_offset, grad_mask), found[2:4], strict=True):
+        _as_read(given.zero_(), grad).copy_(grad)  # what was not read has no gradient
     if settings['with_bias']:
         grad_bias.copy_(found[4])
 
