@@ -231,9 +231,9 @@ def test_ties_survive_export():
     torch.testing.assert_close(program.module()(x), model(x))
     exported = program.module()
     weights = {n: p.data_ptr() for n, p in exported.named_parameters(remove_duplicate=False)}
-    assert weights['layers.0.linear1.weight'] == weights.get(
-        'layers.1.linear1.weight', weights['layers.0.linear1.weight']
-    )
+    # torch 2.6 keeps one of two names of a tensor, later versions both
+    stored = {place for name, place in weights.items() if name.endswith('linear1.weight')}
+    assert len(stored) == len({p.data_ptr() for n, p in model.named_parameters() if n.endswith('linear1.weight')}) == 3
     assert sum(p.numel() for p in exported.parameters()) == sum(p.numel() for p in model.parameters())
 
 
