@@ -76,17 +76,27 @@ def statement(head: str, value: Any, tail: str = '', note: str = '') -> list[str
     line = f'{head}{literal(value)}{tail}{note}'
     if len(line) <= WIDTH or not isinstance(value, (dict, list)):
         return [line]
-    return [*([note.lstrip()] if note else []), *broken(head, value, tail)]
+    lines = broken(head, value, tail)
+    if len(lines[0] + note) > WIDTH:
+        return [note.lstrip(), *lines]
+    return [lines[0] + note, *lines[1:]]
 
 
 def broken(head: str, value: dict | list, tail: str, indent: str = '') -> list[str]:
-    """A dict or list with an item a line; one that holds nothing but another keeps its line."""
+    """A dict or list on one line of its own; else with its last item opened on the first line, where that one alone
+    holds others; else with an item a line.
+    """
     opened, closed = ('[', ']') if isinstance(value, list) else ('dict(', ')') if _named(value) else ('{', '}')
     names = [''] * len(value) if isinstance(value, list) else [f'{k}=' if _named(value) else f'{k!r}: ' for k in value]
     items = list(zip(names, value if isinstance(value, list) else value.values()))
-    if len(items) == 1 and isinstance(items[0][1], (dict, list)) and items[0][1]:
-        return broken(f'{head}{opened}{items[0][0]}', items[0][1], f'{closed}{tail}', indent)
     lines, deeper, short = [f'{indent}{head}{opened}'], indent + '    ', False
+    inner = deeper + ', '.join(f'{name}{literal(item)}' for name, item in items) + ','
+    if len(items) > 1 and len(inner) <= WIDTH:
+        return [*lines, inner, f'{indent}{closed}{tail}']
+    if [bool(item) and isinstance(item, (dict, list)) for _, item in items] == [False] * (len(items) - 1) + [True]:
+        (name, last), before = items[-1], ''.join(f'{name}{literal(item)}, ' for name, item in items[:-1])
+        if len(items) == 1 or len(f'{indent}{head}{opened}{before}{name}dict(') <= WIDTH:
+            return broken(f'{head}{opened}{before}{name}', last, f'{closed}{tail}', indent)
     for name, item in items:
         text, nested = f'{name}{literal(item)},', isinstance(item, (dict, list)) and bool(item)
         if nested and len(deeper + text) > WIDTH:
