@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from scalenet_mm.compat import quiet, read_config, scope_of
 from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.models.adoption import AdoptionError, adopt, find_backbone
 from scalenet_mm.models.adoption_proofs import SIZES, at, made_up, without_weights
+from scalenet_mm.models.adoption_text import difference, leaf_text
 from scalenet_mm.progress import Progress
 from scalenet_mm.runner.config import complete_config
 from scalenet_mm.tables import markdown_table
@@ -37,7 +38,8 @@ from scalenet_mm.tables import markdown_table
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'init.md'
 BEGIN, END = '<!-- table: python tests/shipped_configs.py -->\n', '<!-- end of the table -->'
-NAMES = ('SwinTransformer', 'VisionTransformer', 'BEiT')  # and what ends so: mmseg's BEiT, mmpretrain's BEiTViT
+# Types, with what stands before and behind: DistilledVisionTransformer, SwinTransformerV2, mmpretrain's BEiTViT
+NAMES, NO_VIT = ('SwinTransformer', 'VisionTransformer', 'BEiT'), 'PyramidVisionTransformer'
 MODELS_OF = {'mmpretrain': ('ImageClassifier',)}  # what it ships besides is no classifier
 SECONDS = 1800
 HEAD = ('family', 'configs', 'backbone found', 'tried', 'what came of it')
@@ -52,20 +54,20 @@ def shipped() -> Iterator[tuple[str, Config]]:
                 cfg = read_config(file)
             except Exception:  # some cannot be read: a base of another shape, of another form, or not there
                 continue
-            kinds = MODELS_OF.get(library.__name__)
-            if 'model' not in cfg or (kinds and cfg.model.get('type') not in kinds):
+            models = MODELS_OF.get(library.__name__)
+            if 'model' not in cfg or (models and cfg.model.get('type') not in models):
                 continue
-            if any(name in str(kind) for name in NAMES for kind in types(cfg.model)):
+            kinds = {str(node.get('type')) for node in dicts(cfg.model)}
+            if any(name in kind and NO_VIT not in kind for name in NAMES for kind in kinds):
                 yield f'{library.__name__}::{file.relative_to(folder)}', cfg
 
 
-def types(node) -> Iterator:
-    """Every ``type`` below a part of a config."""
-    items = node.values() if hasattr(node, 'values') else node if isinstance(node, (list, tuple)) else ()
-    if hasattr(node, 'get') and node.get('type') is not None:
-        yield node.get('type')
-    for item in items:
-        yield from types(item)
+def dicts(node) -> Iterator[Mapping]:
+    """Every dict of a part of a config."""
+    if isinstance(node, Mapping):
+        yield node
+    for item in node.values() if isinstance(node, Mapping) else node if isinstance(node, (list, tuple)) else ():
+        yield from dicts(item)
 
 
 def found(cfg: Config) -> str | None:
@@ -97,18 +99,51 @@ def families() -> dict[str, tuple[int, int, str]]:
     return chosen
 
 
+def stood_in_for(cfg: Config, folder: Path) -> list[str]:
+    """Replaces in a config what is not there without a network or another package; says what."""
+    said = []
+    for node in dicts(cfg.model):
+        if isinstance(node.get('num_cp'), int) and node.num_cp > 0:
+            node.num_cp = 0
+            said.append('num_cp=0, as it needs fairscale')
+        for key in ('name', 'lang_model_name'):
+            if str(node.get(key)).startswith('bert-'):
+                node[key] = str(small_bert(folder / 'bert'))
+                said.append('a small BERT of random weights')
+    return list(dict.fromkeys(said))
+
+
+def small_bert(folder: Path) -> Path:
+    """A BERT that writes every word letter by letter, as Hugging Face stores one."""
+    if not folder.exists():
+        from transformers import BertConfig, BertModel, BertTokenizer
+
+        folder.mkdir()
+        letters = 'abcdefghijklmnopqrstuvwxyz'
+        words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', '?', *letters, *(f'##{x}' for x in letters)]
+        (folder / 'vocab.txt').write_text('\n'.join(words))
+        BertTokenizer(str(folder / 'vocab.txt')).save_pretrained(folder)
+        BertModel(BertConfig(len(words), num_hidden_layers=6, intermediate_size=768)).save_pretrained(folder)
+    return folder
+
+
 def try_out(name: str) -> str:
     """What ``scalenet init`` says of this config with random weights, and two steps of what it wrote."""
     cfg = read_config(name)
     cfg.default_scope = scope_of(cfg)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, 'own.pth')
+        untouched = cfg._cfg_dict.to_dict()
+        if changed := stood_in_for(cfg, Path(folder)):
+            base = Path(folder, 'own.py')
+            base.write_text(leaf_text([f'_base_ = {name!r}'], difference(untouched, cfg._cfg_dict.to_dict()), 'model'))
+            name = str(base)
         plain = copy.deepcopy(cfg)
         if plain.model.get('pretrained'):
             plain.model.pretrained = None
         where = found(cfg)
         if where:
-            at(plain, where)['init_cfg'] = None
+            at(plain, where)['init_cfg'] = plain.model.init_cfg = None
             model = revert_sync_batchnorm(build_model(plain))
             model.init_weights()
             torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
@@ -123,14 +158,14 @@ def try_out(name: str) -> str:
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         wrapper = build_optim_wrapper(model, settings)
         before = {key: p.detach().clone() for key, p in model.named_parameters()}
-        images, samples = made_up(cfg.default_scope, SIZES[cfg.default_scope])
+        images, samples = made_up(cfg, SIZES[cfg.default_scope])
         for _ in range(2):
             data = dict(inputs=images, data_samples=copy.deepcopy(samples))
             losses = model.train_step(data, wrapper)
     moved = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
     assert moved and moved <= set(adopted.proofs.trained), sorted(moved)[:5]
     assert all(torch.isfinite(torch.as_tensor(value)).all() for value in losses.values()), losses
-    return f'written ({lines} lines), trained'
+    return '; '.join([f'written ({lines} lines), trained', *changed])
 
 
 def outcome(name: str) -> str:

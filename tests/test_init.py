@@ -347,6 +347,35 @@ def test_outputs_that_are_no_numbers_are_not_the_same(broken):
     adoption_proofs.compare_outputs(nets['theirs'], nets['ours'], 32, 0.0)
 
 
+def test_a_model_that_takes_no_step_is_told_apart_from_a_scaled_one_that_takes_none(mask_rcnn, tmp_path, monkeypatch):
+    """mmdet's Grounding DINO takes none in some versions, whoever asks."""
+    from mmdet.models import MaskRCNN
+
+    inner = MaskRCNN.loss
+
+    def fails(self, *given, only=()):
+        if not only or type(self.backbone).__name__ in only:
+            raise RuntimeError('mat1 and mat2 shapes cannot be multiplied\nmore')
+        return inner(self, *given)
+
+    monkeypatch.setattr(MaskRCNN, 'loss', fails)
+    with pytest.raises(ValueError, match=r'own\.py itself takes no training step .*: RuntimeError: .* multiplied$'):
+        adopt(*mask_rcnn, tmp_path / 'out.py', scale())
+    monkeypatch.setattr(MaskRCNN, 'loss', lambda self, *given: fails(self, *given, only=('ScaleNetSwin',)))
+    with pytest.raises(ValueError, match=r'^The scaled model takes no training step .*multiplied\. Nothing was'):
+        adopt(*mask_rcnn, tmp_path / 'out.py', scale())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('with_mask', 'there'), [(True, True), (False, False), (None, True)])
+def test_made_up_objects_have_masks_where_the_config_s_own_have_them(with_mask, there):
+    """RTMDet weighs boxes by masks wherever there are any."""
+    steps = [] if with_mask is None else [dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask)]
+    cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dict(dataset=dict(pipeline=steps)))))
+    _, samples = adoption_proofs.made_up(cfg, 256)
+    assert all(('masks' in sample.gt_instances) == there for sample in samples)
+
+
 def test_a_loss_that_does_not_reach_what_is_trained_is_found(mask_rcnn, tmp_path, monkeypatch):
     inner, calls = adoption_proofs.losses, []
 

@@ -21,8 +21,9 @@ from ..backbones.scaled import UNSCALED
 from ..checkpoint.loading import build_model, fill, for_model
 from ..checkpoint.reading import read_checkpoint, unwrap
 from ..checkpoint.strict import CheckpointError
-from ..compat import quiet
+from ..compat import quiet, type_name
 from ..core.roles import TrainPolicy, matches
+from ..runner.built import typed
 
 ROUNDING = 1e-4
 ROUNDING_OF_DOUBLE = 1e-6  # mmpretrain resizes the position embedding in fp32; an epsilon of 1e-5 for 1e-6 gives 5e-6
@@ -71,8 +72,11 @@ def prove(cfg: Config, wanted: Config, where: str, checkpoint: str, also: Sequen
         size = size if isinstance(size, int) and cfg.default_scope == 'mmpretrain' else SIZES[cfg.default_scope]
         same_function_unscaled(cfg, wanted, where, size, same_code)
         model = revert_sync_batchnorm(build_model(wanted))
-        images, samples = made_up(cfg.default_scope, size)
-        last, unused = final_layers(model, images, samples, where)
+        images, samples = made_up(cfg, size)
+        try:
+            last, unused = final_layers(model, images, samples, where)
+        except Exception as error:
+            raise ValueError(_why_no_step(cfg, where, images, samples, error)) from error
         state = unwrap(read_checkpoint(checkpoint))
         whole, policy = _loaded(model, state, checkpoint, where, (*last, *also), also)
         trained = policy.trainable(model)
@@ -178,14 +182,30 @@ def _tensors(node: Any) -> list[Tensor]:
 # --- the whole model
 
 
-def made_up(scope: str, size: int) -> tuple[list[Tensor], list]:
-    """Two images of noise with two objects, a label map or a class each, as the library packs them."""
+def made_up(cfg: Config, size: int) -> tuple[list[Tensor], list]:
+    """Two images of noise with two objects, a label map or a class each, as the config's library packs them."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8) for _ in range(2)]
-    return images, [SAMPLES[scope](i, size) for i in range(2)]
+    loaded = [node for _, node in typed(cfg.get('train_dataloader') or {}, '') if type_name(node) == 'LoadAnnotations']
+    masks = not loaded or any(node.get('with_mask') for node in loaded)  # of a detector; some take either
+    return images, [SAMPLES[cfg.default_scope](i, size, masks) for i in range(2)]
 
 
-def _detection(i: int, size: int):
+def _why_no_step(cfg: Config, where: str, images: list[Tensor], samples: list, error: Exception) -> str:
+    """Whether the user's own model can be trained, where the scaled one cannot."""
+    said = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
+    own = copy.deepcopy(cfg)
+    parent, _, key = where.rpartition('.')
+    at(own, parent)[key] = without_weights(at(own, where))
+    try:
+        losses(revert_sync_batchnorm(build_model(own)), images, samples)
+    except Exception as theirs:
+        if type(theirs) is type(error):
+            return f'The model of {cfg.filename} itself takes no training step on two made-up images: {said}'
+    return f'The scaled model takes no training step on two made-up images: {said}. Nothing was written.'
+
+
+def _detection(i: int, size: int, with_masks: bool):
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
@@ -194,16 +214,17 @@ def _detection(i: int, size: int):
     masks = np.zeros((2, size, size), np.uint8)
     for mask, (x, y, right, bottom) in zip(masks, boxes.astype(int)):
         mask[y:bottom, x:right] = 1
-    sample = DetDataSample(metainfo=_meta(size))
-    sample.gt_instances = InstanceData(
-        bboxes=torch.from_numpy(boxes), labels=torch.zeros(2, dtype=torch.long), masks=BitmapMasks(masks, size, size)
-    )
+    # Detectors that are told their classes in words read those
+    sample = DetDataSample(metainfo=dict(**_meta(size), text=('one', 'two'), custom_entities=True))
+    sample.gt_instances = InstanceData(bboxes=torch.from_numpy(boxes), labels=torch.zeros(2, dtype=torch.long))
+    if with_masks:
+        sample.gt_instances.masks = BitmapMasks(masks, size, size)
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, size, size, dtype=torch.long))
     return sample
 
 
-def _segmentation(i: int, size: int):
+def _segmentation(i: int, size: int, with_masks: bool):
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -214,7 +235,7 @@ def _segmentation(i: int, size: int):
     return sample
 
 
-def _classification(i: int, size: int):
+def _classification(i: int, size: int, with_masks: bool):
     from mmpretrain.structures import DataSample
 
     return DataSample(metainfo=_meta(size)).set_gt_label(i)
