@@ -693,9 +693,17 @@ MUTATIONS = (
         'resume',
         "a sample is drawn with the worker's generators",
         'scalenet_mm/runner/resume.py',
-        'seed_everything(*index.key)',
+        'seed_host(*index.key)',
         'pass',
         'tests/test_resume.py::test_a_samples_randomness_depends_on_its_place_only',
+    ),
+    Mutation(
+        'resume',
+        'every sample seeds every device',
+        'scalenet_mm/runner/resume.py',
+        'seed_host(*index.key)',
+        'seed_everything(*index.key)',
+        'tests/test_resume.py::test_a_sample_is_seeded_as_an_iteration_without_a_visit_to_every_device',
     ),
     Mutation(
         'resume',

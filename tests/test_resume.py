@@ -13,7 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from scalenet_mm.runner.resume import SeededDataset, SeededIndex, SeededSampler, make_resumable
+from scalenet_mm.runner.resume import SeededDataset, SeededIndex, SeededSampler, make_resumable, seed_everything
 
 ROOT = Path(__file__).parents[1]
 AUGMENT = """
@@ -178,6 +178,13 @@ def test_a_samples_randomness_depends_on_its_place_only():
     sampler.set_epoch(1)
     assert {d for _, d in (dataset[i] for i in sampler)}.isdisjoint(d for _, d in whole)
     assert dataset.metainfo == 'kept' and len(dataset) == len(sampler) == 6
+
+
+def test_a_sample_is_seeded_as_an_iteration_without_a_visit_to_every_device(monkeypatch):
+    seed_everything(1, 2)
+    expected = draw()
+    monkeypatch.setattr(torch, 'manual_seed', lambda seed: pytest.fail(f'torch.manual_seed({seed}): slow'))
+    assert SeededDataset(Draws())[SeededIndex(0, (1, 2))] == (0, expected)
 
 
 def test_seeded_indices_survive_the_way_to_a_worker():
