@@ -130,7 +130,10 @@ def read_config(config):
         raise FileNotFoundError(f'There is no config {config}. In that folder: {", ".join(near) or "nothing"}.')
     if path.suffix != '.py':
         _require_settings(path)
-    return name_types(Config.fromfile(path))
+    try:
+        return name_types(Config.fromfile(path))
+    except SyntaxError as error:
+        raise OSError(f'{path} is no Python: {error.msg} (line {error.lineno}).') from error
 
 
 def _require_settings(path: Path) -> None:

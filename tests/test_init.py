@@ -2,11 +2,13 @@
 
 import ast
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import perturb
+from conftest import perturb, scalenet
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
@@ -18,6 +20,7 @@ from scalenet_mm.compat import read_config
 from scalenet_mm.models import adoption, adoption_proofs
 from scalenet_mm.models.adoption import AdoptionError, adopt
 from scalenet_mm.models.adoption_text import difference, leaf_text, without_scope
+from scalenet_mm.runner.config import share_policy
 
 WIDTHS = [16, 32, 64, 128]
 SWIN = (
@@ -269,7 +272,100 @@ def test_a_config_in_pure_python_gets_one_in_pure_python(tmp_path):
     assert again.load_from == str(checkpoint) and again.policy.train == 'increments'
 
 
+# --- what a config says of its own run, model and folder
+
+
+def changed(files, folder: Path, text: str) -> Path:
+    """A config that inherits from a user's."""
+    config = folder / 'changed.py'
+    config.write_text(f"_base_ = '{files[0]}'\n{text}\n")
+    return config
+
+
+def test_the_run_gets_a_folder_a_start_and_an_optimizer_of_its_own(classifier, tmp_path):
+    config = changed(
+        classifier,
+        tmp_path,
+        "work_dir = 'work_dirs/mine'\nresume = True\n"
+        "model = dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='nowhere.pth'))\n"
+        "optim_wrapper = dict(constructor='LearningRateDecayOptimWrapperConstructor', "
+        "paramwise_cfg=dict(layer_decay_rate=0.65, custom_keys={'.ln': dict(decay_mult=0.0)}))",
+    )
+    cfg = scalenet_mm.init(config, classifier[1], tmp_path / 'scaled.py', rank=4)
+    assert (cfg.work_dir, cfg.resume, cfg.model.init_cfg) == (None, False, None)
+    training = cfg.optim_wrapper
+    assert training.constructor == 'ScaleNetOptimWrapperConstructor'
+    assert 'layer_decay_rate' not in training.paramwise_cfg and '.ln' in training.paramwise_cfg.custom_keys
+    assert share_policy(cfg)['train'] == 'increments', 'which refuses a constructor that knows no policy'
+
+
+def test_a_run_that_would_write_over_the_checkpoint_is_refused(classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / 'work_dirs' / 'mine' / 'epoch_1.pth'
+    source.parent.mkdir(parents=True)
+    source.write_bytes(classifier[1].read_bytes())
+    with pytest.raises(AdoptionError, match='mine.py writes into work_dirs/mine, where .*epoch_1.pth is'):
+        adopt(classifier[0], source, 'mine.py', scale())
+
+
+def test_one_output_is_read_at_the_last_use_of_its_layer(classifier, tmp_path, monkeypatch):
+    config = changed(classifier, tmp_path, 'model = dict(backbone=dict(out_indices=1))')
+    cfg = scalenet_mm.init(config, classifier[1], tmp_path / 'scaled.py', rank=4)
+    assert cfg.model.backbone.out_indices == 3 and not cfg.get('find_unused_parameters')
+    monkeypatch.setattr(adoption, 'outputs', lambda node, scope: list(node['out_indices']))
+    with pytest.raises(ValueError, match=r'depend on no part of \d+ tensors, such as .*backbone.* read too early'):
+        adopt(config, classifier[1], tmp_path / 'early.py', scale())
+    assert not (tmp_path / 'early.py').exists()
+
+
+def test_frozen_stages_give_way_to_the_policy(upernet, tmp_path):
+    config = changed(upernet, tmp_path, 'model = dict(backbone=dict(frozen_stages=2))')
+    cfg = scalenet_mm.init(config, upernet[1], tmp_path / 'scaled.py', rank=4)
+    assert cfg.model.backbone.frozen_stages == -1 and tuple(cfg.model.backbone.out_indices) == (0, 1, 2, 3)
+
+
+def test_layers_are_those_of_the_last_stage_whatever_its_number():
+    backbone = dict(type='SwinTransformer', embed_dims=16, depths=[1, 1, 1], num_heads=[1, 2, 4], strides=(4, 2, 2))
+    cfg = Config(dict(default_scope='mmdet', model=dict(backbone=dict(backbone, out_indices=(0, 1, 2)))))
+    wanted = adoption.scaled(cfg, 'model.backbone', adoption.SWIN, dict(layers='all', rank=4))
+    assert tuple(wanted.model.backbone.scale.stages) == (2,) and wanted.model.backbone.scale.layers == 'all'
+
+
+def test_what_was_changed_in_a_config_in_memory_is_written(classifier, tmp_path):
+    cfg = read_config(classifier[0])
+    cfg.optim_wrapper.optimizer.weight_decay = 0.125
+    made = scalenet_mm.init(cfg, classifier[1], tmp_path / 'scaled.py', rank=4)
+    assert read_config(tmp_path / 'scaled.py').optim_wrapper.optimizer.weight_decay == 0.125
+    assert made.optim_wrapper.optimizer.weight_decay == 0.125
+
+
+def test_links_are_followed_as_mmengine_does(classifier, tmp_path):
+    (tmp_path / 'elsewhere' / 'deep').mkdir(parents=True)
+    (tmp_path / 'project').mkdir()
+    (tmp_path / 'blob').write_text(f"_base_ = '{classifier[0]}'\n")
+    (tmp_path / 'project' / 'own.py').symlink_to(tmp_path / 'blob')
+    (tmp_path / 'project' / 'runs').symlink_to(tmp_path / 'elsewhere' / 'deep')
+    out = tmp_path / 'project' / 'runs' / 'scaled.py'
+    scalenet_mm.init(tmp_path / 'project' / 'own.py', classifier[1], out, rank=4)
+    assert read_config(out).model.backbone.type == 'ScaleNetDeiT'
+
+
 # --- what is refused
+
+
+def test_files_and_folders_that_cannot_be_meant_are_refused_before_any_work(classifier, tmp_path):
+    with pytest.raises(ValueError, match='scaled.yaml must end in .py'):
+        scalenet_mm.init(*classifier, tmp_path / 'scaled.yaml')
+    (tmp_path / 'link.py').symlink_to(tmp_path / 'nowhere')
+    with pytest.raises(AdoptionError, match='link.py exists and is not written over'):
+        scalenet_mm.init(*classifier, tmp_path / 'link.py')
+    config = changed(classifier, tmp_path, "val_dataloader = dict(dataset=dict(data_root='other'))")
+    with pytest.raises(AdoptionError, match=r"--data-root\) replaces the one folder .*this one has \['data.*other"):
+        scalenet_mm.init(config, classifier[1], tmp_path / 'scaled.py', data_root=tmp_path)
+    config.write_text('model = dict(\n')
+    with pytest.raises(OSError, match=r'changed.py is no Python: .* \(line 1\)'):
+        scalenet_mm.init(config, classifier[1], tmp_path / 'scaled.py')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['changed.py', 'link.py']
 
 
 @pytest.mark.parametrize(
@@ -408,10 +504,19 @@ def test_the_command_tells_layers_roles_proofs_and_what_comes_next(mask_rcnn, tm
     assert out.read_text() in said
 
 
-def test_json_says_the_same_to_programs(classifier, tmp_path, capsys):
+def test_a_config_without_data_is_not_tried_out(capsys):
+    command.try_out(SimpleNamespace(config=Config(dict(model=dict(type='ImageClassifier')))))
+    assert 'No dry run: the config has no train_dataloader.' in capsys.readouterr().out
+
+
+def test_json_says_the_same_to_programs(classifier, tmp_path):
+    """A classifier of which mmpretrain has something to say while it is built."""
     out = tmp_path / 'mine.py'
-    command.main([*map(str, classifier), '-o', str(out), '--json', '--times', '1.5', '--layers', '[0,1]'])
-    said = json.loads(capsys.readouterr().out)
+    config = changed(classifier, tmp_path, "model = dict(train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))")
+    options = ['-o', out, '--json', '--times', '1.5', '--layers', '[0,1]']
+    done = subprocess.run([*scalenet('init', config, classifier[1]), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
     assert said['config'] == str(out) and said['whole'] and said['backbone'] == 'model.backbone'
     assert said['report']['layer_maps'] == {'backbone.layers': [0, 0, 1]}
     model = build_model(Config.fromfile(out))
@@ -456,6 +561,10 @@ def test_the_own_scope_is_left_out_and_another_s_stays():
         ),
         ([dict(type='MultiStepLR', end=300, milestones=[200, 270])], dict(end=100, milestones=[66, 90])),
         ([dict(type='PolyLR', by_epoch=False, begin=0, end=90_000)], dict(begin=0, end=30_000)),
+        ([dict(type='MultiStepLR', milestones=(200, 270))], dict(milestones=(66, 90))),
+        ([dict(type='StepLR', step_size=120)], dict(step_size=40)),
+        ([dict(type='OneCycleLR', eta_max=1.0, total_steps=300)], dict(total_steps=100)),
+        ([dict(type='CosineRestartLR', periods=[100, 200], restart_weights=[1, 0.5])], dict(periods=[33, 67])),
     ],
 )
 def test_a_third_of_the_schedule_keeps_its_shape(schedulers, expected):

@@ -13,9 +13,11 @@ import ast
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from ..compat import quiet
 from ..core.adapters import ADAPTER_RANK
 from ..file_names import file_ending
 from ..models.adoption import Adopted, adopt
@@ -87,8 +89,12 @@ def main(argv: Sequence[str]) -> None:
         rank=args.rank,
         start=args.start,
     )
-    adopted = adopt(args.config, args.checkpoint, args.out, scale, args.also, args.data_root, args.keep_schedule)
-    report = inspect(adopted.config)
+    with ExitStack() as silent:
+        if args.json:  # the libraries print and log
+            silent.enter_context(quiet())
+            silent.enter_context(redirect_stdout(sys.stderr))
+        adopted = adopt(args.config, args.checkpoint, args.out, scale, args.also, args.data_root, args.keep_schedule)
+        report = inspect(adopted.config)
     if args.json:
         print(json.dumps(as_json(adopted, report, args.out), indent=1))
         return
@@ -113,6 +119,9 @@ def as_json(adopted: Adopted, report: Report, out: Path) -> dict[str, Any]:
 def try_out(adopted: Adopted) -> None:
     """Two iterations on eight images where the data are there: memory and hours of the whole run."""
     cfg = adopted.config
+    if not cfg.get('train_dataloader'):
+        print('\nNo dry run: the config has no train_dataloader.')
+        return
     cfg.work_dir, cfg.launcher = str(Path('work_dirs') / 'init'), 'none'
     try:
         preflight(cfg)

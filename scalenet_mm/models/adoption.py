@@ -18,14 +18,17 @@ from ..backbones.scaled import ScaledBackbone
 from ..compat import quiet, read_config, scope_of, type_class, type_name
 from ..core.adapters import ADAPTER_RANK
 from ..core.scale import ADJUST
+from ..engine.optim import PARAMWISE_KEYS
+from ..file_names import require_suffix
 from ..runner.built import typed
-from ..runner.config import move_data_root
+from ..runner.config import CONSTRUCTOR, move_data_root
 from .adoption_proofs import SAMPLES, Proofs, at, prove, without_weights
 from .adoption_text import difference, leaf_text, without_scope
 
 PAPERS_SHARE = 3  # Sec. IV-A1: a third of the epochs that the source had
 # What hooks and loops of the libraries do at a time, or for so long at the end
 TIMES = {'val_begin', 'save_begin', 'switch_epoch', 'action_epoch', 'begin_epoch', 'begin_iter', 'num_last_epochs'}
+_EXISTS = '{} exists and is not written over; choose another name.'
 PAPERS_LR, PER_IMAGES = 2e-4, 512  # Sec. IV-A1, classification
 
 
@@ -121,32 +124,35 @@ def adopt(
     keep_schedule: bool = False,
 ) -> Adopted:
     """`init`, with all that it found out."""
-    if out is not None and Path(out).exists():
-        raise AdoptionError(f'{out} exists and is not written over; choose another name.')
+    if out is not None and os.path.lexists(require_suffix(out, '.py')):
+        raise AdoptionError(_EXISTS.format(out))
     base = config if not isinstance(config, Config) else config.filename
     if base is None:
         raise AdoptionError('A config without a file cannot be inherited from; write it to one (Config.dump) first.')
-    cfg = read_config(config)
-    cfg.default_scope = scope = scope_of(cfg)
+    cfg, in_file = read_config(config), read_config(base)
+    in_file.default_scope = cfg.default_scope = scope = scope_of(cfg)
     if scope not in SAMPLES:
         raise AdoptionError(f'{base} has default_scope={scope!r}, which says no task; it must be one of {[*SAMPLES]}.')
     where, host = find_backbone(cfg)
     wanted = scaled(cfg, where, host, scale)
-    folder = Path(out).resolve().parent if out else Path.cwd()
-    wanted.load_from = str(checkpoint)
+    folder = Path(out).absolute().parent if out else Path.cwd()
+    _own_run(wanted, checkpoint, out)
     if data_root:
-        move_data_root(wanted, data_root)
+        _move_data(wanted, str(data_root))
     if not keep_schedule:
         shorten(wanted)
     proofs = prove(cfg, wanted, where, str(checkpoint), also, host.same_code)
     if not proofs.whole:
         at(wanted, where)['init_cfg'] = dict(type='Pretrained', checkpoint=str(checkpoint))
         wanted.load_from = None
+    elif type_name(wanted.model.get('init_cfg') or {}) == 'Pretrained':
+        wanted.model.init_cfg = None  # the checkpoint holds all of it
     if proofs.unused and not cfg.get('find_unused_parameters'):
         wanted.find_unused_parameters = True
     wanted.policy = dict(train='increments', also=list(proofs.also)) if proofs.also else dict(train='increments')
-    changed = without_scope(difference(cfg._cfg_dict.to_dict(), wanted._cfg_dict.to_dict()), scope)
-    merged = {key for key in changed if isinstance(cfg.get(key), dict)} if in_python(base) else ()
+    changed = without_scope(difference(in_file._cfg_dict.to_dict(), wanted._cfg_dict.to_dict()), scope)
+    merged = {key for key in changed if isinstance(in_file.get(key), dict)} if in_python(base) else ()
+    folder.mkdir(parents=True, exist_ok=True)
     text = leaf_text(_inherits(base, folder), changed, where, merged)
     return Adopted(_written(text, folder, out), text, where, proofs)
 
@@ -199,7 +205,7 @@ def scaled(cfg: Config, where: str, host: Host, scale: Mapping[str, Any]) -> Con
     node = at(wanted, where)
     given = {key: value for key, value in scale.items() if value is not None and key not in ('rank', 'start')}
     rule: dict[str, Any] = dict(order=host.order)
-    if host.last_stage_only and not {'stages', 'layers'} & set(given):
+    if host.last_stage_only and 'stages' not in given:
         rule['stages'] = (_stages(node) - 1,)
     if scale.get('start', 'paper') != 'paper':
         rule['start'] = scale['start']
@@ -208,18 +214,55 @@ def scaled(cfg: Config, where: str, host: Host, scale: Mapping[str, Any]) -> Con
     if scale['rank'] != ADAPTER_RANK:
         node['scale']['adjust'] = dict(ADJUST, rank=scale['rank'])
     node.update(without_weights(node))  # the checkpoint holds more
-    if isinstance(node.get('out_indices'), (list, tuple)):
-        node['out_indices'] = type(node['out_indices'])(outputs(node, cfg.default_scope))
-    if wanted.model.get('pretrained') is not None:
-        wanted.model.pretrained = None
     if node.get('frozen_stages', -1) != -1:
         node['frozen_stages'] = -1  # the policy says what is trained
+    if isinstance(given_outputs := node.get('out_indices'), int):
+        (node['out_indices'],) = outputs({**node, 'out_indices': (given_outputs,)}, cfg.default_scope)
+    elif given_outputs is not None:
+        node['out_indices'] = type(given_outputs)(outputs(node, cfg.default_scope))
+    if wanted.model.get('pretrained') is not None:
+        wanted.model.pretrained = None
+    _own_constructor(wanted.get('optim_wrapper') or {})
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)
     if 'scalenet_mm' not in imports:
         wanted.custom_imports = {**(cfg.get('custom_imports') or {}), 'imports': [*imports, 'scalenet_mm']}
     wanted.runner_type = 'ScaleNetRunner'
     return wanted
+
+
+def _own_run(wanted: Config, checkpoint: str | Path, out: str | Path | None) -> None:
+    """A run from the checkpoint in a folder of its own: the user's holds checkpoints of theirs, of the same names."""
+    wanted.load_from = str(checkpoint)
+    if wanted.get('resume'):
+        wanted.resume = False
+    if wanted.get('work_dir') is not None:
+        wanted.work_dir = None  # the tools then take work_dirs/ and the config's name
+    if out is not None and Path(checkpoint).absolute().parent == (Path('work_dirs') / Path(out).stem).absolute():
+        raise AdoptionError(
+            f'A run of {out} writes into work_dirs/{Path(out).stem}, where {checkpoint} is, and would write over it; '
+            'choose another name.'
+        )
+
+
+def _own_constructor(training: dict) -> None:
+    """The library's constructors of rates by depth count a pretrained network's layers and know no policy."""
+    if training.get('constructor') is None or type_name(training['constructor']) == CONSTRUCTOR:
+        return
+    training['constructor'] = CONSTRUCTOR
+    if training.get('paramwise_cfg'):
+        training['paramwise_cfg'] = {k: v for k, v in training['paramwise_cfg'].items() if k in PARAMWISE_KEYS}
+
+
+def _move_data(wanted: Config, root: str) -> None:
+    try:
+        move_data_root(wanted, root)
+    except SystemExit as refusal:  # of --cfg-options
+        said = str(refusal).partition(';')[2].partition('. Set')[0].strip()
+        raise AdoptionError(
+            f'data_root={root} (--data-root) replaces the one folder of the data; {said}. Leave it out, and set the '
+            'folders in the written config.'
+        ) from refusal
 
 
 def outputs(node: Mapping, scope: str) -> list[int]:
@@ -281,12 +324,15 @@ def _shorten_times(node: Any, before: int, after: int) -> None:
 
 def _shorten_one(scheduler: dict, before: int, after: int, kept: set[int]) -> None:
     begin = scheduler.get('begin', 0)
-    for key in ('begin', 'end', 'T_max', 'milestones'):
+    for key in ('begin', 'end', 'T_max', 'milestones', 'step_size', 'total_steps', 'periods'):
         value = scheduler.get(key)
-        if value is None or value in (0, float('inf')) or (not isinstance(value, list) and value in kept):
+        several = isinstance(value, (list, tuple))
+        if value is None or value in (0, float('inf')) or (not several and value in kept):
             continue
-        if isinstance(value, list):
-            scheduler[key] = sorted({max(1, v * after // before) for v in value})
+        if key == 'periods':
+            scheduler[key] = type(value)(max(1, round(v * after / before)) for v in value)
+        elif several:
+            scheduler[key] = type(value)(sorted({max(1, v * after // before) for v in value}))
         elif key == 'T_max' and value + begin == before:
             scheduler[key] = after - scheduler.get('begin', 0)
         else:
@@ -309,11 +355,13 @@ def _inherits(base: str | Path, folder: Path) -> list[str]:
     """
     if '::' in str(base):
         return [f'_base_ = {str(base)!r}']
-    path = os.path.relpath(Path(base).resolve(), folder)
+    path = os.path.relpath(Path(base).absolute(), folder)
+    if not ((folder / path).exists() and (folder / path).samefile(base)):  # '..' of a folder that is a link
+        path = str(Path(base).absolute())
     if not in_python(base):
         return [f'_base_ = {path!r}']
     up, names = path.count('../'), Path(path.replace('../', '')).with_suffix('').parts
-    if not all(name.isidentifier() for name in names):
+    if path.startswith('/') or not all(name.isidentifier() for name in names):
         raise AdoptionError(f'{base} is in pure Python, and {path} cannot be imported; write the new config beside it.')
     module = f'.{"." * up}{".".join(names)}'
     return ['from mmengine.config import read_base', '', 'with read_base():', f'    from {module} import *', '']
@@ -321,7 +369,6 @@ def _inherits(base: str | Path, folder: Path) -> list[str]:
 
 def _written(text: str, folder: Path, out: str | Path | None) -> Config:
     """The config of ``text`` as mmengine reads it in ``folder``; kept as ``out``, or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile('w', suffix='.py', prefix='.init_', dir=folder, delete=False) as file:
         file.write(text)
     try:
@@ -330,5 +377,7 @@ def _written(text: str, folder: Path, out: str | Path | None) -> Config:
             with open(out, 'x') as written:  # refuses what is there
                 written.write(text)
         return read_config(out) if out else cfg
+    except FileExistsError as error:
+        raise AdoptionError(_EXISTS.format(out)) from error
     finally:
         os.unlink(file.name)

@@ -77,6 +77,8 @@ def prove(cfg: Config, wanted: Config, where: str, checkpoint: str, also: Sequen
             last, unused = final_layers(model, images, samples, where)
         except Exception as error:
             raise ValueError(_why_no_step(cfg, where, images, samples, error)) from error
+        if unused:
+            _unused_in_both(cfg, where, images, samples, unused)
         state = unwrap(read_checkpoint(checkpoint))
         whole, policy = _loaded(model, state, checkpoint, where, (*last, *also), also)
         trained = policy.trainable(model)
@@ -194,15 +196,38 @@ def made_up(cfg: Config, size: int) -> tuple[list[Tensor], list]:
 def _why_no_step(cfg: Config, where: str, images: list[Tensor], samples: list, error: Exception) -> str:
     """Whether the user's own model can be trained, where the scaled one cannot."""
     said = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
-    own = copy.deepcopy(cfg)
-    parent, _, key = where.rpartition('.')
-    at(own, parent)[key] = without_weights(at(own, where))
     try:
-        losses(revert_sync_batchnorm(build_model(own)), images, samples)
+        losses(_own_model(cfg, where), images, samples)
     except Exception as theirs:
         if type(theirs) is type(error):
             return f'The model of {cfg.filename} itself takes no training step on two made-up images: {said}'
     return f'The scaled model takes no training step on two made-up images: {said}. Nothing was written.'
+
+
+def _own_model(cfg: Config, where: str) -> nn.Module:
+    own = copy.deepcopy(cfg)
+    parent, _, key = where.rpartition('.')
+    at(own, parent)[key] = without_weights(at(own, where))
+    return revert_sync_batchnorm(build_model(own))
+
+
+def _unused_in_both(cfg: Config, where: str, images: list[Tensor], samples: list, unused: set[str]) -> None:
+    """What the losses do not depend on, they do not depend on in the user's own model: the same parameter, or for a
+    new layer one of the layers beside it.
+
+    Raises:
+        ValueError: with the parameters of which this is not so.
+    """
+    model = _own_model(cfg, where)
+    losses(model, images, samples).backward()
+    theirs = {name for name, p in model.named_parameters() if p.grad is None}
+    beside = {name.partition('blocks.')[0] for name in theirs if 'blocks.' in name}
+    if more := sorted(n for n in unused - theirs if not n.startswith(tuple(beside) or ' ')):
+        raise ValueError(
+            f'The losses depend on no part of {len(more)} tensors, such as {more[:3]}, though those of the model of '
+            f'{cfg.filename} depend on all of its own: an output of the backbone is read too early. Nothing was '
+            'written.'
+        )
 
 
 def _detection(i: int, size: int, with_masks: bool):

@@ -32,7 +32,7 @@ def difference(before: Mapping, after: Mapping) -> dict[str, Any]:
         if key in before and type(old) is type(value) and old == value:
             continue
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            value = difference(old, value)
+            value = {'_delete_': True, **value} if set(old) - set(value) else difference(old, value)
             if not value:
                 continue
         elif isinstance(value, Mapping) and key in before:
