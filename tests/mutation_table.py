@@ -698,7 +698,7 @@ MUTATIONS = (
         'tests/test_resume.py::test_a_samples_randomness_depends_on_its_place_only',
     ),
     Mutation(
-        'adoption',
+        'configs',
         'a run of the written config goes into the folder of the checkpoint',
         'scalenet_mm/models/adoption.py',
         "    if wanted.get('work_dir') is not None:",
@@ -706,7 +706,7 @@ MUTATIONS = (
         'tests/test_init.py::test_the_run_gets_a_folder_a_start_and_an_optimizer_of_its_own',
     ),
     Mutation(
-        'adoption',
+        'configs',
         'an output that is read too early passes',
         'scalenet_mm/models/adoption_proofs.py',
         '        if unused:\n            _unused_in_both',
@@ -714,7 +714,7 @@ MUTATIONS = (
         'tests/test_init.py::test_one_output_is_read_at_the_last_use_of_its_layer',
     ),
     Mutation(
-        'adoption',
+        'configs',
         'a config is inherited from behind its link',
         'scalenet_mm/models/adoption.py',
         'os.path.relpath(Path(base).absolute(), folder)',
