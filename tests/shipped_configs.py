@@ -8,6 +8,7 @@ made-up images. One to five minutes each on one core; what was tried is not trie
 import argparse
 import copy
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -178,14 +179,31 @@ def outcome(name: str) -> str:
     return said[-1] if said else f'ended with status {done.returncode}'
 
 
+def in_short(said: str) -> str:
+    """Without the folders and the exception's module; of what is refused, the reason alone."""
+    said = re.sub(r'[\w.]+\.(\w+Error): ', r'\1: ', re.sub(r'\S*/([^/\s]+)', r'\1', said.replace('|', '/')))
+    for before in ('has no backbone that can be scaled by its config: ', 'itself takes no training step'):
+        head, found, rest = said.partition(before)
+        if found and 'itself' in before:
+            said = f"the library's own model takes no training step either{rest}"
+        elif found:
+            said = f'refused: {rest.partition(". ")[0]}'
+    return said if len(said) <= 150 else f'{said[:150].rpartition(" ")[0]} ...'
+
+
 def page(results: dict[str, str]) -> None:
     """Puts the table into the page."""
     rows = []
     for family, (number, known, name) in families().items():
-        said = results.get(name, 'not run').replace('|', '/').replace(str(ROOT), '.')
-        rows.append((family.replace('::', ' '), number, known, Path(name).stem, said[:200]))
-    written = sum(row[-1].startswith('written') for row in rows)
-    text = f'\n{written} of {len(rows)} families are written and trained.\n\n{markdown_table(list(HEAD), rows)}\n'
+        said = in_short(results.get(name, 'not run'))
+        rows.append((family.replace('::', ' '), number, known, Path(name).stem, said))
+    rows.sort(key=lambda row: row[2] == 0)
+    written, hosts = sum(row[-1].startswith('written') for row in rows), sum(row[2] > 0 for row in rows)
+    text = (
+        f'\n{written} of the {hosts} families with a Swin or ViT of the libraries are written and trained. '
+        f'{len(rows) - hosts} more have a\nrelative with code of its own, or no head, and are refused with the reason.\n\n'
+        f'{markdown_table(list(HEAD), rows)}\n'
+    )
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + text + END + rest.partition(END)[2])
 
