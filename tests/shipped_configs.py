@@ -183,7 +183,7 @@ def in_short(said: str) -> str:
     """Without the folders and the exception's module; of what is refused, the reason alone."""
     said = re.sub(r'[\w.]+\.(\w+Error): ', r'\1: ', re.sub(r'\S*/([^/\s]+)', r'\1', said.replace('|', '/')))
     for before in ('has no backbone that can be scaled by its config: ', 'itself takes no training step'):
-        head, found, rest = said.partition(before)
+        _, found, rest = said.partition(before)
         if found and 'itself' in before:
             said = f"the library's own model takes no training step either{rest}"
         elif found:
@@ -201,7 +201,8 @@ def page(results: dict[str, str]) -> None:
     written, hosts = sum(row[-1].startswith('written') for row in rows), sum(row[2] > 0 for row in rows)
     text = (
         f'\n{written} of the {hosts} families with a Swin or ViT of the libraries are written and trained. '
-        f'{len(rows) - hosts} more have a\nrelative with code of its own, or no head, and are refused with the reason.\n\n'
+        f'{len(rows) - hosts} more have a\nrelative with code of its own, or no head, and are refused with the reason.'
+        '\n\n'
         f'{markdown_table(list(HEAD), rows)}\n'
     )
     before, _, rest = PAGE.read_text().partition(BEGIN)
