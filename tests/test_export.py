@@ -13,7 +13,8 @@ import torch
 from conftest import perturb, scalenet
 
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
-from scalenet_mm.models.onnx_export import SIZE_FREE, _traceable, export_backbone
+from scalenet_mm.export.file import export_backbone
+from scalenet_mm.export.size_free import SIZE_FREE, traceable
 from scalenet_mm.ops import set_ops
 
 ROOT = Path(__file__).parents[1]
@@ -112,8 +113,9 @@ def test_the_image_size_is_free(make, sizes, tmp_path):
 @torch.no_grad()
 def test_what_is_traced_computes_what_the_host_does_at_every_size():
     model = set_ops(swin(), 'plain')
-    traced = _traceable(model)
-    assert {type(m) for m in traced.modules()} >= set(SIZE_FREE.values())
+    traced = traceable(model)
+    assert {type(m) for m in traced.modules()} >= {SIZE_FREE[type(m)] for m in model.modules() if type(m) in SIZE_FREE}
+    assert len({type(m) for m in traced.modules()} & set(SIZE_FREE.values())) == 3
     for size in [(32, 32), (31, 77), (9, 130), (16, 16), (5, 6)]:
         image = torch.randn(2, 3, *size)
         for ours, theirs in zip(traced(image), model(image), strict=True):
@@ -129,7 +131,10 @@ def test_a_classifiers_swin_has_one_image_size(tmp_path):
 
 @pytest.mark.parametrize(
     'model, message',
-    [(torch.nn.Conv2d(3, 3, 1), r'Conv2d cannot be exported.*mmdeploy'), (None, r'multiples of the patch size 8')],
+    [
+        (torch.nn.Conv2d(3, 3, 1), r'Conv2d cannot be exported as a backbone; it must be ScaleNetSwin'),
+        (None, r'multiples of the patch size 8'),
+    ],
 )
 def test_what_cannot_be_exported_is_told_before_any_work(model, message, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -145,8 +150,8 @@ def test_outputs_that_differ_are_refused_and_leave_the_old_file(tmp_path, monkey
         made.layers[0].ln1.bias.data += 0.01
         return made
 
-    monkeypatch.setattr('scalenet_mm.models.onnx_export._traceable', wrong)
-    with pytest.raises(RuntimeError, match=r'onnxruntime differs from torch by'):
+    monkeypatch.setattr('scalenet_mm.export.graphs.traceable', wrong)
+    with pytest.raises(RuntimeError, match=r'onnxruntime differs from torch at'):
         export_backbone(deit(), tmp_path / 'm.onnx')
     assert (tmp_path / 'm.onnx').read_text() == 'the old one'
     assert [p.name for p in tmp_path.iterdir()] == ['m.onnx']
@@ -163,11 +168,11 @@ def test_the_command_exports_a_detectors_backbone(tmp_path):
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'm.pth')
     out = tmp_path / 'm.onnx'
     command = scalenet('onnx', config, tmp_path / 'm.pth', out)
-    done = subprocess.run([*command, '--size', '64', '96'], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, '--backbone', '--size', '64', '96'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     model.backbone.eval()
     assert_same(out, model.backbone, 3, 3, 64, 96)
     assert 'at most, onnxruntime against torch' in done.stdout
     props = {p.key: p.value for p in onnx.load(out).metadata_props}
     prepared = Config.fromfile(config).model.data_preprocessor
-    assert json.loads(props['mean']) == prepared.mean and props['bgr_to_rgb'] == 'true'
+    assert json.loads(props['data_preprocessor']) == prepared.to_dict()

@@ -11,8 +11,8 @@ from PIL import Image
 from scalenet_mm.backbones import ScaleNetDeiT
 from scalenet_mm.checkpoint.assemble import apply_to_file, export_delta
 from scalenet_mm.commands.main import main
+from scalenet_mm.export.file import export_backbone
 from scalenet_mm.file_names import require_folder_name, require_suffix
-from scalenet_mm.models.onnx_export import export_backbone
 
 PACKAGE = Path(__file__).parents[1] / 'scalenet_mm'
 DEMO = PACKAGE.parent / 'configs' / 'demo' / 'rank_deit.py'

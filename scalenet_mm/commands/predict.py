@@ -1,6 +1,7 @@
 """Boxes, masks, label maps or classes of images: a picture and a JSON file.
 
     scalenet predict IMAGE [IMAGE ...] CONFIG CKPT [--delta FILE] [--out FILE.png] [--json FILE]
+    scalenet predict IMAGE [IMAGE ...] --onnx FILE.onnx [--out FILE.png] [--json FILE]
 
 IMAGE is a file, a folder or a quoted pattern; CONFIG one of mmpretrain, mmdet or mmseg (ours too); CKPT a file of any
 dialect, with --delta the base it stands on. Several images give FILE_1.png, FILE_2.png, ...
@@ -13,6 +14,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..export.running import OnnxModel
 from ..file_names import file_ending, require_other
 from ..models.inference import SCORE, as_json, as_panel, as_picture, find_images, load_model, predict, read_image
 from ..models.side_by_side import Panel, Row, draw_side_by_side
@@ -23,15 +25,23 @@ from .numbers import share
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p = command_parser(__doc__)
-    p.add_argument('images', metavar='IMAGE', nargs='+')
-    p.add_argument('config', metavar='CONFIG')
-    p.add_argument('checkpoint', metavar='CKPT')
+    p.add_argument('words', metavar='IMAGE', nargs='+', help='images, then CONFIG and CKPT unless there is --onnx')
+    p.add_argument('--onnx', metavar='FILE.onnx', type=file_ending('.onnx'), help='a file that `scalenet onnx` wrote')
     p.add_argument('--delta', help='increments, or a folder or hf://owner/repo that holds them')
     p.add_argument('--out', type=file_ending('.png'), default=Path('work_dirs/predict/result.png'), metavar='FILE.png')
     p.add_argument('--json', type=file_ending('.json'), metavar='FILE', help='by default beside the picture')
     p.add_argument('--score-thr', type=share, default=SCORE, help=f'least score of an object ({SCORE})')
     p.add_argument('--device', help='by default a GPU where there is one')
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.onnx:
+        if args.delta or args.device:
+            p.error('--onnx takes neither --delta nor --device: the file holds the increments, and runs on the CPU')
+        args.images, args.config = args.words, args.onnx
+        return args
+    if len(args.words) < 3:
+        p.error('give IMAGE [IMAGE ...] CONFIG CKPT, or IMAGE [IMAGE ...] --onnx FILE.onnx')
+    *args.images, args.config, args.checkpoint = args.words
+    return args
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     outs = [args.out.with_stem(f'{args.out.stem}_{i + 1}') for i in range(len(images))] if images[1:] else [args.out]
     file = args.json or args.out.with_suffix('.json')
     require_other([*outs, file], [*images, args.config])
-    model = load_model(args.config, args.checkpoint, args.delta, args.device)
+    model = OnnxModel(args.onnx) if args.onnx else load_model(args.config, args.checkpoint, args.delta, args.device)
     for image in images:
         read_image(model, image)
     classes, told = list(model.dataset_meta['classes']), {}

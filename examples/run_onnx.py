@@ -1,0 +1,57 @@
+"""A file of `scalenet onnx`, with numpy, Pillow and onnxruntime alone: python run_onnx.py MODEL.onnx IMAGE OUT.png"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageDraw
+
+file, source, out = sys.argv[1:]
+onnxruntime.set_default_logger_severity(3)
+session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+about = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+picture = Image.open(source).convert('RGB')
+image = picture
+for step in about['test_pipeline']:  # the resizing of the library's test pipeline
+    if step['type'] == 'Resize':
+        scale = step['scale'] if isinstance(step['scale'], list) else [step['scale']] * 2
+        ratio = min(max(scale) / max(image.size), min(scale) / min(image.size))
+        size = [int(side * ratio + 0.5) for side in image.size] if step.get('keep_ratio') else scale
+        image = image.resize(size, Image.BILINEAR)
+    elif step['type'] == 'ResizeEdge':
+        image = image.resize([round(side * step['scale'] / min(image.size)) for side in image.size], Image.BICUBIC)
+    elif step['type'] == 'CenterCrop':
+        edge = step['crop_size']
+        left, top = ((side - edge) // 2 for side in image.size)
+        image = image.crop((left, top, left + edge, top + edge))
+how = about['data_preprocessor']
+pixels = np.asarray(image, np.float32)
+if not (how.get('bgr_to_rgb') or how.get('to_rgb')):
+    pixels = pixels[..., ::-1]
+pixels = (pixels - np.float32(how['mean'])) / np.float32(how['std'])
+takes = session.get_inputs()[0].shape[2:]
+if any(isinstance(n, int) and n != side for n, side in zip(takes, pixels.shape)):
+    sys.exit(f'{file} takes images of {takes[0]} x {takes[1]} pixels, got {pixels.shape[0]} x {pixels.shape[1]}.')
+names = [o.name for o in session.get_outputs()]
+found = dict(zip(names, session.run(None, {'image': pixels.transpose(2, 0, 1)[None]})))
+colours = np.random.default_rng(1).integers(60, 255, (len(about['classes']) + 1, 3))
+shown, texts = np.asarray(image).copy(), []
+if 'boxes' in found:
+    for i in np.flatnonzero(found['scores'] >= 0.3):
+        label = found['labels'][i]
+        if 'masks' in found:
+            shown[found['masks'][i]] = shown[found['masks'][i]] // 2 + colours[label] // 2
+        texts.append((found['boxes'][i], f'{about["classes"][label]} {found["scores"][i]:.2f}', label))
+elif 'labels' in found:
+    shown = (shown // 2 + colours[found['labels'][0]] // 2).astype(np.uint8)
+else:
+    texts = [([0, 12 * n, 0, 0], f'{about["classes"][k]} {found["scores"][0][k]:.2f}', k)
+             for n, k in enumerate(found['scores'][0].argsort()[::-1][:5])]  # fmt: skip
+shown = Image.fromarray(shown.astype(np.uint8))
+draw = ImageDraw.Draw(shown)
+for box, text, label in texts:
+    draw.rectangle(list(map(float, box)), outline=tuple(map(int, colours[label])))
+    draw.text(tuple(map(float, box[:2])), text, fill='white', stroke_width=1, stroke_fill='black')
+    print(text, *(f'{side:.1f}' for side in box))
+shown.save(out)

@@ -1,0 +1,135 @@
+"""Running a file of ``scalenet onnx``, with the preparation and the result types of the library it came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
+
+from ..models.inference import TASKS, read_image
+from ..runner.config import reads_pixels
+from ..version import __version__
+
+KEYS = ('scope', 'test_pipeline', 'data_preprocessor', 'classes')
+
+
+def about(model: nn.Module) -> dict[str, str]:
+    """What a file says of itself, each as JSON: library, preparation of images, names of the classes, version."""
+    cfg = model.cfg
+    preparation = dict(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {})
+    preparation.pop('batch_augments', None)
+    said = dict(
+        scope=cfg.default_scope,
+        task=TASKS[cfg.default_scope],
+        classes=list(model.dataset_meta['classes']),
+        test_pipeline=[dict(step) for step in cfg.test_pipeline],
+        data_preprocessor=preparation,
+        scalenet_mm=__version__,
+    )
+    return {key: json.dumps(value) for key, value in said.items()}
+
+
+def prepared(model: nn.Module, image: str | Path) -> Tensor:
+    """An image (1, C, H, W) as the model gets it, without the padding."""
+    return _prepare(model, _sample(model, image))[0]
+
+
+def _sample(model: Any, image: str | Path) -> dict:
+    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
+        steps = [t for t in model.cfg.test_pipeline if not reads_pixels(t)]
+        return pseudo_collate([Compose(steps)(read_image(model, image))])
+
+
+def _prepare(model: Any, data: dict) -> tuple[Tensor, Any]:
+    batch = model.data_preprocessor(data, False)
+    sample = batch['data_samples'][0]
+    high, wide = sample.metainfo.get('img_shape', batch['inputs'].shape[-2:])[:2]
+    return batch['inputs'][:1, :, :high, :wide].float(), sample
+
+
+def _sizes(node: Any) -> Any:
+    """Lists of numbers as tuples, which JSON has none of: mmcv's steps take a size as such."""
+    if isinstance(node, dict):
+        return {key: _sizes(value) for key, value in node.items()}
+    if not isinstance(node, list):
+        return node
+    numbers = node and all(isinstance(value, (int, float)) for value in node)
+    return tuple(node) if numbers else [_sizes(value) for value in node]
+
+
+class OnnxModel:
+    """A file as ``models.inference.predict``, ``read_image``, ``as_panel`` and ``as_json`` take a model.
+
+    Raises:
+        ModuleNotFoundError: without onnxruntime.
+        ValueError: if another program wrote the file, or it holds a backbone alone.
+    """
+
+    def __init__(self, file: str | Path):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self.file = file
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+        said = {k: json.loads(v) for k, v in self.session.get_modelmeta().custom_metadata_map.items() if k in KEYS}
+        self.names = [output.name for output in self.session.get_outputs()]
+        if len(said) < len(KEYS) or self.names[0].startswith('level_'):
+            raise ValueError(
+                f'{file} does not say how images are prepared and results are read; give a file that `scalenet onnx` '
+                'wrote without --backbone.'
+            )
+        self.cfg = Config(dict(default_scope=said['scope'], test_pipeline=_sizes(said['test_pipeline'])))
+        self.dataset_meta = dict(classes=said['classes'])
+        with DefaultScope.overwrite_default_scope(said['scope']):
+            self.data_preprocessor = MODELS.build(said['data_preprocessor'])
+
+    def run(self, image: Tensor) -> dict[str, np.ndarray]:
+        """Outputs by name of a prepared image (1, C, H, W).
+
+        Raises:
+            ValueError: for a size that the file does not take.
+        """
+        takes = self.session.get_inputs()[0].shape
+        wrong = [(n, side) for n, side in zip(takes, image.shape) if isinstance(n, int) and n != side]
+        if wrong:
+            raise ValueError(
+                f'{self.file} takes images of {" x ".join(map(str, takes[2:]))} pixels; this one is '
+                f'{" x ".join(map(str, image.shape[2:]))} once it is prepared. Export with --dynamic, or with --size '
+                f'{image.shape[2]} {image.shape[3]}.'
+            )
+        return dict(zip(self.names, self.session.run(None, {'image': image.numpy()})))
+
+    def test_step(self, data: dict) -> list:
+        """As a model's: the library's result of one sample, in pixels of its file."""
+        image, sample = _prepare(self, data)
+        found, (high, wide) = self.run(image), sample.metainfo.get('ori_shape', image.shape[-2:])[:2]
+
+        def resized(mask: np.ndarray, how: int) -> np.ndarray:
+            return mask if mask.shape == (high, wide) else cv2.resize(mask, (wide, high), interpolation=how)
+
+        if 'boxes' in found:
+            x, y = (side / now for side, now in zip((wide, high), image.shape[:-3:-1]))
+            boxes = torch.from_numpy(found['boxes'] * np.float32([x, y, x, y]))
+            sample.pred_instances = InstanceData(
+                bboxes=boxes, labels=torch.from_numpy(found['labels']), scores=torch.from_numpy(found['scores'])
+            )
+            if 'masks' in found:
+                masks = [resized(m.astype(np.float32), cv2.INTER_LINEAR) >= 0.5 for m in found['masks']]
+                sample.pred_instances.masks = torch.from_numpy(np.array(masks, bool).reshape(-1, high, wide))
+        elif 'labels' in found:
+            labels = resized(found['labels'][0].astype(np.int32).astype(np.float32), cv2.INTER_NEAREST)
+            sample.pred_sem_seg = PixelData(data=torch.from_numpy(labels).long()[None])
+        else:
+            scores = torch.from_numpy(found['scores'][0])
+            sample.set_pred_score(scores).set_pred_label(int(scores.argmax()))
+        return [sample]

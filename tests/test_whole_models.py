@@ -1,0 +1,209 @@
+"""Whole models as ONNX, against the libraries' own predictions."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import perturb, scalenet
+from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from torch import nn
+
+from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.compat import read_config
+from scalenet_mm.experiments.quickstart.quickstart_runs import CONFIGS
+from scalenet_mm.export.boxes import decode, paste, suppress
+from scalenet_mm.export.file import export_model
+from scalenet_mm.export.graphs import Agreement, Detector, network_of
+from scalenet_mm.export.running import OnnxModel, prepared
+from scalenet_mm.export.size_free import _Pool
+from scalenet_mm.models.inference import as_panel, load_model, predict
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / 'scalenet_mm/experiments/quickstart/sources'
+NAMES = {'cls': 'deit_micro_digits', 'seg': 'upernet_swin_digits', 'det': 'mask_rcnn_swin_digits'}
+SCALED = {'cls': 'scalenet_deit_micro_digits', 'det': 'mask_rcnn_scalenet_swin_digits'}
+OTHERS = {
+    'Cascade Mask R-CNN': 'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+    'RetinaNet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+}
+
+
+def source(task: str) -> nn.Module:
+    """A model of the quickstart, trained to its end."""
+    return load_model(CONFIGS / f'{NAMES[task]}.py', SOURCES / f'{NAMES[task]}.safetensors', device='cpu')
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory) -> list[Path]:
+    """Pictures of digits, 96 x 96, each with objects that the trained detector finds."""
+    folder = tmp_path_factory.mktemp('scenes')
+    command = scalenet('experiment', 'demo-data', folder / 'data', '--layout', 'coco', '--train', '2', '--val', '8')
+    subprocess.run(command, check=True, capture_output=True)
+    return sorted((folder / 'data' / 'coco' / 'val2017').iterdir())
+
+
+def detector(name: str) -> nn.Module:
+    """A small detector with a Swin of the library, whose random weights find something."""
+    cfg = read_config(OTHERS[name])
+    backbone = dict(type='SwinTransformer', embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8])
+    cfg.model.backbone = dict(backbone, window_size=7, out_indices=(0, 1, 2, 3), drop_path_rate=0.0)
+    cfg.model.neck.in_channels, cfg.default_scope = [16, 32, 64, 128], 'mmdet'
+    torch.manual_seed(0)
+    return perturb(build_model(cfg), std=0.05).eval()
+
+
+# --- the parts, against the library's
+
+
+def test_masks_are_pasted_as_mmdet_does():
+    torch.manual_seed(0)
+    masks, corner = torch.rand(5, 28, 28), torch.rand(5, 2) * 60
+    boxes = torch.cat((corner, corner + 5 + 30 * torch.rand(5, 2)), 1)
+    theirs, _ = _do_paste_mask(masks[:, None], boxes, 80, 100, skip_empty=False)
+    torch.testing.assert_close(paste(masks, boxes, (80, 100)), theirs, atol=2e-5, rtol=0)
+
+
+def test_boxes_are_decoded_and_suppressed_as_mmdet_does():
+    from mmcv.ops import batched_nms
+    from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+
+    torch.manual_seed(0)
+    coder, corner = DeltaXYWHBBoxCoder(target_stds=(0.1, 0.1, 0.2, 0.2)), torch.rand(300, 2) * 60
+    boxes, deltas = torch.cat((corner, corner + 30 * torch.rand(300, 2)), 1), 5 * torch.randn(300, 4)
+    theirs = coder.decode(boxes, deltas, max_shape=(70, 90))
+    torch.testing.assert_close(decode(coder, boxes, deltas, (70, 90)), theirs)
+    scores, groups = torch.rand(300), torch.randint(0, 3, (300,))
+    _, kept = batched_nms(theirs, scores, groups, dict(type='nms', iou_threshold=0.5))
+    assert torch.equal(suppress(theirs, scores, groups, 0.5, 1000), kept) and 60 < len(kept) < 300
+    assert torch.equal(suppress(theirs, scores, groups, 0.5, 50), kept[:50])
+    assert not len(suppress(theirs[:0], scores[:0], groups[:0], 0.5, 50))
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, (6, 4)])
+@pytest.mark.parametrize('side', [1, 5, 6, 13])
+def test_means_over_bins_are_torch_s(count, side):
+    x = torch.randn(2, 3, side, side + 2)
+    torch.testing.assert_close(_Pool(count)(x), nn.AdaptiveAvgPool2d(count)(x))
+
+
+# --- whole models
+
+
+def test_a_classifier_gives_its_scores_at_any_batch(tmp_path):
+    done = export_model(source('cls'), tmp_path / 'm.onnx')
+    assert done.nbytes == done.unique and len(done.shapes) == 8 and done.difference < 1e-5
+
+
+def test_a_scaled_classifier_stores_shared_tensors_once(tmp_path):
+    model = perturb(build_model(read_config(CONFIGS / f'{SCALED["cls"]}.py'))).eval()
+    done = export_model(model, tmp_path / 'm.onnx')
+    assert done.nbytes <= 1.001 * sum(p.nbytes for p in model.parameters())
+
+
+def test_a_detector_finds_what_torch_finds_and_draws_the_same_picture(scenes, tmp_path):
+    model, file = source('det'), tmp_path / 'm.onnx'
+    config, weights = CONFIGS / f'{NAMES["det"]}.py', SOURCES / f'{NAMES["det"]}.safetensors'
+    done = subprocess.run(
+        scalenet('onnx', config, weights, file, '--check', *scenes), capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split('objects')[1].split()[0]) > 20, done.stdout
+    assert {o.domain for o in onnx.load(file).opset_import} <= {'', 'ai.onnx'}, 'no operators of their own'
+    ours = OnnxModel(file)
+    for scene in scenes:
+        a, b = as_panel(predict(model, scene)), as_panel(predict(ours, scene))
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-2)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+        assert np.array_equal(a.labels, b.labels) and (a.masks != b.masks).mean() < 1e-3
+    with pytest.raises(ValueError, match=r'takes images of 96 x 96 pixels; this one is 40 x 96'):
+        ours.run(torch.zeros(1, 3, 40, 96))
+    for words, out in (([config, weights], 'torch.png'), (['--onnx', file], 'onnx.png')):
+        subprocess.run(scalenet('predict', scenes[0], *words, '--out', tmp_path / out), check=True, capture_output=True)
+    one, two = (cv2.imread(str(tmp_path / name)).astype(int) for name in ('torch.png', 'onnx.png'))
+    apart = (np.abs(one - two) > 32).any(2)
+    assert one.shape == two.shape and not apart[100:].any(), 'nothing but the head of the column, which names the file'
+    example = [sys.executable, ROOT / 'examples/run_onnx.py', file, scenes[0], tmp_path / 'example.png']
+    said = subprocess.run(example, check=True, capture_output=True, text=True).stdout
+    labels = [model.dataset_meta['classes'][k] for k in as_panel(predict(model, scenes[0])).labels]
+    assert [line.split()[0] for line in said.splitlines()] == labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['seg', 'det'])
+def test_the_image_size_is_free(task, scenes, tmp_path):
+    model = source(task)
+    done = export_model(
+        model, tmp_path / 'm.onnx', (96, 96), dynamic=True, images=[prepared(model, s) for s in scenes[:2]]
+    )
+    assert len({shape[2:] for shape in done.shapes}) >= 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(OTHERS))
+def test_other_detectors_find_what_torch_finds(name, tmp_path):
+    done = export_model(detector(name), tmp_path / 'm.onnx', (96, 128))
+    assert done.found > 8 and done.difference < 1e-2
+
+
+def test_objects_of_nearly_equal_scores_may_change_places_and_nothing_else():
+    boxes = torch.tensor([[0.0, 0, 9, 9], [5, 5, 20, 20], [1, 1, 3, 3]])
+    ours = boxes, torch.tensor([1, 2, 1]), torch.tensor([0.9, 0.50001, 0.5])
+    swapped = tuple(t[[0, 2, 1]] for t in ours[:2])
+    compare = Detector.compare
+    network = object()
+    assert compare(network, ours, (*swapped, ours[2])) == Agreement(0.0)
+    assert 'order' in compare(network, ours, tuple(t[[1, 0, 2]] for t in ours)).wrong
+    assert 'box or class' in compare(network, ours, (boxes + 0.1, *ours[1:])).wrong
+    assert '2 objects are found, torch finds 3' in compare(network, ours, tuple(t[:2] for t in ours)).wrong
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (
+            dict(roi_head=dict(bbox_head=dict(type='DoubleConvFCBBoxHead', num_convs=1, num_fcs=1))),
+            'DoubleConvFCBBoxHead',
+        ),
+        (dict(test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms')))), r'test_cfg.rcnn.nms is .*soft_nms'),
+        (dict(rpn_head=dict(bbox_coder=dict(type='TBLRBBoxCoder', normalizer=4.0))), 'TBLRBBoxCoder'),
+    ],
+)
+def test_a_part_that_is_not_covered_is_named(change, told):
+    cfg = read_config(CONFIGS / f'{NAMES["det"]}.py')
+    cfg.default_scope = 'mmdet'
+    if 'bbox_head' in change.get('roi_head', {}):
+        cfg.model.roi_head.bbox_head = {**cfg.model.roi_head.bbox_head, **change['roi_head']['bbox_head']}
+    elif 'rpn_head' in change:
+        cfg.model.rpn_head.bbox_coder = change['rpn_head']['bbox_coder']
+    else:
+        cfg.merge_from_dict(dict(model=change))
+    with pytest.raises(ValueError, match=told):
+        network_of(build_model(cfg))
+
+
+def test_models_and_modes_that_are_not_covered_are_named(tmp_path):
+    with pytest.raises(ValueError, match='model is a Linear, which is not covered by the export; covered are Image'):
+        network_of(nn.Linear(1, 1))
+    cfg = read_config(CONFIGS / f'{NAMES["seg"]}.py')
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(16, 16))
+    cfg.default_scope = 'mmseg'
+    with pytest.raises(ValueError, match="test_cfg.mode is 'slide'"):
+        network_of(build_model(cfg))
+    file = tmp_path / 'foreign.onnx'
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node('Identity', ['image'], ['level_0'])],
+        'g',
+        [onnx.helper.make_tensor_value_info('image', 1, [1])],
+        [onnx.helper.make_tensor_value_info('level_0', 1, [1])],
+    )
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid('', 18)]), file)
+    with pytest.raises(ValueError, match='does not say how images are prepared'):
+        OnnxModel(file)
