@@ -143,11 +143,15 @@ def test_the_image_size_is_free(task, scenes, tmp_path):
     assert len({shape[2:] for shape in done.shapes}) >= 7
 
 
+@torch.no_grad()
 @pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(OTHERS))
-def test_other_detectors_find_what_torch_finds(name, tmp_path):
-    done = export_model(detector(name), tmp_path / 'm.onnx', (96, 128))
-    assert done.found > 8 and done.difference < 1e-2
+def test_what_is_written_of_other_detectors_computes_what_they_do(name):
+    """In torch: their random weights give hundreds of scores of 1, of which onnxruntime may keep others."""
+    network = network_of(detector(name))
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    ours = network.reference(image)
+    assert len(ours[0]) == 100 and not network.compare(ours[:3], network(image)[:3]).wrong
 
 
 def test_objects_of_nearly_equal_scores_may_change_places_and_nothing_else():
