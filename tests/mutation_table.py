@@ -1026,7 +1026,7 @@ MUTATIONS = (
     Mutation(
         'seeing',
         'the check of a file takes objects in any order',
-        'scalenet_mm/export/graphs.py',
+        'scalenet_mm/export/detection.py',
         'if max(scores, own) > VALUES:',
         'if own > VALUES:',
         'tests/test_whole_models.py::test_objects_of_nearly_equal_scores_may_change_places_and_nothing_else',
@@ -1034,7 +1034,7 @@ MUTATIONS = (
     Mutation(
         'seeing',
         'every exported image has three channels',
-        'scalenet_mm/export/graphs.py',
+        'scalenet_mm/export/network.py',
         'return image_channels(self.backbone)',
         'return 3',
         'tests/test_export.py::test_the_channels_are_those_of_the_backbone[deit-4]',

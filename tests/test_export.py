@@ -150,7 +150,7 @@ def test_outputs_that_differ_are_refused_and_leave_the_old_file(tmp_path, monkey
         made.layers[0].ln1.bias.data += 0.01
         return made
 
-    monkeypatch.setattr('scalenet_mm.export.graphs.traceable', wrong)
+    monkeypatch.setattr('scalenet_mm.export.network.traceable', wrong)
     with pytest.raises(RuntimeError, match=r'onnxruntime differs from torch at'):
         export_backbone(deit(), tmp_path / 'm.onnx')
     assert (tmp_path / 'm.onnx').read_text() == 'the old one'

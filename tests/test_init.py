@@ -353,6 +353,15 @@ def test_links_are_followed_as_mmengine_does(classifier, tmp_path):
 # --- what is refused
 
 
+def test_a_folder_is_not_left_where_a_config_in_pure_python_cannot_be_imported(tmp_path):
+    config, checkpoint = tmp_path / 'own-one.py', tmp_path / 'own.pth'
+    config.write_text(PURE)
+    torch.save(dict(state_dict=perturb(build_model(read_config(config))).state_dict(), meta={}), checkpoint)
+    with pytest.raises(AdoptionError, match='own-one.py cannot be imported'):
+        scalenet_mm.init(config, checkpoint, tmp_path / 'new' / 'scaled.py', rank=4)
+    assert not (tmp_path / 'new').exists()
+
+
 def test_files_and_folders_that_cannot_be_meant_are_refused_before_any_work(classifier, tmp_path):
     with pytest.raises(ValueError, match='scaled.yaml must end in .py'):
         scalenet_mm.init(*classifier, tmp_path / 'scaled.yaml')
@@ -360,7 +369,9 @@ def test_files_and_folders_that_cannot_be_meant_are_refused_before_any_work(clas
     with pytest.raises(AdoptionError, match='link.py exists and is not written over'):
         scalenet_mm.init(*classifier, tmp_path / 'link.py')
     config = changed(classifier, tmp_path, "val_dataloader = dict(dataset=dict(data_root='other'))")
-    with pytest.raises(AdoptionError, match=r"--data-root\) replaces the one folder .*this one has \['data.*other"):
+    with pytest.raises(
+        AdoptionError, match=r"--data-root=.* replaces the one .*this one has \['data.*other.* in the written"
+    ):
         scalenet_mm.init(config, classifier[1], tmp_path / 'scaled.py', data_root=tmp_path)
     config.write_text('model = dict(\n')
     with pytest.raises(OSError, match=r'changed.py is no Python: .* \(line 1\)'):

@@ -17,8 +17,10 @@ from scalenet_mm.checkpoint.loading import build_model
 from scalenet_mm.compat import read_config
 from scalenet_mm.experiments.quickstart.quickstart_runs import CONFIGS
 from scalenet_mm.export.boxes import decode, paste, suppress
+from scalenet_mm.export.detection import Detector
 from scalenet_mm.export.file import export_model
-from scalenet_mm.export.graphs import Agreement, Detector, network_of
+from scalenet_mm.export.graphs import network_of
+from scalenet_mm.export.network import Agreement
 from scalenet_mm.export.running import OnnxModel, prepared
 from scalenet_mm.export.size_free import _Pool
 from scalenet_mm.models.inference import as_panel, load_model, predict

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..export.file import export_backbone, export_model
-from ..export.graphs import network_of
+from ..export.file import write
+from ..export.graphs import Backbone, network_of
 from ..export.running import about, prepared
 from ..file_names import file_ending
 from ..models.inference import find_images, load_model
@@ -40,13 +40,10 @@ def main(argv: Sequence[str]) -> None:
     images = find_images(args.check) if args.check else []
     model = load_model(args.config, args.checkpoint, args.delta, device='cpu')
     metadata = about(model)
-    if args.backbone:
-        done = export_backbone(model.backbone, args.out, args.size, args.dynamic, metadata)
-    else:
-        network_of(model)  # refuses before images are read
-        given = [prepared(model, image) for image in images]
-        size = args.size or (given[0].shape[-2:] if given else None)
-        done = export_model(model, args.out, size, args.dynamic, metadata, given)
+    network = Backbone(model.backbone) if args.backbone else network_of(model)  # refuses before images are read
+    given = [prepared(model, image) for image in images]
+    size = args.size or (given[0].shape[-2:] if given else None)
+    done = write(network, args.out, size, args.dynamic, metadata, given)
     print(f'written       {args.out} ({args.out.stat().st_size:,} bytes)')
     print(
         f'initializers  {done.initializers}, {done.nbytes:,} bytes; unique tensors of the model {done.unique:,} bytes'

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from ..core.roles import unique_bytes
 from ..file_names import require_suffix
-from .graphs import Backbone, Network, network_of
+from .graphs import Backbone, network_of
+from .network import Network
 
 NEEDED = ('onnx', 'onnxscript', 'onnxruntime')
-SPARE = 0.02  # share of the bytes that the graph's own constants may take beside the model's tensors
-SCALARS = 0.001  # the same of a backbone, which has no anchors and no bins
 CHECKED = 8  # images
 
 
@@ -44,29 +43,14 @@ class Exported:
     found: int | None = None
 
 
-def export_model(
-    model: nn.Module,
-    path: str | Path,
-    size: Sequence[int] | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, str] | None = None,
-    images: Sequence[Tensor] = (),
-) -> Exported:
-    """Writes a classifier, detector or segmentor; see ``write``, and ``graphs`` for the outputs."""
-    return write(network_of(model), path, size, dynamic, metadata, images)
+def export_model(model: nn.Module, path: str | Path, *args, **options) -> Exported:
+    """Writes a classifier, detector or segmentor; the rest as of ``write``, the outputs in ``graphs``."""
+    return write(network_of(model), path, *args, **options)
 
 
-def export_backbone(
-    backbone: nn.Module,
-    path: str | Path,
-    size: Sequence[int] | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, str] | None = None,
-) -> Exported:
-    """Writes ``ScaleNetSwin``, ``ScaleNetDeiT``, or mmpretrain's Swin or ViT; outputs ``level_<out index>``; see
-    ``write``.
-    """
-    return write(Backbone(backbone), path, size, dynamic, metadata)
+def export_backbone(backbone: nn.Module, path: str | Path, *args, **options) -> Exported:
+    """Writes ``ScaleNetSwin``, ``ScaleNetDeiT``, or mmpretrain's Swin or ViT; the rest as of ``write``."""
+    return write(Backbone(backbone), path, *args, **options)
 
 
 def write(
@@ -146,7 +130,7 @@ def _check(file: Path, network: Network, images: Sequence[Tensor]) -> Exported:
 
     stored = [onnx.numpy_helper.to_array(i) for i in onnx.load(file).graph.initializer]
     nbytes, unique = sum(t.nbytes for t in stored), unique_bytes(network.traced)
-    if nbytes > unique * (1 + (SCALARS if isinstance(network, Backbone) else SPARE)):
+    if nbytes > unique * (1 + network.spare):
         raise RuntimeError(
             f'The graph holds {nbytes:,} bytes and the model {unique:,}: a shared tensor is stored more than once, '
             'and nothing was written. Please report the versions of torch and onnxscript.'

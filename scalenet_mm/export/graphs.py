@@ -2,160 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmdet.models.dense_heads import RetinaHead, RPNHead
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
-from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
-from mmdet.models.roi_heads.bbox_heads import BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
-from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
-from mmdet.structures import DetDataSample
 from mmpretrain.models.backbones import SwinTransformer, VisionTransformer
 from mmpretrain.models.classifiers import ImageClassifier
-from mmpretrain.models.utils.attention import ShiftWindowMSA
 from mmseg.models.segmentors import EncoderDecoder
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..core.flops import INPUT_SIZE, image_channels
-from .boxes import decode, paste, pool, several, suppress, where
-from .size_free import LARGEST, generic_size, traceable, up
+from .detection import OneStage, TwoStage
+from .network import Agreement, Network, not_covered
 
-VALUES = 1e-4  # of the largest value, where that is above 1; of scores
-PIXELS = 1e-2  # of a box's corners
-AREA = 1e-3  # share of the pixels of masks and label maps
-
-
-class Agreement(NamedTuple):
-    """How far a file's outputs are from the library's: the largest difference, and what is too far, or nothing."""
-
-    difference: float
-    wrong: str = ''
-
-
-class Network(nn.Module):
-    """A model as it goes into a file.
-
-    ``forward`` takes prepared images (B, C, H, W) and gives one tensor for each of ``names``.
-
-    Attributes:
-        model: the library's model, float, on the CPU, in eval mode; ``traced`` is its copy that is exported.
-        backbone: of both.
-        free_batch: whether B is free, or 1.
-        unit: what the graph pads H and W to a multiple of.
-    """
-
-    names: tuple[str, ...]
-    task: str
-    free_batch = True
-    unit = 1
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        object.__setattr__(self, 'model', copy.deepcopy(model).cpu().float().eval())
-        self.traced = traceable(self.model).eval()
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.model.backbone
-
-    def reference(self, image: Tensor) -> Sequence[Tensor]:
-        """The library's own results, as ``forward`` gives them."""
-        raise NotImplementedError
-
-    def compare(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Agreement:
-        """The library's outputs with those of a file."""
-        worst = 0.0
-        for name, a, b in zip(self.names, ours, theirs, strict=True):
-            if a.shape != b.shape:
-                return Agreement(float('inf'), f'{name} has the shape {tuple(b.shape)}, torch gives {tuple(a.shape)}')
-            difference = float((a - b).abs().max()) if a.numel() else 0.0
-            worst = max(worst, difference)
-            if not difference <= VALUES * max(1.0, float(a.abs().max()) if a.numel() else 0.0):
-                return Agreement(worst, f'{name} differs by {difference:.2e}, more than {VALUES:.0e}')
-        return Agreement(worst)
-
-    # Sizes
-
-    @property
-    def channels(self) -> int:
-        return image_channels(self.backbone)
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        size = getattr(self.backbone, 'img_size', INPUT_SIZE)
-        return tuple(size) if isinstance(size, Iterable) else (size, size)
-
-    @property
-    def step(self) -> int:
-        """What the sides of an image have to be multiples of."""
-        return self._stride() if isinstance(self.backbone, VisionTransformer) else 1
-
-    @property
-    def least(self) -> int:
-        """The least free side: torch.export takes a side of one for a constant."""
-        if isinstance(self.backbone, VisionTransformer):
-            return 2 * self._stride()
-        return self._stride() * 2 ** (len(self.backbone.stages) - 1) + 1
-
-    def trace_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """An image size near ``size`` that is no special case."""
-        if self.step > 1:
-            return size[0] + self.step, size[1] + 2 * self.step
-        steps = [self._stride() * 2**i for i in range(len(self.backbone.stages))]
-        window = next(
-            m.window_size for m in self.backbone.modules() if isinstance(getattr(m, 'window_size', None), int)
-        )
-        return generic_size(size, steps, window, self.unit)
-
-    def _stride(self) -> int:
-        stride = self.backbone.patch_embed.projection.stride
-        return stride[0] if isinstance(stride, tuple) else stride
-
-    def dimensions(self, dynamic: bool) -> dict[int, torch.export.Dim]:
-        """What of the input's shape is free."""
-        free = {0: torch.export.Dim('batch')} if self.free_batch else {}
-        for axis, name in ((2, 'height'), (3, 'width')) if dynamic else ():
-            count = torch.export.Dim(name, min=-(-self.least // self.step), max=LARGEST // self.step)
-            free[axis] = count if self.step == 1 else self.step * count
-        return free
-
-    def require(self, size: tuple[int, ...], dynamic: bool) -> None:
-        """Refuses, before any work, what cannot be exported.
-
-        Raises:
-            ValueError: with the part, its value and the way out.
-        """
-        backbone = self.backbone
-        if any(side % self.step for side in size):
-            raise ValueError(f'The size {size} must be multiples of the patch size {self.step}.')
-        if not dynamic:
-            return
-        if not hasattr(backbone, 'stages') and not isinstance(backbone, VisionTransformer):
-            raise ValueError(
-                f'The image size of a {type(backbone).__name__} cannot be free; give it (--size H W) without dynamic.'
-            )
-        if getattr(backbone, 'use_abs_pos_embed', False):
-            raise ValueError('A Swin with absolute position embeddings has one image size; leave dynamic out.')
-        windows = [m for m in backbone.modules() if isinstance(m, ShiftWindowMSA)]
-        if not all(w.pad_small_map for w in windows):
-            raise ValueError(
-                'The image size of this Swin cannot be free: with pad_small_map=False (classification) it looks at the '
-                'size to decide whether windows are shifted, and a graph has one of the two. Give size=(H, W) (--size '
-                'H W) without dynamic, or build it with pad_small_map=True, as for detection and segmentation.'
-            )
+AREA = 1e-3  # share of the pixels
 
 
 class Backbone(Network):
     """The levels that a detector or segmentor reads."""
 
-    task = 'backbone'
+    task, spare = 'backbone', 0.001
 
     def __init__(self, model: nn.Module):
         if not isinstance(model, (SwinTransformer, VisionTransformer)):
@@ -188,7 +55,7 @@ class Classifier(Network):
         _require_type(model, (ImageClassifier,))
         head = model.head
         if not hasattr(head, 'loss_module') or getattr(head, 'multi_label', False) or not callable(head):
-            raise _not_covered(
+            raise not_covered(
                 'model.head', head, 'heads whose scores are a softmax (LinearClsHead, VisionTransformerClsHead)'
             )
         super().__init__(model)
@@ -233,175 +100,6 @@ class Segmentor(Network):
         return Agreement(share, f'{share:.2%} of the pixels have another class' if share > AREA else '')
 
 
-class Detector(Network):
-    """Objects by falling score: ``boxes`` (n, 4) of x1, y1, x2, y2 in pixels, ``labels``, ``scores``, and ``masks`` (n,
-    H, W) where the model has them.
-    """
-
-    task, names, free_batch = 'detection', ('boxes', 'labels', 'scores'), False
-
-    def __init__(self, model: nn.Module):
-        super().__init__(model)
-        self.unit = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
-
-    def padded(self, image: Tensor) -> Tensor:
-        high, wide = (up(side, self.unit) for side in image.shape[-2:])
-        return F.pad(image, (0, wide - image.shape[-1], 0, high - image.shape[-2]))
-
-    def reference(self, image: Tensor) -> tuple[Tensor, ...]:
-        shape = tuple(image.shape[-2:])
-        sample = DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
-        found = self.model.predict(self.padded(image), [sample], rescale=False)[0].pred_instances
-        return tuple(found[{'boxes': 'bboxes'}.get(name, name)] for name in self.names)
-
-    def compare(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Agreement:
-        """Objects are paired by their boxes, for two of nearly equal scores may have changed places."""
-        if len(ours[0]) != len(theirs[0]):
-            return Agreement(float('inf'), f'{len(theirs[0])} objects are found, torch finds {len(ours[0])}')
-        if not len(ours[0]):
-            return Agreement(0.0)
-        apart = torch.cdist(ours[0].double(), theirs[0].double(), p=float('inf'))
-        apart = apart + 1e4 * (ours[1][:, None] != theirs[1])
-        rows, columns = map(torch.as_tensor, linear_sum_assignment(apart.numpy()))
-        pixels, scores = float(apart[rows, columns].max()), float((ours[2] - theirs[2]).abs().max())
-        own = float((ours[2] - theirs[2][columns]).abs().max())
-        if pixels > PIXELS:
-            return Agreement(pixels, f'a box or class differs: {pixels:.2e} pixels, more than {PIXELS:.0e}')
-        if max(scores, own) > VALUES:
-            return Agreement(pixels, f'a score or the order differs: {max(scores, own):.2e}, more than {VALUES:.0e}')
-        if len(ours) > 3:
-            share = float((ours[3] != theirs[3][columns]).float().mean())
-            if share > AREA:
-                return Agreement(share, f"{share:.2%} of the masks' pixels differ")
-        return Agreement(pixels)
-
-    @staticmethod
-    def priors(head: nn.Module, scores: Sequence[Tensor]) -> list[Tensor]:
-        sizes = [s.shape[-2:] for s in scores]
-        return head.prior_generator.grid_priors(sizes, dtype=scores[0].dtype, device=scores[0].device)
-
-
-class OneStage(Detector):
-    """RetinaNet."""
-
-    def __init__(self, model: SingleStageDetector):
-        _require_heads({'model.bbox_head': (model.bbox_head, (RetinaHead,))})
-        _require_coder('model.bbox_head', model.bbox_head)
-        _require_nms('model.test_cfg', model.test_cfg)
-        super().__init__(model)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        model, cfg, shape = self.traced, self.model.test_cfg, image.shape[-2:]
-        head = model.bbox_head
-        scores, deltas = head(model.extract_feat(self.padded(image)))
-        found = []
-        for s, d, priors in zip(scores, deltas, self.priors(head, scores)):
-            s, d = _flat(s, head.cls_out_channels), _flat(d, 4)
-            s = (s.sigmoid() if head.use_sigmoid_cls else s.softmax(-1)[:, :-1]).flatten()
-            at = where(s > cfg.get('score_thr', 0))
-            s, order = s[at].sort(descending=True)
-            at, s = at[order][: cfg.nms_pre], s[: cfg.nms_pre]
-            several(at.shape[0])
-            place, label = at // head.num_classes, at % head.num_classes
-            found.append((decode(head.bbox_coder, priors[place], d[place], shape), label, s))
-        boxes, labels, scores = map(torch.cat, zip(*found))
-        boxes, labels, scores = _of_some_size(cfg, boxes, labels, scores)
-        kept = suppress(boxes, scores, labels, cfg.nms.iou_threshold, cfg.max_per_img)
-        return boxes[kept], labels[kept], scores[kept]
-
-
-class TwoStage(Detector):
-    """Faster, Mask and Cascade R-CNN."""
-
-    def __init__(self, model: TwoStageDetector):
-        heads = model.roi_head
-        _require_heads(
-            {
-                'model.rpn_head': (model.rpn_head, (RPNHead,)),
-                'model.roi_head': (heads, (StandardRoIHead, CascadeRoIHead)),
-                **{
-                    f'model.roi_head.bbox_head ({i})': (
-                        head,
-                        (BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead),
-                    )
-                    for i, head in enumerate(_list(heads.bbox_head))
-                },
-                **{
-                    f'model.roi_head.{part}_roi_extractor ({i})': (extractor, (SingleRoIExtractor,))
-                    for part in ('bbox', 'mask')
-                    for i, extractor in enumerate(_list(getattr(heads, f'{part}_roi_extractor', None)))
-                },
-                **{
-                    f'model.roi_head.mask_head ({i})': (head, (FCNMaskHead,))
-                    for i, head in enumerate(_list(getattr(heads, 'mask_head', None)))
-                },
-            }
-        )
-        if heads.with_shared_head:
-            raise _not_covered('model.roi_head.shared_head', heads.shared_head, 'heads without one')
-        for name, head in (
-            ('model.rpn_head', model.rpn_head),
-            *(('model.roi_head.bbox_head', h) for h in _list(heads.bbox_head)),
-        ):
-            _require_coder(name, head)
-        _require_nms('model.test_cfg.rpn', model.test_cfg.rpn)
-        _require_nms('model.test_cfg.rcnn', model.test_cfg.rcnn)
-        super().__init__(model)
-        if heads.with_mask:
-            self.names = (*Detector.names, 'masks')
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        heads, cfg, shape = self.traced.roi_head, self.model.test_cfg.rcnn, image.shape[-2:]
-        levels = self.traced.extract_feat(self.padded(image))
-        boxes, total = self._proposals(levels, shape), 0.0
-        stages = list(zip(_list(heads.bbox_head), _list(heads.bbox_roi_extractor), strict=True))
-        for i, (head, extractor) in enumerate(stages):
-            scores, deltas = head(pool(extractor, levels, boxes))
-            classes = 1 if head.reg_class_agnostic else head.num_classes
-            deltas = deltas.view(-1, classes, 4)
-            total = total + scores
-            if i + 1 < len(stages):  # a cascade goes on with the box of the best class
-                best = scores[:, :-1].argmax(1)
-                one = deltas[:, 0] if classes == 1 else deltas.gather(1, best[:, None, None].expand(-1, 1, 4))[:, 0]
-                boxes = decode(head.bbox_coder, boxes, one, shape)
-        scores = (total / len(stages)).softmax(-1)[:, :-1]
-        boxes = decode(head.bbox_coder, boxes[:, None], deltas, shape)
-        boxes = boxes.expand(-1, head.num_classes, 4).reshape(-1, 4)
-        labels = torch.arange(head.num_classes, device=boxes.device).expand_as(scores).reshape(-1)
-        scores = scores.reshape(-1)
-        at = where(scores > cfg.score_thr)
-        boxes, labels, scores = boxes[at], labels[at], scores[at]
-        kept = suppress(boxes, scores, labels, cfg.nms.iou_threshold, cfg.max_per_img)
-        boxes, labels, scores = boxes[kept], labels[kept], scores[kept]
-        return (boxes, labels, scores, *(self._masks(levels, boxes, labels, shape) if heads.with_mask else ()))
-
-    def _proposals(self, levels: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-        head, cfg = self.traced.rpn_head, self.model.test_cfg.rpn
-        scores, deltas = head(levels)
-        found = []
-        for i, (s, d, priors) in enumerate(zip(scores, deltas, self.priors(head, scores))):
-            s, d = _flat(s, head.cls_out_channels), _flat(d, 4)
-            s = s.sigmoid()[:, 0] if head.use_sigmoid_cls else s.softmax(-1)[:, 0]
-            s, at = s.sort(descending=True)
-            s, at = s[: cfg.nms_pre], at[: cfg.nms_pre]
-            found.append((decode(head.bbox_coder, priors[at], d[at], shape), torch.full_like(at, i), s))
-        boxes, groups, scores = map(torch.cat, zip(*found))
-        boxes, groups, scores = _of_some_size(cfg, boxes, groups, scores)
-        return boxes[suppress(boxes, scores, groups, cfg.nms.iou_threshold, cfg.max_per_img)]
-
-    def _masks(self, levels: Sequence[Tensor], boxes: Tensor, labels: Tensor, shape: Sequence[int]) -> tuple[Tensor]:
-        heads, total = self.traced.roi_head, 0.0
-        extractors = _list(getattr(heads, 'mask_roi_extractor', None) or heads.bbox_roi_extractor)
-        stages = list(zip(_list(heads.mask_head), extractors, strict=True))
-        for head, extractor in stages:
-            masks = head(pool(extractor, levels, boxes)).sigmoid()
-            if head.class_agnostic:
-                total = total + masks[:, 0]
-            else:
-                total = total + masks[torch.arange(masks.shape[0], device=masks.device), labels]
-        return (paste(total / len(stages), boxes, shape) >= self.model.test_cfg.rcnn.mask_thr_binary,)
-
-
 KINDS = (
     (ImageClassifier, Classifier),
     (EncoderDecoder, Segmentor),
@@ -420,64 +118,13 @@ def network_of(model: nn.Module) -> Network:
         if isinstance(model, kind):
             return network(model)
     covered = 'ImageClassifier, EncoderDecoder (UPerNet ...), Faster, Mask and Cascade R-CNN, RetinaNet'
-    raise _not_covered('model', model, f'{covered}; its backbone alone can be exported (--backbone)')
+    raise not_covered('model', model, f'{covered}; its backbone alone can be exported (--backbone)')
 
 
 def _tuple(outputs: Any) -> tuple[Tensor, ...]:
     return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
-def _list(part: Any) -> list:
-    """Stages of a cascade, or the one part that there is, or none."""
-    return [] if part is None else list(part) if isinstance(part, nn.ModuleList) else [part]
-
-
-def _flat(level: Tensor, values: int) -> Tensor:
-    """(1, A * values, H, W) as (H * W * A, values)."""
-    return level[0].permute(1, 2, 0).reshape(-1, values)
-
-
-def _of_some_size(cfg: Any, boxes: Tensor, groups: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-    """Without boxes of no side, or of the least one that the config asks for."""
-    least = cfg.get('min_bbox_size', -1)
-    if least < 0:
-        return boxes, groups, scores
-    at = where((boxes[:, 2:] - boxes[:, :2] > least).all(1))
-    return boxes[at], groups[at], scores[at]
-
-
-def _not_covered(name: str, part: Any, covered: str) -> ValueError:
-    return ValueError(f'{name} is a {type(part).__name__}, which is not covered by the export; covered are {covered}.')
-
-
 def _require_type(model: nn.Module, kinds: Sequence[type]) -> None:
     if type(model) not in kinds:
-        raise _not_covered('model', model, ', '.join(k.__name__ for k in kinds))
-
-
-def _require_heads(heads: dict[str, tuple[nn.Module, Sequence[type]]]) -> None:
-    for name, (part, kinds) in heads.items():
-        if type(part) not in kinds:
-            raise _not_covered(name, part, ', '.join(k.__name__ for k in kinds))
-
-
-def _require_coder(name: str, head: nn.Module) -> None:
-    if type(head.bbox_coder) is not DeltaXYWHBBoxCoder:
-        raise _not_covered(f'{name}.bbox_coder', head.bbox_coder, 'DeltaXYWHBBoxCoder')
-    for part, option, value in (
-        (head.bbox_coder, 'add_ctr_clamp', False),
-        (head, 'custom_activation', False),
-        (head, 'with_reg', True),
-    ):
-        if getattr(part, option, value) != value:
-            raise ValueError(f'{name} has {option}={not value}, which is not covered by the export.')
-
-
-def _require_nms(name: str, cfg: Any) -> None:
-    kind = cfg.nms.get('type', 'nms')
-    other = sorted(set(cfg.nms) - {'type', 'iou_threshold', 'split_thr'})
-    if kind != 'nms' or other:
-        raise ValueError(
-            f'{name}.nms is {dict(cfg.nms)}; the export covers dict(type="nms", iou_threshold=...), which ONNX has an '
-            'operator for.'
-        )
+        raise not_covered('model', model, ', '.join(k.__name__ for k in kinds))

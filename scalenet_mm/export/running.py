@@ -10,13 +10,11 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from ..models.inference import TASKS, read_image
-from ..runner.config import reads_pixels
+from ..models.inference import TASKS, as_batch, read_image
 from ..version import __version__
 
 KEYS = ('scope', 'test_pipeline', 'data_preprocessor', 'classes')
@@ -40,13 +38,7 @@ def about(model: nn.Module) -> dict[str, str]:
 
 def prepared(model: nn.Module, image: str | Path) -> Tensor:
     """An image (1, C, H, W) as the model gets it, without the padding."""
-    return _prepare(model, _sample(model, image))[0]
-
-
-def _sample(model: Any, image: str | Path) -> dict:
-    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
-        steps = [t for t in model.cfg.test_pipeline if not reads_pixels(t)]
-        return pseudo_collate([Compose(steps)(read_image(model, image))])
+    return _prepare(model, as_batch(model, read_image(model, image)))[0]
 
 
 def _prepare(model: Any, data: dict) -> tuple[Tensor, Any]:

@@ -80,8 +80,7 @@ class _DetectorWindows(_PadFirst, mmdet_swin.ShiftWindowMSA):
 
 
 class _SegmentorWindows(_PadFirst, mmseg_swin.ShiftWindowMSA):
-    def window_reverse(self, windows: Tensor, H, W) -> Tensor:
-        return _joined(windows, H, W, self.window_size)
+    window_reverse = _DetectorWindows.window_reverse
 
 
 def _joined(windows: Tensor, high, wide, side: int) -> Tensor:

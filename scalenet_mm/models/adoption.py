@@ -129,7 +129,8 @@ def adopt(
     base = config if not isinstance(config, Config) else config.filename
     if base is None:
         raise AdoptionError('A config without a file cannot be inherited from; write it to one (Config.dump) first.')
-    cfg, in_file = read_config(config), read_config(base)
+    in_file = read_config(base)
+    cfg = read_config(config if isinstance(config, Config) else in_file)
     in_file.default_scope = cfg.default_scope = scope = scope_of(cfg)
     if scope not in SAMPLES:
         raise AdoptionError(f'{base} has default_scope={scope!r}, which says no task; it must be one of {[*SAMPLES]}.')
@@ -152,7 +153,6 @@ def adopt(
     wanted.policy = dict(train='increments', also=list(proofs.also)) if proofs.also else dict(train='increments')
     changed = without_scope(difference(in_file._cfg_dict.to_dict(), wanted._cfg_dict.to_dict()), scope)
     merged = {key for key in changed if isinstance(in_file.get(key), dict)} if in_python(base) else ()
-    folder.mkdir(parents=True, exist_ok=True)
     text = leaf_text(_inherits(base, folder), changed, where, merged)
     return Adopted(_written(text, folder, out), text, where, proofs)
 
@@ -256,13 +256,9 @@ def _own_constructor(training: dict) -> None:
 
 def _move_data(wanted: Config, root: str) -> None:
     try:
-        move_data_root(wanted, root)
-    except SystemExit as refusal:  # of --cfg-options
-        said = str(refusal).partition(';')[2].partition('. Set')[0].strip()
-        raise AdoptionError(
-            f'data_root={root} (--data-root) replaces the one folder of the data; {said}. Leave it out, and set the '
-            'folders in the written config.'
-        ) from refusal
+        move_data_root(wanted, root, option='--data-root')
+    except SystemExit as refusal:
+        raise AdoptionError(f'{refusal} in the written config.') from refusal
 
 
 def outputs(node: Mapping, scope: str) -> list[int]:
@@ -356,7 +352,7 @@ def _inherits(base: str | Path, folder: Path) -> list[str]:
     if '::' in str(base):
         return [f'_base_ = {str(base)!r}']
     path = os.path.relpath(Path(base).absolute(), folder)
-    if not ((folder / path).exists() and (folder / path).samefile(base)):  # '..' of a folder that is a link
+    if os.path.realpath(folder / path) != os.path.realpath(base):  # '..' of a folder that is a link
         path = str(Path(base).absolute())
     if not in_python(base):
         return [f'_base_ = {path!r}']
@@ -369,6 +365,7 @@ def _inherits(base: str | Path, folder: Path) -> list[str]:
 
 def _written(text: str, folder: Path, out: str | Path | None) -> Config:
     """The config of ``text`` as mmengine reads it in ``folder``; kept as ``out``, or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile('w', suffix='.py', prefix='.init_', dir=folder, delete=False) as file:
         file.write(text)
     try:

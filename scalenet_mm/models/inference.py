@@ -94,8 +94,14 @@ def predict(model: nn.Module, image: str | Path | np.ndarray | Sequence) -> Any:
         return [predict(model, i) for i in image]
     data = image if isinstance(image, dict) else read_image(model, image)
     with DefaultScope.overwrite_default_scope(model.cfg.default_scope), torch.inference_mode():
+        return model.test_step(as_batch(model, data))[0]
+
+
+def as_batch(model: nn.Module, data: dict[str, Any]) -> dict[str, Any]:
+    """What ``read_image`` gave, after the other steps of the test pipeline, as a loader gives it to ``test_step``."""
+    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
         steps = [t for t in model.cfg.test_pipeline if not reads_pixels(t)]
-        return model.test_step(pseudo_collate([Compose(steps)(data)]))[0]
+        return pseudo_collate([Compose(steps)(data)])
 
 
 def as_panel(result: Any, score_thr: float = SCORE) -> Panel:

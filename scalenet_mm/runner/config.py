@@ -196,7 +196,7 @@ def trained_by(cfg: Config) -> TrainPolicy:
     return TrainPolicy.from_cfg((training.get('paramwise_cfg') or {}).get('policy'))
 
 
-def move_data_root(cfg: Config, root: str) -> None:
+def move_data_root(cfg: Config, root: str, option: str = '--cfg-options data_root') -> None:
     """Replaces the folder of the data in every string of a config that begins with it, in place.
 
     The old folder is the config's top-level ``data_root`` if a data set uses it, or else the one that all of them name.
@@ -214,7 +214,7 @@ def move_data_root(cfg: Config, root: str) -> None:
     old = {top} if top in old or not old else old
     if old == {''} or len(old) != 1:
         raise SystemExit(
-            f'--cfg-options data_root={root} replaces the one data_root of a config; this one has '
+            f'{option}={root} replaces the one data_root of a config; this one has '
             f'{sorted(named) or "none"}. Set them one by one, e.g. train_dataloader.dataset.data_root={root}'
         )
     old = old.pop().rstrip('/')

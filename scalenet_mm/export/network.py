@@ -1,0 +1,143 @@
+"""What every file has in common: an input of prepared images, sizes, the library's results to agree with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from mmpretrain.models.backbones import VisionTransformer
+from mmpretrain.models.utils.attention import ShiftWindowMSA
+from torch import Tensor, nn
+
+from ..core.flops import INPUT_SIZE, image_channels
+from .size_free import LARGEST, generic_size, traceable
+
+VALUES = 1e-4  # of the largest value, where that is above 1; of scores
+
+
+class Agreement(NamedTuple):
+    """How far a file's outputs are from the library's: the largest difference, and what is too far, or nothing."""
+
+    difference: float
+    wrong: str = ''
+
+
+class Network(nn.Module):
+    """A model as it goes into a file.
+
+    ``forward`` takes prepared images (B, C, H, W) and gives one tensor for each of ``names``.
+
+    Attributes:
+        model: the library's model, float, on the CPU, in eval mode; ``traced`` is its copy that is exported.
+        backbone: of both.
+        free_batch: whether B is free, or 1.
+        unit: what the graph pads H and W to a multiple of.
+        spare: share of the bytes that the graph's own constants (anchors, bins) may take beside the model's tensors.
+    """
+
+    names: tuple[str, ...]
+    task: str
+    free_batch = True
+    unit = 1
+    spare = 0.02
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        object.__setattr__(self, 'model', copy.deepcopy(model).cpu().float().eval())
+        self.traced = traceable(self.model).eval()
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.model.backbone
+
+    def reference(self, image: Tensor) -> Sequence[Tensor]:
+        """The library's own results, as ``forward`` gives them."""
+        raise NotImplementedError
+
+    def compare(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Agreement:
+        """The library's outputs with those of a file."""
+        worst = 0.0
+        for name, a, b in zip(self.names, ours, theirs, strict=True):
+            if a.shape != b.shape:
+                return Agreement(float('inf'), f'{name} has the shape {tuple(b.shape)}, torch gives {tuple(a.shape)}')
+            difference = float((a - b).abs().max()) if a.numel() else 0.0
+            worst = max(worst, difference)
+            if not difference <= VALUES * max(1.0, float(a.abs().max()) if a.numel() else 0.0):
+                return Agreement(worst, f'{name} differs by {difference:.2e}, more than {VALUES:.0e}')
+        return Agreement(worst)
+
+    # Sizes
+
+    @property
+    def channels(self) -> int:
+        return image_channels(self.backbone)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        size = getattr(self.backbone, 'img_size', INPUT_SIZE)
+        return tuple(size) if isinstance(size, Iterable) else (size, size)
+
+    @property
+    def step(self) -> int:
+        """What the sides of an image have to be multiples of."""
+        return self._stride() if isinstance(self.backbone, VisionTransformer) else 1
+
+    @property
+    def least(self) -> int:
+        """The least free side: torch.export takes a side of one for a constant."""
+        if isinstance(self.backbone, VisionTransformer):
+            return 2 * self._stride()
+        return self._stride() * 2 ** (len(self.backbone.stages) - 1) + 1
+
+    def trace_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """An image size near ``size`` that is no special case."""
+        if self.step > 1:
+            return size[0] + self.step, size[1] + 2 * self.step
+        steps = [self._stride() * 2**i for i in range(len(self.backbone.stages))]
+        window = next(
+            m.window_size for m in self.backbone.modules() if isinstance(getattr(m, 'window_size', None), int)
+        )
+        return generic_size(size, steps, window, self.unit)
+
+    def _stride(self) -> int:
+        stride = self.backbone.patch_embed.projection.stride
+        return stride[0] if isinstance(stride, tuple) else stride
+
+    def dimensions(self, dynamic: bool) -> dict[int, torch.export.Dim]:
+        """What of the input's shape is free."""
+        free = {0: torch.export.Dim('batch')} if self.free_batch else {}
+        for axis, name in ((2, 'height'), (3, 'width')) if dynamic else ():
+            count = torch.export.Dim(name, min=-(-self.least // self.step), max=LARGEST // self.step)
+            free[axis] = count if self.step == 1 else self.step * count
+        return free
+
+    def require(self, size: tuple[int, ...], dynamic: bool) -> None:
+        """Refuses, before any work, what cannot be exported.
+
+        Raises:
+            ValueError: with the part, its value and the way out.
+        """
+        backbone = self.backbone
+        if any(side % self.step for side in size):
+            raise ValueError(f'The size {size} must be multiples of the patch size {self.step}.')
+        if not dynamic:
+            return
+        if not hasattr(backbone, 'stages') and not isinstance(backbone, VisionTransformer):
+            raise ValueError(
+                f'The image size of a {type(backbone).__name__} cannot be free; give it (--size H W) without dynamic.'
+            )
+        if getattr(backbone, 'use_abs_pos_embed', False):
+            raise ValueError('A Swin with absolute position embeddings has one image size; leave dynamic out.')
+        windows = [m for m in backbone.modules() if isinstance(m, ShiftWindowMSA)]
+        if not all(w.pad_small_map for w in windows):
+            raise ValueError(
+                'The image size of this Swin cannot be free: with pad_small_map=False (classification) it looks at the '
+                'size to decide whether windows are shifted, and a graph has one of the two. Give size=(H, W) (--size '
+                'H W) without dynamic, or build it with pad_small_map=True, as for detection and segmentation.'
+            )
+
+
+def not_covered(name: str, part: Any, covered: str) -> ValueError:
+    return ValueError(f'{name} is a {type(part).__name__}, which is not covered by the export; covered are {covered}.')
