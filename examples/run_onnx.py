@@ -25,16 +25,17 @@ for step in about['test_pipeline']:  # the resizing of the library's test pipeli
         edge = step['crop_size']
         left, top = ((side - edge) // 2 for side in image.size)
         image = image.crop((left, top, left + edge, top + edge))
-how = about['data_preprocessor']
-pixels = np.asarray(image, np.float32)
-if not (how.get('bgr_to_rgb') or how.get('to_rgb')):
-    pixels = pixels[..., ::-1]
-pixels = (pixels - np.float32(how['mean'])) / np.float32(how['std'])
-takes = session.get_inputs()[0].shape[2:]
-if any(isinstance(n, int) and n != side for n, side in zip(takes, pixels.shape)):
-    sys.exit(f'{file} takes images of {takes[0]} x {takes[1]} pixels, got {pixels.shape[0]} x {pixels.shape[1]}.')
+pixels = np.asarray(image)[None]
+takes = session.get_inputs()[0].shape[1:3]
+if session.get_inputs()[0].type != 'tensor(uint8)':  # not exported with --with-preparation
+    how = about['data_preprocessor']
+    pixels = pixels if how.get('bgr_to_rgb') or how.get('to_rgb') else pixels[..., ::-1]
+    pixels = ((pixels - np.float32(how['mean'])) / np.float32(how['std'])).transpose(0, 3, 1, 2)
+    takes = session.get_inputs()[0].shape[2:]
+if any(isinstance(n, int) and n != side for n, side in zip(takes, image.size[::-1])):
+    sys.exit(f'{file} takes images of {takes[0]} x {takes[1]} pixels, got {image.height} x {image.width}.')
 names = [o.name for o in session.get_outputs()]
-found = dict(zip(names, session.run(None, {'image': pixels.transpose(2, 0, 1)[None]})))
+found = dict(zip(names, session.run(None, {'image': pixels})))
 colours = np.random.default_rng(1).integers(60, 255, (len(about['classes']) + 1, 3))
 shown, texts = np.asarray(image).copy(), []
 if 'boxes' in found:

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint. The options are those of mmdet's."""
+"""Evaluate a checkpoint, or a file of `scalenet onnx`. The options are those of mmdet's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.dist import get_rank
 
+from ..export.running import Exported
 from ..file_names import a_folder, file_ending, require_other
 from ..runner.config import build_runner, draw_predictions, use_tta
 from ..runner.launch import prepare
@@ -19,7 +20,7 @@ from .train import parse, run_parser
 
 def main(argv: Sequence[str]) -> None:
     p = run_parser(__doc__)
-    p.add_argument('checkpoint', help='checkpoint file')
+    p.add_argument('checkpoint', help='checkpoint file, or MODEL.onnx, which runs on the CPU and holds its weights')
     p.add_argument('--out', type=file_ending('.json'), help='also write the metrics to this JSON file')
     p.add_argument('--show', action='store_true', help='show the predictions in a window')
     p.add_argument('--show-dir', type=a_folder, help='draw the predictions into this folder')
@@ -31,7 +32,10 @@ def main(argv: Sequence[str]) -> None:
         p.error(f'there is no checkpoint {args.checkpoint}.')
     if args.out:
         require_other([args.out], [args.config])
-    cfg.load_from, cfg.resume = args.checkpoint, False
+    exported = args.checkpoint.endswith('.onnx')
+    if exported and (args.delta or args.tta):
+        p.error(f'{args.checkpoint} takes neither --delta nor --tta: a file holds its increments and gives results.')
+    cfg.load_from, cfg.resume = None if exported else args.checkpoint, False
     if not args.no_preflight:
         preflight(cfg, ('test',))
     if args.delta:
@@ -42,7 +46,10 @@ def main(argv: Sequence[str]) -> None:
         use_tta(cfg)
     prepare(args.launcher, cfg)
     show_progress(cfg, 'test')
-    metrics = build_runner(cfg).test()
+    runner = build_runner(cfg)
+    if exported:
+        runner.model = Exported(args.checkpoint)
+    metrics = runner.test()
     if args.out and get_rank() == 0:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(metrics, indent=1, default=float))

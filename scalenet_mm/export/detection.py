@@ -24,6 +24,8 @@ from .size_free import up
 
 PIXELS = 1e-2  # of a box's corners
 AREA = 1e-3  # share of the masks' pixels
+OTHER_CLASS = 1e6  # pixels between objects of two classes
+EVERY = 10**9  # objects of an image
 
 
 class Detector(Network):
@@ -33,9 +35,24 @@ class Detector(Network):
 
     task, names, free_batch = 'detection', ('boxes', 'labels', 'scores'), False
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, nms: bool = True):
         super().__init__(model)
-        self.unit = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
+        self.unit, self.nms = getattr(model.data_preprocessor, 'pad_size_divisor', 1), nms
+        if not nms:
+            self.last.nms.iou_threshold, self.last.max_per_img = 1.0, EVERY  # of the reference: nothing is above
+
+    @property
+    def last(self) -> Any:
+        """What the config says of results."""
+        return self.model.bbox_head.test_cfg
+
+    def keep(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left of the candidates, by falling score."""
+        if self.nms:
+            at = suppress(boxes, scores, labels, self.last.nms.iou_threshold, self.last.max_per_img)
+        else:
+            at = scores.argsort(descending=True)
+        return boxes[at], labels[at], scores[at]
 
     def padded(self, image: Tensor) -> Tensor:
         high, wide = (up(side, self.unit) for side in image.shape[-2:])
@@ -54,12 +71,14 @@ class Detector(Network):
         if not len(ours[0]):
             return Agreement(0.0)
         apart = torch.cdist(ours[0].double(), theirs[0].double(), p=float('inf'))
-        apart = apart + 1e4 * (ours[1][:, None] != theirs[1])
+        apart = apart + OTHER_CLASS * (ours[1][:, None] != theirs[1])
         rows, columns = map(torch.as_tensor, linear_sum_assignment(apart.numpy()))
         pixels, scores = float(apart[rows, columns].max()), float((ours[2] - theirs[2]).abs().max())
         own = float((ours[2] - theirs[2][columns]).abs().max())
+        if pixels >= OTHER_CLASS:
+            return Agreement(float('inf'), 'a class differs')
         if pixels > PIXELS:
-            return Agreement(pixels, f'a box or class differs: {pixels:.2e} pixels, more than {PIXELS:.0e}')
+            return Agreement(pixels, f'a box differs: {pixels:.2e} pixels, more than {PIXELS:.0e}')
         if max(scores, own) > VALUES:
             return Agreement(pixels, f'a score or the order differs: {max(scores, own):.2e}, more than {VALUES:.0e}')
         if len(ours) > 3:
@@ -77,14 +96,14 @@ class Detector(Network):
 class OneStage(Detector):
     """RetinaNet."""
 
-    def __init__(self, model: SingleStageDetector):
+    def __init__(self, model: SingleStageDetector, nms: bool = True):
         _require_heads({'model.bbox_head': (model.bbox_head, (RetinaHead,))})
         _require_coder('model.bbox_head', model.bbox_head)
         _require_nms('model.test_cfg', model.test_cfg)
-        super().__init__(model)
+        super().__init__(model, nms)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        model, cfg, shape = self.traced, self.model.test_cfg, image.shape[-2:]
+        model, cfg, shape = self.traced, self.last, image.shape[-2:]
         head = model.bbox_head
         scores, deltas = head(model.extract_feat(self.padded(image)))
         found = []
@@ -98,15 +117,13 @@ class OneStage(Detector):
             place, label = at // head.num_classes, at % head.num_classes
             found.append((decode(head.bbox_coder, priors[place], d[place], shape), label, s))
         boxes, labels, scores = map(torch.cat, zip(*found))
-        boxes, labels, scores = _of_some_size(cfg, boxes, labels, scores)
-        kept = suppress(boxes, scores, labels, cfg.nms.iou_threshold, cfg.max_per_img)
-        return boxes[kept], labels[kept], scores[kept]
+        return self.keep(*_of_some_size(cfg, boxes, labels, scores))
 
 
 class TwoStage(Detector):
     """Faster, Mask and Cascade R-CNN."""
 
-    def __init__(self, model: TwoStageDetector):
+    def __init__(self, model: TwoStageDetector, nms: bool = True):
         heads = model.roi_head
         _require_heads(
             {
@@ -139,12 +156,18 @@ class TwoStage(Detector):
             _require_coder(name, head)
         _require_nms('model.test_cfg.rpn', model.test_cfg.rpn)
         _require_nms('model.test_cfg.rcnn', model.test_cfg.rcnn)
-        super().__init__(model)
-        if heads.with_mask:
+        super().__init__(model, nms)
+        if not nms:  # masks are of the objects that are left
+            self.model.roi_head.mask_head = self.traced.roi_head.mask_head = None
+        elif heads.with_mask:
             self.names = (*Detector.names, 'masks')
 
+    @property
+    def last(self) -> Any:
+        return self.model.roi_head.test_cfg
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        heads, cfg, shape = self.traced.roi_head, self.model.test_cfg.rcnn, image.shape[-2:]
+        heads, cfg, shape = self.traced.roi_head, self.last, image.shape[-2:]
         levels = self.traced.extract_feat(self.padded(image))
         boxes, total = self._proposals(levels, shape), 0.0
         stages = list(zip(_list(heads.bbox_head), _list(heads.bbox_roi_extractor), strict=True))
@@ -163,9 +186,7 @@ class TwoStage(Detector):
         labels = torch.arange(head.num_classes, device=boxes.device).expand_as(scores).reshape(-1)
         scores = scores.reshape(-1)
         at = where(scores > cfg.score_thr)
-        boxes, labels, scores = boxes[at], labels[at], scores[at]
-        kept = suppress(boxes, scores, labels, cfg.nms.iou_threshold, cfg.max_per_img)
-        boxes, labels, scores = boxes[kept], labels[kept], scores[kept]
+        boxes, labels, scores = self.keep(boxes[at], labels[at], scores[at])
         return (boxes, labels, scores, *(self._masks(levels, boxes, labels, shape) if heads.with_mask else ()))
 
     def _proposals(self, levels: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -192,7 +213,7 @@ class TwoStage(Detector):
                 total = total + masks[:, 0]
             else:
                 total = total + masks[torch.arange(masks.shape[0], device=masks.device), labels]
-        return (paste(total / len(stages), boxes, shape) >= self.model.test_cfg.rcnn.mask_thr_binary,)
+        return (paste(total / len(stages), boxes, shape) >= self.last.mask_thr_binary,)
 
 
 def _list(part: Any) -> list:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from ..core.roles import unique_bytes
 from ..file_names import require_suffix
 from .graphs import Backbone, network_of
-from .network import Network
+from .network import Agreement, Network
+from .preparation import Preparation
+from .weights import STORED, nbytes, quantize, round_to_half, store_half, transpose_once
 
 NEEDED = ('onnx', 'onnxscript', 'onnxruntime')
 CHECKED = 8  # images
@@ -27,12 +29,14 @@ class Exported:
     """What was written and checked.
 
     Attributes:
-        initializers: tensors in the file.
+        initializers: tensors in the float32 graph.
         nbytes: their bytes.
         unique: bytes of the model's own tensors that are used, each shared one counted once.
         difference: the largest between onnxruntime and torch, over all outputs and inputs.
         shapes: inputs that were checked.
         found: objects that torch found in them, of a detector.
+        stored: bytes of the tensors in the file, fewer than ``nbytes`` with fp16 and int8.
+        beyond: of int8, for each input in which it is further from torch than float32 may be, how far.
     """
 
     initializers: int
@@ -40,12 +44,14 @@ class Exported:
     unique: int
     difference: float
     shapes: list[tuple[int, ...]]
-    found: int | None = None
+    found: int | None
+    stored: int
+    beyond: tuple[str, ...] = ()
 
 
-def export_model(model: nn.Module, path: str | Path, *args, **options) -> Exported:
-    """Writes a classifier, detector or segmentor; the rest as of ``write``, the outputs in ``graphs``."""
-    return write(network_of(model), path, *args, **options)
+def export_model(model: nn.Module, path: str | Path, *args, nms: bool = True, **options) -> Exported:
+    """Writes a classifier, detector or segmentor; ``nms`` as of ``network_of``, the rest as of ``write``."""
+    return write(network_of(model, nms), path, *args, **options)
 
 
 def export_backbone(backbone: nn.Module, path: str | Path, *args, **options) -> Exported:
@@ -60,6 +66,8 @@ def write(
     dynamic: bool = False,
     metadata: Mapping[str, str] | None = None,
     images: Sequence[Tensor] = (),
+    store: str = 'float32',
+    preparation: Preparation | None = None,
 ) -> Exported:
     """Writes a network whose input ``image`` is prepared images, (B, C, H, W) float32.
 
@@ -70,23 +78,83 @@ def write(
         dynamic: leave H and W free as well: any from the last stage's stride on for Swin, multiples of the patch size
             for a ViT.
         metadata: texts that go into the file.
-        images: prepared images (1, C, H, W) that are checked besides made-up ones.
+        images: prepared images (1, C, H, W) that are checked besides made-up ones; with ``preparation`` pixels.
+        store: ``'fp16'`` stores matrices and kernels as half floats, rounded before anything is compared; ``'int8'``
+            linear layers as integers, after the float graph was checked.
+        preparation: goes into the graph, whose ``image`` is then pixels (B, H, W, 3) uint8, red first.
 
     Raises:
         ModuleNotFoundError: if onnx, onnxscript or onnxruntime is missing.
-        ValueError: for a size that cannot be, one that cannot be free, or a name without ``.onnx``.
+        ValueError: for a size that cannot be, one that cannot be free, an image of another, a name without ``.onnx``,
+            another ``store``, or a value beyond half floats.
         RuntimeError: if a tensor would be stored twice, or outputs differ.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f'ONNX export needs: pip install {" ".join(missing)}')
+    import onnx_ir  # comes with onnxscript
+
+    if store not in STORED:
+        raise ValueError(f'store is {store!r}; it must be one of {", ".join(STORED)}.')
     size = tuple(size or network.default_size)
     network.require(size, dynamic)
     path = require_suffix(path, '.onnx')
+    sides = slice(1, 3) if preparation else slice(2, 4)
+    other = [tuple(i.shape[sides]) for i in images if tuple(i.shape[sides]) != size]
+    if other and not dynamic:
+        raise ValueError(
+            f'An image of {other[0][0]} x {other[0][1]} pixels, once it is resized, cannot be checked in a file for '
+            f'{size}; leave it out, or let the size be free (--dynamic).'
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    traced = network.trace_size(size) if dynamic else size
-    example = torch.randn(2 if network.free_batch else 1, network.channels, *traced)
-    with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as folder, warnings.catch_warnings():
+    if store == 'fp16':
+        for model in (network.model, network.traced):
+            round_to_half(model)
+    with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        traced = network.trace_size(size) if dynamic else size
+        program = _trace(network, traced, dynamic)
+        initializers, held, unique = _require_once(program, network)
+        program.model.metadata_props.update(metadata or {})
+        if preparation:
+            preparation.prepend(program.model)
+        if store == 'fp16':
+            store_half(program.model)
+        file = Path(folder) / 'float' / path.name
+        file.parent.mkdir()
+        program.save(file)
+        images = [*_made_up(network, size, traced, dynamic, preparation is not None), *images]
+        ours = [network.reference(preparation(i) if preparation else i) for i in images]
+        found = _compare(file, network, images, ours)
+        wrong = [f'{tuple(i.shape)}: {a.wrong}' for i, a in zip(images, found) if a.wrong]
+        if wrong:
+            raise RuntimeError(
+                f'onnxruntime differs from torch at {wrong[0]}; nothing was written. Please report the versions of '
+                'torch, onnxscript and onnxruntime.'
+            )
+        beyond = ()
+        if store == 'int8':
+            source, file = file, Path(folder) / 'int8' / path.name
+            file.parent.mkdir()
+            quantize(source, file)
+            beyond = tuple(a.wrong for a in _compare(file, network, images, ours) if a.wrong)
+        report = Exported(
+            initializers,
+            held,
+            unique,
+            max(a.difference for a in found),
+            [tuple(i.shape) for i in images],
+            sum(len(o[0]) for o in ours) if 'boxes' in network.names else None,
+            nbytes(onnx_ir.load(file)),
+            beyond,
+        )
+        for part in file.parent.iterdir():  # the graph, and the tensors of a model beyond 2 GB
+            os.replace(part, path.parent / part.name)
+    return report
+
+
+def _trace(network: Network, size: tuple[int, int], dynamic: bool) -> torch.onnx.ONNXProgram:
+    example = torch.randn(2 if network.free_batch else 1, network.channels, *size)
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of torch's own functions
         program = torch.onnx.export(
             network,
@@ -98,17 +166,24 @@ def write(
             optimize=False,  # its folded transposes are a copy of a shared weight for each layer instance
             verbose=False,
         )
-        for key, value in (metadata or {}).items():
-            program.model.metadata_props[key] = value
-        file = Path(folder) / path.name
-        program.save(file)
-        report = _check(file, network, [*_made_up(network, size, traced, dynamic), *images])
-        for part in Path(folder).iterdir():  # the graph, and the tensors of a model beyond 2 GB
-            os.replace(part, path.parent / part.name)
-    return report
+    transpose_once(program.model)
+    return program
 
 
-def _made_up(network: Network, size: tuple[int, int], traced: tuple[int, int], dynamic: bool) -> list[Tensor]:
+def _require_once(program: torch.onnx.ONNXProgram, network: Network) -> tuple[int, int, int]:
+    """Number and bytes of the graph's tensors, and the bytes of the model's own."""
+    held, unique = nbytes(program.model), unique_bytes(network.traced)
+    if held > unique * (1 + network.spare):
+        raise RuntimeError(
+            f'The graph holds {held:,} bytes and the model {unique:,}: a shared tensor is stored more than once, '
+            'and nothing was written. Please report the versions of torch and onnxscript.'
+        )
+    return len(program.model.graph.initializers), held, unique
+
+
+def _made_up(
+    network: Network, size: tuple[int, int], traced: tuple[int, int], dynamic: bool, pixels: bool
+) -> list[Tensor]:
     """Images of noise at several sizes and batches, one of one colour."""
     step, least = network.step, network.least
     sides = [size] * (CHECKED - 1)
@@ -120,35 +195,23 @@ def _made_up(network: Network, size: tuple[int, int], traced: tuple[int, int], d
     found = []
     for i, side in enumerate(sides):
         batch = (3, 1, 2)[i % 3] if network.free_batch else 1
-        found.append(torch.randn(batch, network.channels, *side, generator=make))
-    return [*found, torch.zeros(1, network.channels, *size)]
+        if pixels:
+            found.append(torch.randint(256, (batch, *side, 3), dtype=torch.uint8, generator=make))
+        else:
+            found.append(torch.randn(batch, network.channels, *side, generator=make))
+    return [*found, torch.zeros_like(found[1 if dynamic else 0][:1])]
 
 
-def _check(file: Path, network: Network, images: Sequence[Tensor]) -> Exported:
-    import onnx
+def _compare(
+    file: Path, network: Network, images: Sequence[Tensor], ours: Sequence[Sequence[Tensor]]
+) -> list[Agreement]:
+    """What a file gives for images with what torch gave."""
     import onnxruntime
 
-    stored = [onnx.numpy_helper.to_array(i) for i in onnx.load(file).graph.initializer]
-    nbytes, unique = sum(t.nbytes for t in stored), unique_bytes(network.traced)
-    if nbytes > unique * (1 + network.spare):
-        raise RuntimeError(
-            f'The graph holds {nbytes:,} bytes and the model {unique:,}: a shared tensor is stored more than once, '
-            'and nothing was written. Please report the versions of torch and onnxscript.'
-        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # without a word on constants that it leaves
     session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
-    worst, found = 0.0, None
-    for image in images:
-        ours = network.reference(image)
-        theirs = [torch.from_numpy(t) for t in session.run(None, {'image': image.numpy()})]
-        difference, wrong = network.compare(ours, theirs)
-        if wrong:
-            raise RuntimeError(
-                f'onnxruntime differs from torch at {tuple(image.shape)}: {wrong}; nothing was written. Please report '
-                'the versions of torch, onnxscript and onnxruntime.'
-            )
-        worst = max(worst, difference)
-        if 'boxes' in network.names:
-            found = (found or 0) + len(ours[0])
-    return Exported(len(stored), nbytes, unique, worst, [tuple(i.shape) for i in images], found)
+    return [
+        network.compare(own, [torch.from_numpy(t) for t in session.run(None, {'image': image.numpy()})])
+        for image, own in zip(images, ours, strict=True)
+    ]

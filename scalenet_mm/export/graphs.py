@@ -13,7 +13,7 @@ from mmpretrain.models.classifiers import ImageClassifier
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 
-from .detection import OneStage, TwoStage
+from .detection import Detector, OneStage, TwoStage
 from .network import Agreement, Network, not_covered
 
 AREA = 1e-3  # share of the pixels
@@ -108,15 +108,23 @@ KINDS = (
 )
 
 
-def network_of(model: nn.Module) -> Network:
+def network_of(model: nn.Module, nms: bool = True) -> Network:
     """The network that computes what a library's model does.
+
+    Args:
+        nms: whether the last suppression of a detector is in it. Without, every candidate above the config's score
+            comes out and no masks do; the suppression of a two-stage detector's proposals is a part of the network.
 
     Raises:
         ValueError: if the model, a head or an option of one is not covered; it is named.
     """
     for kind, network in KINDS:
         if isinstance(model, kind):
-            return network(model)
+            if nms:
+                return network(model)
+            if not issubclass(network, Detector):
+                raise ValueError(f'nms=False (--no-nms) is of detectors; this model is of {network.task}.')
+            return network(model, nms=False)
     covered = 'ImageClassifier, EncoderDecoder (UPerNet ...), Faster, Mask and Cascade R-CNN, RetinaNet'
     raise not_covered('model', model, f'{covered}; its backbone alone can be exported (--backbone)')
 

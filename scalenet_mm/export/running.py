@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..models.inference import TASKS, as_batch, read_image
 from ..version import __version__
+from .preparation import Preparation, preprocessor_of, reads_rgb
 
 KEYS = ('scope', 'test_pipeline', 'data_preprocessor', 'classes')
 
@@ -23,7 +24,7 @@ KEYS = ('scope', 'test_pipeline', 'data_preprocessor', 'classes')
 def about(model: nn.Module) -> dict[str, str]:
     """What a file says of itself, each as JSON: library, preparation of images, names of the classes, version."""
     cfg = model.cfg
-    preparation = dict(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {})
+    preparation = preprocessor_of(cfg)
     preparation.pop('batch_augments', None)
     said = dict(
         scope=cfg.default_scope,
@@ -38,14 +39,41 @@ def about(model: nn.Module) -> dict[str, str]:
 
 def prepared(model: nn.Module, image: str | Path) -> Tensor:
     """An image (1, C, H, W) as the model gets it, without the padding."""
-    return _prepare(model, as_batch(model, read_image(model, image)))[0]
+    return _prepare(model, as_batch(model, read_image(model, image)))[0][0]
 
 
-def _prepare(model: Any, data: dict) -> tuple[Tensor, Any]:
+def pixels_of(model: nn.Module, image: str | Path) -> Tensor:
+    """An image (1, H, W, 3) uint8, red first, as the test pipeline resizes it.
+
+    Raises:
+        ValueError: if the model's ``data_preprocessor`` does something else with it than ``Preparation`` puts into a
+            graph.
+    """
+    data = as_batch(model, read_image(model, image))
+    pixels = _red_first(model, data['inputs'][0])
+    theirs, ours = _prepare(model, data)[0][0], Preparation.of(model.cfg)(pixels)
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=1e-4):
+        raise ValueError(
+            f'data_preprocessor ({type(model.data_preprocessor).__name__}) does more with {image} than mean, deviation '
+            'and channel order, so --with-preparation is not possible; leave it out.'
+        )
+    return pixels
+
+
+def _red_first(model: Any, pixels: Tensor) -> Tensor:
+    """(3, H, W) as the pipeline gives them, as (1, H, W, 3) of red, green and blue."""
+    pixels = pixels if reads_rgb(model.cfg.test_pipeline) else pixels.flip(0)
+    return pixels.permute(1, 2, 0)[None].contiguous()
+
+
+def _prepare(model: Any, data: dict) -> list[tuple[Tensor, Any]]:
+    """Each image of a batch as the model gets it, (1, C, H, W) without the padding, and its data sample."""
     batch = model.data_preprocessor(data, False)
-    sample = batch['data_samples'][0]
-    high, wide = sample.metainfo.get('img_shape', batch['inputs'].shape[-2:])[:2]
-    return batch['inputs'][:1, :, :high, :wide].float(), sample
+    cut = []
+    for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
+        high, wide = sample.metainfo.get('img_shape', image.shape[-2:])[:2]
+        cut.append((image[None, :, :high, :wide].float(), sample))
+    return cut
 
 
 def _sizes(node: Any) -> Any:
@@ -75,6 +103,7 @@ class OnnxModel:
         self.session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
         said = {k: json.loads(v) for k, v in self.session.get_modelmeta().custom_metadata_map.items() if k in KEYS}
         self.names = [output.name for output in self.session.get_outputs()]
+        self.takes_pixels = self.session.get_inputs()[0].type == 'tensor(uint8)'
         if len(said) < len(KEYS) or self.names[0].startswith('level_'):
             raise ValueError(
                 f'{file} does not say how images are prepared and results are read; give a file that `scalenet onnx` '
@@ -86,25 +115,30 @@ class OnnxModel:
             self.data_preprocessor = MODELS.build(said['data_preprocessor'])
 
     def run(self, image: Tensor) -> dict[str, np.ndarray]:
-        """Outputs by name of a prepared image (1, C, H, W).
+        """Outputs by name of a prepared image (1, C, H, W), or of pixels (1, H, W, 3) where the file takes them.
 
         Raises:
             ValueError: for a size that the file does not take.
         """
-        takes = self.session.get_inputs()[0].shape
-        wrong = [(n, side) for n, side in zip(takes, image.shape) if isinstance(n, int) and n != side]
-        if wrong:
+        sides = slice(1, 3) if self.takes_pixels else slice(2, 4)
+        takes, given = self.session.get_inputs()[0].shape[sides], image.shape[sides]
+        if any(isinstance(n, int) and n != side for n, side in zip(takes, given)):
             raise ValueError(
-                f'{self.file} takes images of {" x ".join(map(str, takes[2:]))} pixels; this one is '
-                f'{" x ".join(map(str, image.shape[2:]))} once it is prepared. Export with --dynamic, or with --size '
-                f'{image.shape[2]} {image.shape[3]}.'
+                f'{self.file} takes images of {takes[0]} x {takes[1]} pixels; this one is {given[0]} x {given[1]} once '
+                f'it is prepared. Export with --dynamic, or with --size {given[0]} {given[1]}.'
             )
         return dict(zip(self.names, self.session.run(None, {'image': image.numpy()})))
 
     def test_step(self, data: dict) -> list:
-        """As a model's: the library's result of one sample, in pixels of its file."""
-        image, sample = _prepare(self, data)
-        found, (high, wide) = self.run(image), sample.metainfo.get('ori_shape', image.shape[-2:])[:2]
+        """As a model's: the library's results, in pixels of each image's file."""
+        raw = [_red_first(self, i) for i in data['inputs']] if self.takes_pixels else None
+        return [
+            self._result(image, sample, image if raw is None else raw[i])
+            for i, (image, sample) in enumerate(_prepare(self, data))
+        ]
+
+    def _result(self, image: Tensor, sample: Any, fed: Tensor) -> Any:
+        found, (high, wide) = self.run(fed), sample.metainfo.get('ori_shape', image.shape[-2:])[:2]
 
         def resized(mask: np.ndarray, how: int) -> np.ndarray:
             return mask if mask.shape == (high, wide) else cv2.resize(mask, (wide, high), interpolation=how)
@@ -124,4 +158,15 @@ class OnnxModel:
         else:
             scores = torch.from_numpy(found['scores'][0])
             sample.set_pred_score(scores).set_pred_label(int(scores.argmax()))
-        return [sample]
+        return sample
+
+
+class Exported(nn.Module):
+    """A file as a Runner's test loop takes a model."""
+
+    def __init__(self, file: str | Path):
+        super().__init__()
+        self.file = OnnxModel(file)
+
+    def test_step(self, data: dict) -> list:
+        return self.file.test_step(data)
