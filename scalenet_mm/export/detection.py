@@ -195,7 +195,8 @@ class TwoStage(Detector):
         found = []
         for i, (s, d, priors) in enumerate(zip(scores, deltas, self.priors(head, scores))):
             s, d = _flat(s, head.cls_out_channels), _flat(d, 4)
-            s = s.sigmoid()[:, 0] if head.use_sigmoid_cls else s.softmax(-1)[:, 0]
+            # by logits, whose order is that of the probabilities: onnxruntime's of below 1e-7 are in none
+            s = s[:, 0] if head.use_sigmoid_cls else s[:, 0] - s[:, 1]
             s, at = s.sort(descending=True)
             s, at = s[: cfg.nms_pre], at[: cfg.nms_pre]
             found.append((decode(head.bbox_coder, priors[at], d[at], shape), torch.full_like(at, i), s))
