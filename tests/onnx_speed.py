@@ -1,9 +1,9 @@
 """Latency at batch 1, peak memory and size of exported files beside torch: python tests/onnx_speed.py [--work-dir DIR]
 
-ScaleNet-Swin-T of the shipped configs with random weights as a classifier, Mask R-CNN and UPerNet, from a prepared image
-to results. Each runner has a process of its own with two threads, which are started in turn; the least of the medians is
-told. Half an hour, most of it exports; nothing else should run while it measures. Prints the table of docs/ship.md and writes --json.
-`openvino` is measured where it can be imported.
+ScaleNet-Swin-T of the shipped configs with random weights as a classifier, UPerNet and Mask R-CNN, from a prepared
+image to results. Each runner has a process of its own with two threads, which are started in turn; the least of the
+medians is told. Forty minutes, half of them exports; nothing else should run while it measures. Prints the table of
+docs/ship.md and writes --json. `openvino` is measured where it can be imported.
 """
 
 import argparse
@@ -66,7 +66,6 @@ def detector_or_other(config: str, library: bool = False):
     stock, state = revert_sync_batchnorm(build_model(cfg)).eval(), deep_state(model)
     stock.load_state_dict({k: state[k] for k in stock.state_dict()})
     return stock
-
 
 
 def torch_runner(config: str, kind: str) -> tuple[Callable, int]:
@@ -137,7 +136,9 @@ def export(config: str, store: str, folder: Path) -> None:
     out = folder / config.replace('.py', f'.{store}.onnx')
     if not out.exists():
         network = network_of(detector_or_other(config))
-        if 'boxes' in network.names:  # of random weights many overlaps are as large as may be; tests compare trained ones
+        if (
+            'boxes' in network.names
+        ):  # of random weights many overlaps are as large as may be; tests compare trained ones
             network.compare = lambda ours, theirs: Agreement(float(abs(len(ours[0]) - len(theirs[0]))))
         done = file.write(network, out, MODELS[config][1], store=store)
         print(config, store, f'difference {done.difference:.1e}, objects {done.found}', *done.beyond[:1], flush=True)
