@@ -139,6 +139,19 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(words, says, monkeypatch,
     assert code == 2 and re.search(says, told) and 'Traceback' not in told
 
 
+def test_a_reader_that_has_enough_ends_a_command_without_a_word():
+    with subprocess.Popen(
+        scalenet('inspect', SCALED), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert not process.stderr.read()
+        assert process.wait(120) == 128 + 13
+
+
+def test_a_table_is_all_that_is_printed():
+    assert 'mmengine' not in call('inspect', SCALED).stdout
+
+
 def test_an_empty_argument_is_refused_and_none_is_left_out_for_it(tmp_path, capsys):
     """`--resume "$LAST"` without LAST would start anew."""
     assert main(['train', DIGITS, '--work-dir', str(tmp_path / 'run'), '--resume', '', '--dry-run']) == 2

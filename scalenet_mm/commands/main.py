@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -15,13 +16,13 @@ from ..version import __version__
 COMMANDS = {
     'init': 'a short config that scales your own model, proved before it is there',
     'train': 'train a model of any config (tools/train.py)',
-    'test': 'evaluate a checkpoint (tools/test.py)',
+    'test': 'evaluate a checkpoint or an ONNX file (tools/test.py)',
     'predict': 'boxes, masks, label maps or classes of images: a picture and a JSON file',
     'compare': 'two models side by side on the same images',
     'delta': 'increments as files: export, info, verify, apply, push',
     'convert': "a checkpoint of any dialect with OpenMMLab's names",
     'inspect': 'layer map, parameters by role, FLOPs and size of a scaled model',
-    'onnx': "a model's backbone as an ONNX file, checked",
+    'onnx': 'a classifier, detector or segmentor as one ONNX file, checked',
     'lm-train': 'scale a causal language model and fine-tune it',
     'lm-eval': 'evaluate it zero-shot on the tasks of Table X',
     'run': "another project's script, with scalenet_mm imported first",
@@ -32,6 +33,7 @@ ELSEWHERE = {'experiment': 'scalenet_mm.experiments.commands'}  # by name: nothi
 ALONE = {'doctor', 'experiment'}  # start without torch
 USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError)
 NOT_CAUGHT = {'train', 'test', 'run'}  # the traceback of a run belongs to it, but for a file that is refused
+BROKEN_PIPE = 128 + 13  # what a shell says of a command that SIGPIPE ended
 NOT_OURS = {'run'}  # another project's script keeps its own rules
 
 
@@ -82,7 +84,9 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
             import_module('scalenet_mm.registration')
         module = import_module(ELSEWHERE.get(name, f'{package}.{name.replace("-", "_")}'))
         with ending_cleanly():
-            return module.main(rest) or 0
+            status = module.main(rest) or 0
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print(f'{called}: stopped.', file=sys.stderr)
         return 130
@@ -91,10 +95,22 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
             raise
         return refused(called, end.code)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and no_reader_is_left():
+            return BROKEN_PIPE
         told = getattr(error, 'told', False)  # of ours, whatever the command
         if not told and (name in NOT_CAUGHT or not isinstance(error, USER_ERRORS)):
             raise
         return refused(called, str(error))
+
+
+def no_reader_is_left() -> bool:
+    """Whether what reads our output has enough, as ``| head``; then Python is kept from trying again when it ends."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def is_empty(word: str) -> bool:

@@ -144,4 +144,5 @@ def _from_config(
         for part in (model_cfg['head'], cfg.get('data_preprocessor') or {}, model_cfg.get('data_preprocessor') or {}):
             if 'num_classes' in part:
                 part['num_classes'] = num_classes
-    return MODELS.build(with_preprocessor(model_cfg, cfg))
+    with quiet('WARNING'):  # its notes would be among the lines of a command's output
+        return MODELS.build(with_preprocessor(model_cfg, cfg))
