@@ -5,14 +5,13 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 file, source, out = sys.argv[1:]
 onnxruntime.set_default_logger_severity(3)
 session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
 about = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-picture = Image.open(source).convert('RGB')
-image = picture
+image = ImageOps.exif_transpose(Image.open(source)).convert('RGB')
 for step in about['test_pipeline']:  # the resizing of the library's test pipeline
     if step['type'] == 'Resize':
         scale = step['scale'] if isinstance(step['scale'], list) else [step['scale']] * 2
@@ -20,17 +19,18 @@ for step in about['test_pipeline']:  # the resizing of the library's test pipeli
         size = [int(side * ratio + 0.5) for side in image.size] if step.get('keep_ratio') else scale
         image = image.resize(size, Image.BILINEAR)
     elif step['type'] == 'ResizeEdge':
-        image = image.resize([round(side * step['scale'] / min(image.size)) for side in image.size], Image.BICUBIC)
+        image = image.resize([int(side * step['scale'] / min(image.size)) for side in image.size], Image.BICUBIC)
     elif step['type'] == 'CenterCrop':
-        edge = step['crop_size']
-        left, top = ((side - edge) // 2 for side in image.size)
-        image = image.crop((left, top, left + edge, top + edge))
+        high, wide = np.broadcast_to(step['crop_size'], 2)
+        left, top = (image.width - wide) // 2, (image.height - high) // 2
+        image = image.crop((left, top, left + wide, top + high))
 pixels = np.asarray(image)[None]
 takes = session.get_inputs()[0].shape[1:3]
 if session.get_inputs()[0].type != 'tensor(uint8)':  # not exported with --with-preparation
     how = about['data_preprocessor']
     pixels = pixels if how.get('bgr_to_rgb') or how.get('to_rgb') else pixels[..., ::-1]
-    pixels = ((pixels - np.float32(how['mean'])) / np.float32(how['std'])).transpose(0, 3, 1, 2)
+    pixels = (pixels - np.float32(how.get('mean') or 0)) / np.float32(how.get('std') or 1)
+    pixels = pixels.transpose(0, 3, 1, 2).astype(np.float32)
     takes = session.get_inputs()[0].shape[2:]
 if any(isinstance(n, int) and n != side for n, side in zip(takes, image.size[::-1])):
     sys.exit(f'{file} takes images of {takes[0]} x {takes[1]} pixels, got {image.height} x {image.width}.')

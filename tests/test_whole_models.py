@@ -1,5 +1,6 @@
 """Whole models as ONNX, against the libraries' own predictions."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import perturb, scalenet
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from mmengine.config import Config
 from torch import nn
 
 from scalenet_mm.checkpoint.loading import build_model
@@ -20,11 +22,11 @@ from scalenet_mm.compat import read_config
 from scalenet_mm.experiments.quickstart.quickstart_runs import CONFIGS
 from scalenet_mm.export.boxes import decode, paste, suppress
 from scalenet_mm.export.detection import Detector
-from scalenet_mm.export.file import export_model
+from scalenet_mm.export.file import export_model, write
 from scalenet_mm.export.graphs import network_of
 from scalenet_mm.export.network import Agreement
 from scalenet_mm.export.preparation import Preparation
-from scalenet_mm.export.running import OnnxModel, about, pixels_of, prepared
+from scalenet_mm.export.running import Exported, OnnxModel, about, pixels_of, prepared
 from scalenet_mm.export.size_free import _Pool
 from scalenet_mm.models.inference import as_panel, load_model, predict
 from scalenet_mm.runner.config import build_runner, load_config
@@ -128,6 +130,15 @@ def test_a_detector_finds_what_torch_finds_and_draws_the_same_picture(scenes, tm
         assert np.array_equal(a.labels, b.labels) and (a.masks != b.masks).mean() < 1e-3
     with pytest.raises(ValueError, match=r'takes images of 96 x 96 pixels; this one is 40 x 96'):
         ours.run(torch.zeros(1, 3, 40, 96))
+    assert isinstance(copy.deepcopy(Exported(file)), Exported), 'as EMAHook copies a model'
+    narrow = cv2.imread(str(scenes[0]))[:, :48]
+    for one in (model, ours):  # an image that is resized and padded to the file's size
+        one.cfg.test_pipeline.insert(2, dict(type='Pad', size=(96, 96)))
+    a, b = (as_panel(predict(one, narrow)) for one in (model, ours))
+    assert len(a.boxes) > 1
+    np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-2)
+    assert (a.masks != b.masks).mean() < 1e-3
+    del model.cfg.test_pipeline[2]
     for words, out in (([config, weights], 'torch.png'), (['--onnx', file], 'onnx.png')):
         subprocess.run(scalenet('predict', scenes[0], *words, '--out', tmp_path / out), check=True, capture_output=True)
     one, two = (cv2.imread(str(tmp_path / name)).astype(int) for name in ('torch.png', 'onnx.png'))
@@ -204,13 +215,12 @@ def test_pixels_go_into_a_graph_that_prepares_them(scenes, tmp_path):
 
 
 @pytest.mark.parametrize('blue_first', [True, False])
-@pytest.mark.parametrize('mean', [(1.0, 2.0, 3.0), None])
+@pytest.mark.parametrize('mean', [(1.0, 2.0, 3.0), (1.0,), None])
 def test_preparation_is_the_librarys(blue_first, mean):
     """Against mmdet's preprocessor on what mmcv's loader gives, blue first."""
     from mmdet.models.data_preprocessors import DetDataPreprocessor
-    from mmengine.config import Config
 
-    said = dict(mean=mean, std=mean and (4.0, 5.0, 6.0), bgr_to_rgb=not blue_first)
+    said = dict(mean=mean, std=mean and (4.0, 5.0, 6.0)[: len(mean)], bgr_to_rgb=not blue_first)
     cfg = Config(dict(model=dict(data_preprocessor=said), test_pipeline=[dict(type='LoadImageFromFile')]))
     blue = torch.randint(256, (3, 7, 5), dtype=torch.uint8)
     theirs = DetDataPreprocessor(**said)(dict(inputs=[blue], data_samples=None))['inputs']
@@ -221,7 +231,10 @@ def test_preparation_is_the_librarys(blue_first, mean):
 def test_without_the_last_suppression_every_candidate_comes_out(scenes, tmp_path):
     model = source('det')
     given = [prepared(model, scene) for scene in scenes]
-    done = export_model(model, tmp_path / 'm.onnx', (96, 96), images=given, nms=False)
+    network = network_of(model, nms=False)
+    done = write(network, tmp_path / 'm.onnx', (96, 96), images=given, metadata=about(model, network))
+    with pytest.raises(ValueError, match=r'gives candidates before their suppression \(--no-nms\)'):
+        OnnxModel(tmp_path / 'm.onnx')
     assert done.found > 2 * sum(len(predict(model, s).pred_instances) for s in scenes)
     ours = onnxruntime.InferenceSession(tmp_path / 'm.onnx')
     assert [o.name for o in ours.get_outputs()] == ['boxes', 'labels', 'scores']
@@ -247,6 +260,11 @@ def test_a_file_is_evaluated_as_a_checkpoint_is(scenes, tmp_path):
         scalenet('test', config, tmp_path / 'm.onnx', '--tta'), capture_output=True, text=True, cwd=ROOT
     )
     assert refused.returncode == 2 and 'takes neither --delta nor --tta' in refused.stderr
+    options = ('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.5')
+    refused = subprocess.run(
+        scalenet('test', config, tmp_path / 'm.onnx', *options), capture_output=True, text=True, cwd=ROOT
+    )
+    assert refused.returncode == 2 and 'give such options to `scalenet onnx`' in refused.stderr
 
 
 @pytest.mark.slow
@@ -273,17 +291,17 @@ def test_what_is_written_of_other_detectors_computes_what_they_do(name, nms):
 
 
 def trained(name: str, scenes: list[Path], folder: Path) -> nn.Module:
-    """The library's heads on the quickstart's trained backbone and neck, trained for 50 steps."""
-    cfg = load_config(
-        str(CONFIGS / f'{NAMES["det"]}.py'), str(folder), options=dict(data_root=str(scenes[0].parents[1]))
-    )
-    theirs, small = read_config(OTHERS[name]).model, dict(in_channels=48, num_classes=10)
+    """The quickstart's scaled detector, or the library's heads on its source's backbone and neck, after 50 steps."""
+    scaled = name not in OTHERS
+    file = CONFIGS / f'{(SCALED if scaled else NAMES)["det"]}.py'
+    cfg = load_config(str(file), str(folder), options=dict(data_root=str(scenes[0].parents[1])))
+    theirs, small = None if scaled else read_config(OTHERS[name]).model, dict(in_channels=48, num_classes=10)
     if name == 'RetinaNet':
         anchors = {**theirs.bbox_head.anchor_generator, 'strides': [4, 8, 16]}
         kept = {key: cfg.model[key] for key in ('data_preprocessor', 'backbone', 'neck')}
         head = {**theirs.bbox_head, **small, 'feat_channels': 48, 'stacked_convs': 1, 'anchor_generator': anchors}
         cfg.model = dict(kept, type='RetinaNet', bbox_head=head, train_cfg=theirs.train_cfg, test_cfg=theirs.test_cfg)
-    else:
+    elif not scaled:
         ours, roi = cfg.model.roi_head, theirs.roi_head
         ours.type, ours.num_stages, ours.stage_loss_weights = roi.type, roi.num_stages, roi.stage_loss_weights
         ours.bbox_head = [{**head, **small, 'fc_out_channels': 64, 'roi_feat_size': 5} for head in roi.bbox_head]
@@ -302,7 +320,7 @@ def trained(name: str, scenes: list[Path], folder: Path) -> nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', sorted(OTHERS))
+@pytest.mark.parametrize('name', [*sorted(OTHERS), 'ScaleNet Mask R-CNN'])
 def test_files_of_other_detectors_find_what_they_do(name, scenes, tmp_path):
     model = trained(name, scenes, tmp_path / 'run')
     given = [prepared(source('det'), scene) for scene in scenes]
@@ -332,7 +350,100 @@ def test_objects_of_nearly_equal_scores_may_change_places_and_nothing_else():
     assert '2 objects are found, torch finds 3' in compare(network, ours, tuple(t[:2] for t in ours)).wrong
 
 
+@torch.no_grad()
+def test_padding_of_the_preprocessor_is_in_the_network(scenes):
+    """Against the library's own prediction, which pads; the network gets what is not padded."""
+    detector, segmentor = source('det'), source('seg')
+    detector.data_preprocessor.pad_size_divisor, detector.data_preprocessor.pad_value = 64, 2.0
+    segmentor.data_preprocessor.test_cfg = dict(size_divisor=64)
+    for scene in scenes[:3]:
+        boxes = network_of(detector)(prepared(detector, scene))[0]
+        torch.testing.assert_close(boxes, predict(detector, scene).pred_instances.bboxes, atol=1e-3, rtol=0)
+        labels = network_of(segmentor)(prepared(segmentor, scene))[0]
+        assert torch.equal(labels, predict(segmentor, scene).pred_sem_seg.data)
+    segmentor.data_preprocessor.test_cfg = dict(size=(128, 128))
+    with pytest.raises(ValueError, match=r'test_cfg.size is \(128, 128\), which is not covered'):
+        network_of(segmentor)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(('part', 'option', 'value'), [('rcnn', 'max_per_img', -1), ('rpn', 'nms_pre', -1)])
+def test_limits_of_no_number_are_none(part, option, value, scenes):
+    model = source('det')
+    cfg = model.roi_head.test_cfg if part == 'rcnn' else model.test_cfg.rpn
+    cfg[option] = model.test_cfg[part][option] = value
+    if part == 'rpn':
+        model.rpn_head.test_cfg[option] = value
+    network, image = network_of(model), prepared(model, scenes[0])
+    ours = network.reference(image)
+    assert len(ours[0]) > 3 and not network.compare(ours, network(image)).wrong
+
+
+@pytest.mark.slow
+def test_a_side_that_is_no_multiple_is_refused(tmp_path):
+    model = source('cls')
+    network = network_of(model)
+    write(network, tmp_path / 'm.onnx', dynamic=True, metadata=about(model, network))
+    step = network.step
+    with pytest.raises(ValueError, match=f'multiples of {step}; this one is {8 * step + 1} x {8 * step}'):
+        OnnxModel(tmp_path / 'm.onnx').run(torch.zeros(1, 3, 8 * step + 1, 8 * step))
+    with pytest.raises(ValueError, match=f'must be multiples of the patch size {step}'):
+        write(network, tmp_path / 'm.onnx', dynamic=True, images=[torch.zeros(1, 3, 8 * step + 1, 8 * step)])
+
+
 # --- what is refused
+
+
+RESNET = dict(type='ResNet', depth=18, out_indices=(3,))
+
+
+@pytest.mark.parametrize(
+    ('scope', 'model', 'told'),
+    [
+        (
+            'mmpretrain',
+            dict(
+                backbone=RESNET,
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=3, in_channels=512, loss=dict(type='CrossEntropyLoss')),
+            ),
+            'model.backbone is a ResNet',
+        ),
+        (
+            'mmpretrain',
+            dict(
+                backbone=RESNET,
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='MultiLabelLinearClsHead', num_classes=3, in_channels=512),
+            ),
+            'model.head is a MultiLabelLinearClsHead',
+        ),
+    ],
+)
+def test_backbones_and_heads_that_are_not_covered_are_named_before_any_work(scope, model, told):
+    cfg = Config(dict(default_scope=scope, model=dict(type='ImageClassifier', **model)))
+    with pytest.raises(ValueError, match=told):
+        network_of(build_model(cfg)).require((64, 64), False)
+
+
+@pytest.mark.parametrize(
+    ('library', 'told'),
+    [
+        ('mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 'model.rpn_head is a NoneType'),
+        ('mmseg::mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512.py', 'model.decode_head is a Mask2FormerHead'),
+        ('mmseg::vit/vit_deit-s16_upernet_8xb2-80k_ade20k-512x512.py', 'model.backbone is a VisionTransformer'),
+    ],
+)
+def test_shipped_models_that_are_not_covered_are_named_before_any_work(library, told):
+    cfg = read_config(library)
+    with pytest.raises(ValueError, match=told):
+        network_of(build_model(without_weights_of(cfg))).require((512, 512), False)
+
+
+def without_weights_of(cfg: Config) -> Config:
+    cfg.model.pop('pretrained', None)
+    cfg.model.backbone.pop('init_cfg', None)
+    return cfg
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     images = find_images(args.check) if args.check else []
     model = load_model(args.config, args.checkpoint, args.delta, device='cpu')
-    metadata = about(model)
     # refuses before images are read
     network = Backbone(model.backbone) if args.backbone else network_of(model, nms=not args.no_nms)
+    metadata = about(model, network)
     preparation = Preparation.of(model.cfg) if args.with_preparation else None
     given = [(pixels_of if preparation else prepared)(model, image) for image in images]
     size = args.size or (given[0].shape[slice(1, 3) if preparation else slice(2, 4)] if given else None)

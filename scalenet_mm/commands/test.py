@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> None:
     exported = args.checkpoint.endswith('.onnx')
     if exported and (args.delta or args.tta):
         p.error(f'{args.checkpoint} takes neither --delta nor --tta: a file holds its increments and gives results.')
+    if exported and any(option.startswith('model.') for option in args.cfg_options or ()):
+        p.error(f"{args.checkpoint} is written with its config's `model`; give such options to `scalenet onnx`.")
     cfg.load_from, cfg.resume = None if exported else args.checkpoint, False
     if not args.no_preflight:
         preflight(cfg, ('test',))

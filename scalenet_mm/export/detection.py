@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmdet.models.dense_heads import RetinaHead, RPNHead
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 
 from .boxes import decode, paste, pool, several, suppress, where
 from .network import VALUES, Agreement, Network, not_covered
-from .size_free import up
 
 PIXELS = 1e-2  # of a box's corners
 AREA = 1e-3  # share of the masks' pixels
@@ -37,7 +35,9 @@ class Detector(Network):
 
     def __init__(self, model: nn.Module, nms: bool = True):
         super().__init__(model)
-        self.unit, self.nms = getattr(model.data_preprocessor, 'pad_size_divisor', 1), nms
+        given = model.data_preprocessor
+        self.unit, self.pad_value = getattr(given, 'pad_size_divisor', 1), float(getattr(given, 'pad_value', 0))
+        self.nms = nms
         if not nms:
             self.last.nms.iou_threshold, self.last.max_per_img = 1.0, EVERY  # of the reference: nothing is above
 
@@ -46,17 +46,18 @@ class Detector(Network):
         """What the config says of results."""
         return self.model.bbox_head.test_cfg
 
+    @property
+    def most(self) -> int:
+        """Objects of an image."""
+        return self.last.max_per_img
+
     def keep(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is left of the candidates, by falling score."""
         if self.nms:
-            at = suppress(boxes, scores, labels, self.last.nms.iou_threshold, self.last.max_per_img)
+            at = suppress(boxes, scores, labels, self.last.nms.iou_threshold, self.most)
         else:
             at = scores.argsort(descending=True)
         return boxes[at], labels[at], scores[at]
-
-    def padded(self, image: Tensor) -> Tensor:
-        high, wide = (up(side, self.unit) for side in image.shape[-2:])
-        return F.pad(image, (0, wide - image.shape[-1], 0, high - image.shape[-2]))
 
     def reference(self, image: Tensor) -> tuple[Tensor, ...]:
         shape = tuple(image.shape[-2:])
@@ -112,7 +113,8 @@ class OneStage(Detector):
             s = (s.sigmoid() if head.use_sigmoid_cls else s.softmax(-1)[:, :-1]).flatten()
             at = where(s > cfg.get('score_thr', 0))
             s, order = s[at].sort(descending=True)
-            at, s = at[order][: cfg.nms_pre], s[: cfg.nms_pre]
+            count = cfg.get('nms_pre', -1)
+            at, s = at[order][:count], s[:count]
             several(at.shape[0])
             place, label = at // head.num_classes, at % head.num_classes
             found.append((decode(head.bbox_coder, priors[place], d[place], shape), label, s))
@@ -127,7 +129,7 @@ class TwoStage(Detector):
         heads = model.roi_head
         _require_heads(
             {
-                'model.rpn_head': (model.rpn_head, (RPNHead,)),
+                'model.rpn_head': (getattr(model, 'rpn_head', None), (RPNHead,)),  # FastRCNN has none
                 'model.roi_head': (heads, (StandardRoIHead, CascadeRoIHead)),
                 **{
                     f'model.roi_head.bbox_head ({i})': (
@@ -166,6 +168,10 @@ class TwoStage(Detector):
     def last(self) -> Any:
         return self.model.roi_head.test_cfg
 
+    @property
+    def most(self) -> int:
+        return self.last.max_per_img if self.last.max_per_img > 0 else EVERY
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         heads, cfg, shape = self.traced.roi_head, self.last, image.shape[-2:]
         levels = self.traced.extract_feat(self.padded(image))
@@ -198,7 +204,8 @@ class TwoStage(Detector):
             # by logits, whose order is that of the probabilities: onnxruntime's of below 1e-7 are in none
             s = s[:, 0] if head.use_sigmoid_cls else s[:, 0] - s[:, 1]
             s, at = s.sort(descending=True)
-            s, at = s[: cfg.nms_pre], at[: cfg.nms_pre]
+            count = cfg.get('nms_pre', -1)
+            s, at = (s[:count], at[:count]) if count > 0 else (s, at)
             found.append((decode(head.bbox_coder, priors[at], d[at], shape), torch.full_like(at, i), s))
         boxes, groups, scores = map(torch.cat, zip(*found))
         boxes, groups, scores = _of_some_size(cfg, boxes, groups, scores)

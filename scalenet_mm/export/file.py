@@ -98,6 +98,11 @@ def write(
         raise ValueError(f'store is {store!r}; it must be one of {", ".join(STORED)}.')
     size = tuple(size or network.default_size)
     network.require(size, dynamic)
+    if preparation and network.channels != 3:
+        raise ValueError(
+            f'The backbone takes {network.channels} channels, and pixels are red, green and blue; leave the '
+            'preparation out.'
+        )
     path = require_suffix(path, '.onnx')
     sides = slice(1, 3) if preparation else slice(2, 4)
     other = [tuple(i.shape[sides]) for i in images if tuple(i.shape[sides]) != size]
@@ -106,6 +111,8 @@ def write(
             f'An image of {other[0][0]} x {other[0][1]} pixels, once it is resized, cannot be checked in a file for '
             f'{size}; leave it out, or let the size be free (--dynamic).'
         )
+    for image in images:
+        network.require(image.shape[sides], dynamic)
     path.parent.mkdir(parents=True, exist_ok=True)
     if store == 'fp16':
         for model in (network.model, network.traced):

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
 from mmpretrain.models.backbones import SwinTransformer, VisionTransformer
 from mmpretrain.models.classifiers import ImageClassifier
+from mmpretrain.models.heads import ClsHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder
+from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from .detection import Detector, OneStage, TwoStage
@@ -54,9 +57,14 @@ class Classifier(Network):
     def __init__(self, model: ImageClassifier):
         _require_type(model, (ImageClassifier,))
         head = model.head
-        if not hasattr(head, 'loss_module') or getattr(head, 'multi_label', False) or not callable(head):
+        if not isinstance(head, ClsHead) or type(head)._get_predictions is not ClsHead._get_predictions:
             raise not_covered(
                 'model.head', head, 'heads whose scores are a softmax (LinearClsHead, VisionTransformerClsHead)'
+            )
+        if getattr(model.data_preprocessor, 'pad_size_divisor', 1) > 1:
+            raise ValueError(
+                f'model.data_preprocessor.pad_size_divisor is {model.data_preprocessor.pad_size_divisor}, which is not '
+                'covered by the export of a classifier; pad in the test pipeline.'
             )
         super().__init__(model)
 
@@ -79,19 +87,48 @@ class Segmentor(Network):
                 f'model.test_cfg.mode is {model.test_cfg.mode!r}: the file takes an image as a whole, so set '
                 "model.test_cfg.mode='whole', or cut and join the windows where the file is run."
             )
+        head = model.decode_head
+        own = isinstance(head, BaseDecodeHead) and all(
+            getattr(type(head), name) is getattr(BaseDecodeHead, name) for name in ('predict', 'predict_by_feat')
+        )
+        if not own:
+            raise not_covered(
+                'model.decode_head', head, 'heads that predict as BaseDecodeHead does (UPerHead, FCNHead)'
+            )
+        padding = getattr(model.data_preprocessor, 'test_cfg', None) or {}
+        if padding.get('size'):
+            raise ValueError(
+                f'model.data_preprocessor.test_cfg.size is {padding["size"]}, which is not covered by the export; use '
+                'size_divisor, or pad in the test pipeline.'
+            )
         super().__init__(model)
+        self.unit = padding.get('size_divisor') or 1
+        self.pad_value = float(getattr(model.data_preprocessor, 'pad_val', 0))
         self.traced.auxiliary_head = None  # of training
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        head = self.traced.decode_head
-        logits = head(self.traced.extract_feat(image))
-        logits = F.interpolate(logits, size=image.shape[-2:], mode='bilinear', align_corners=head.align_corners)
+        head, padded = self.traced.decode_head, self.padded(image)
+        logits = head(self.traced.extract_feat(padded))
+        logits = F.interpolate(logits, size=padded.shape[-2:], mode='bilinear', align_corners=head.align_corners)
+        for axis in (2, 3) if self.unit > 1 else ():
+            logits = logits.index_select(axis, torch.arange(image.shape[axis], device=image.device))
         if head.out_channels == 1:
             return ((logits.sigmoid() > head.threshold)[:, 0].long(),)
         return (logits.argmax(1),)
 
     def reference(self, image: Tensor) -> tuple[Tensor]:
-        return (torch.cat([s.pred_sem_seg.data for s in self.model.predict(image)]).long(),)
+        padded, sides = self.padded(image), tuple(image.shape[-2:])
+        right, below = (padded.shape[axis] - image.shape[axis] for axis in (3, 2))
+        shape = tuple(padded.shape[-2:])
+        told = dict(
+            ori_shape=sides,
+            img_shape=shape,
+            pad_shape=shape,
+            padding_size=[0] * 4,
+            img_padding_size=[0, right, 0, below],
+        )
+        samples = self.model.predict(padded, [SegDataSample(metainfo=told) for _ in padded])
+        return (torch.cat([s.pred_sem_seg.data for s in samples]).long(),)
 
     def compare(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Agreement:
         if ours[0].shape != theirs[0].shape:

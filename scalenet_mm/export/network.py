@@ -7,13 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from mmpretrain.models.backbones import VisionTransformer
+import torch.nn.functional as F
+from mmdet.models.backbones.swin import SwinTransformer as DetectorSwin
+from mmpretrain.models.backbones import SwinTransformer, VisionTransformer
 from mmpretrain.models.utils.attention import ShiftWindowMSA
+from mmseg.models.backbones.swin import SwinTransformer as SegmentorSwin
 from torch import Tensor, nn
 
 from ..core.flops import INPUT_SIZE, image_channels
-from .size_free import LARGEST, generic_size, traceable
+from .size_free import LARGEST, generic_size, traceable, up
 
+BACKBONES = (SwinTransformer, VisionTransformer, DetectorSwin, SegmentorSwin)  # and ours, which are of them
 VALUES = 1e-4  # of the largest value, where that is above 1; of scores
 
 
@@ -33,14 +37,14 @@ class Network(nn.Module):
         model: the library's model, float, on the CPU, in eval mode; ``traced`` is its copy that is exported.
         backbone: of both.
         free_batch: whether B is free, or 1.
-        unit: what the graph pads H and W to a multiple of.
+        unit: what the graph pads H and W to a multiple of, with ``pad_value``.
         spare: share of the bytes that the graph's own constants (anchors, bins) may take beside the model's tensors.
     """
 
     names: tuple[str, ...]
     task: str
     free_batch = True
-    unit = 1
+    unit, pad_value = 1, 0.0
     spare = 0.02
 
     def __init__(self, model: nn.Module):
@@ -51,6 +55,12 @@ class Network(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         return self.model.backbone
+
+    def padded(self, image: Tensor) -> Tensor:
+        if self.unit == 1:
+            return image
+        high, wide = (up(side, self.unit) for side in image.shape[-2:])
+        return F.pad(image, (0, wide - image.shape[-1], 0, high - image.shape[-2]), value=self.pad_value)
 
     def reference(self, image: Tensor) -> Sequence[Tensor]:
         """The library's own results, as ``forward`` gives them."""
@@ -120,14 +130,17 @@ class Network(nn.Module):
             ValueError: with the part, its value and the way out.
         """
         backbone = self.backbone
-        if any(side % self.step for side in size):
-            raise ValueError(f'The size {size} must be multiples of the patch size {self.step}.')
+        if not isinstance(backbone, BACKBONES):
+            raise not_covered(
+                'model.backbone',
+                backbone,
+                "ScaleNetSwin, ScaleNetDeiT, mmpretrain's Swin and ViT, and the Swin of mmdet and mmseg",
+            )
+        unit = 1 if dynamic else self.unit  # one size is padded before there are patches
+        if any(up(side, unit) % self.step for side in size):
+            raise ValueError(f'The size {tuple(size)} must be multiples of the patch size {self.step}.')
         if not dynamic:
             return
-        if not hasattr(backbone, 'stages') and not isinstance(backbone, VisionTransformer):
-            raise ValueError(
-                f'The image size of a {type(backbone).__name__} cannot be free; give it (--size H W) without dynamic.'
-            )
         if getattr(backbone, 'use_abs_pos_embed', False):
             raise ValueError('A Swin with absolute position embeddings has one image size; leave dynamic out.')
         windows = [m for m in backbone.modules() if isinstance(m, ShiftWindowMSA)]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # an optional dependency
     import onnx_ir as ir
 
 
+KINDS = ('DetDataPreprocessor', 'SegDataPreProcessor', 'ClsDataPreprocessor')
+
+
 def preprocessor_of(cfg: Config) -> dict[str, Any]:
     """What a config says of its ``data_preprocessor``, which mmpretrain's have beside the model."""
     return dict(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {})
@@ -23,6 +26,11 @@ def preprocessor_of(cfg: Config) -> dict[str, Any]:
 def reads_rgb(steps: Sequence[dict]) -> bool:
     """Whether the loading step of a pipeline gives red first; mmcv's default is blue."""
     return any(step.get('channel_order') == 'rgb' for step in steps)
+
+
+def _of_three(values: Sequence[float]) -> tuple[float, ...]:
+    """For each channel, where one value may be for all."""
+    return tuple(map(float, values)) * (3 if len(values) == 1 else 1)
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,12 @@ class Preparation:
     def of(cls, cfg: Config) -> Preparation:
         """Of a config's ``data_preprocessor`` and its test pipeline."""
         said = preprocessor_of(cfg)
+        if said.get('type', KINDS[0]).split('.')[-1] not in KINDS:
+            raise ValueError(
+                f'data_preprocessor is a {said["type"]}, and --with-preparation knows {", ".join(KINDS)}; leave it out.'
+            )
         turned = any(said.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
-        mean, std = (tuple(map(float, v)) if (v := said.get(key)) is not None else None for key in ('mean', 'std'))
+        mean, std = (None if said.get(key) is None else _of_three(said[key]) for key in ('mean', 'std'))
         return cls(mean, std, turned == reads_rgb(cfg.test_pipeline))
 
     def _constants(self) -> list[tuple[str, np.ndarray]]:

@@ -16,16 +16,21 @@ from torch import Tensor, nn
 
 from ..models.inference import TASKS, as_batch, read_image
 from ..version import __version__
+from .network import Network
 from .preparation import Preparation, preprocessor_of, reads_rgb
 
-KEYS = ('scope', 'test_pipeline', 'data_preprocessor', 'classes')
+KEYS = {'scope', 'test_pipeline', 'data_preprocessor', 'classes'}
+KNOWN = KEYS | {'step', 'candidates'}
 
 
-def about(model: nn.Module) -> dict[str, str]:
-    """What a file says of itself, each as JSON: library, preparation of images, names of the classes, version."""
+def about(model: nn.Module, network: Network | None = None) -> dict[str, str]:
+    """What a file says of itself, each as JSON: library, preparation of images, names of the classes, version; of
+    ``network`` what its sides are multiples of, and whether results are candidates.
+    """
     cfg = model.cfg
     preparation = preprocessor_of(cfg)
     preparation.pop('batch_augments', None)
+    preparation.setdefault('type', type(model.data_preprocessor).__name__)
     said = dict(
         scope=cfg.default_scope,
         task=TASKS[cfg.default_scope],
@@ -34,6 +39,8 @@ def about(model: nn.Module) -> dict[str, str]:
         data_preprocessor=preparation,
         scalenet_mm=__version__,
     )
+    if network:
+        said |= dict(step=network.step, candidates=not getattr(network, 'nms', True))
     return {key: json.dumps(value) for key, value in said.items()}
 
 
@@ -62,8 +69,13 @@ def pixels_of(model: nn.Module, image: str | Path) -> Tensor:
 
 def _red_first(model: Any, pixels: Tensor) -> Tensor:
     """(3, H, W) as the pipeline gives them, as (1, H, W, 3) of red, green and blue."""
-    pixels = pixels if reads_rgb(model.cfg.test_pipeline) else pixels.flip(0)
-    return pixels.permute(1, 2, 0)[None].contiguous()
+    whole = pixels.to(torch.uint8)
+    if not torch.equal(whole.to(pixels), pixels):
+        raise ValueError(
+            'The test pipeline changes the values of pixels, and --with-preparation takes them as 8-bit colour.'
+        )
+    whole = whole if reads_rgb(model.cfg.test_pipeline) else whole.flip(0)
+    return whole.permute(1, 2, 0)[None].contiguous()
 
 
 def _prepare(model: Any, data: dict) -> list[tuple[Tensor, Any]]:
@@ -91,7 +103,7 @@ class OnnxModel:
 
     Raises:
         ModuleNotFoundError: without onnxruntime.
-        ValueError: if another program wrote the file, or it holds a backbone alone.
+        ValueError: if another program wrote the file, it holds a backbone alone, or it gives candidates.
     """
 
     def __init__(self, file: str | Path):
@@ -101,14 +113,20 @@ class OnnxModel:
         options.log_severity_level = 3
         self.file = file
         self.session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
-        said = {k: json.loads(v) for k, v in self.session.get_modelmeta().custom_metadata_map.items() if k in KEYS}
+        said = {k: json.loads(v) for k, v in self.session.get_modelmeta().custom_metadata_map.items() if k in KNOWN}
         self.names = [output.name for output in self.session.get_outputs()]
         self.takes_pixels = self.session.get_inputs()[0].type == 'tensor(uint8)'
-        if len(said) < len(KEYS) or self.names[0].startswith('level_'):
+        if not said.keys() >= KEYS or self.names[0].startswith('level_'):
             raise ValueError(
                 f'{file} does not say how images are prepared and results are read; give a file that `scalenet onnx` '
                 'wrote without --backbone.'
             )
+        if said.get('candidates'):
+            raise ValueError(
+                f'{file} gives candidates before their suppression (--no-nms): suppress them where you run it, or '
+                'export without --no-nms.'
+            )
+        self.step = said.get('step', 1)
         self.cfg = Config(dict(default_scope=said['scope'], test_pipeline=_sizes(said['test_pipeline'])))
         self.dataset_meta = dict(classes=said['classes'])
         with DefaultScope.overwrite_default_scope(said['scope']):
@@ -127,6 +145,11 @@ class OnnxModel:
                 f'{self.file} takes images of {takes[0]} x {takes[1]} pixels; this one is {given[0]} x {given[1]} once '
                 f'it is prepared. Export with --dynamic, or with --size {given[0]} {given[1]}.'
             )
+        if any(not isinstance(n, int) and side % self.step for n, side in zip(takes, given)):
+            raise ValueError(
+                f'{self.file} takes images whose sides are multiples of {self.step}; this one is {given[0]} x '
+                f'{given[1]} once it is prepared. Resize it so in the test pipeline, or export with --size.'
+            )
         return dict(zip(self.names, self.session.run(None, {'image': image.numpy()})))
 
     def test_step(self, data: dict) -> list:
@@ -139,13 +162,14 @@ class OnnxModel:
 
     def _result(self, image: Tensor, sample: Any, fed: Tensor) -> Any:
         found, (high, wide) = self.run(fed), sample.metainfo.get('ori_shape', image.shape[-2:])[:2]
+        x, y = sample.metainfo.get('scale_factor', (image.shape[-1] / wide, image.shape[-2] / high))
 
         def resized(mask: np.ndarray, how: int) -> np.ndarray:
+            mask = mask[: round(high * y), : round(wide * x)]  # without what the pipeline padded
             return mask if mask.shape == (high, wide) else cv2.resize(mask, (wide, high), interpolation=how)
 
         if 'boxes' in found:
-            x, y = (side / now for side, now in zip((wide, high), image.shape[:-3:-1]))
-            boxes = torch.from_numpy(found['boxes'] * np.float32([x, y, x, y]))
+            boxes = torch.from_numpy(found['boxes'] / np.float32([x, y, x, y]))
             sample.pred_instances = InstanceData(
                 bboxes=boxes, labels=torch.from_numpy(found['labels']), scores=torch.from_numpy(found['scores'])
             )
@@ -153,7 +177,7 @@ class OnnxModel:
                 masks = [resized(m.astype(np.float32), cv2.INTER_LINEAR) >= 0.5 for m in found['masks']]
                 sample.pred_instances.masks = torch.from_numpy(np.array(masks, bool).reshape(-1, high, wide))
         elif 'labels' in found:
-            labels = resized(found['labels'][0].astype(np.int32).astype(np.float32), cv2.INTER_NEAREST)
+            labels = resized(found['labels'][0].astype(np.int32).astype(np.float32), cv2.INTER_NEAREST_EXACT)
             sample.pred_sem_seg = PixelData(data=torch.from_numpy(labels).long()[None])
         else:
             scores = torch.from_numpy(found['scores'][0])
@@ -170,3 +194,6 @@ class Exported(nn.Module):
 
     def test_step(self, data: dict) -> list:
         return self.file.test_step(data)
+
+    def __deepcopy__(self, memo: dict) -> Exported:
+        return self  # of hooks that average weights, which a file has none of
