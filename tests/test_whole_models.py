@@ -150,6 +150,27 @@ def test_a_detector_finds_what_torch_finds_and_draws_the_same_picture(scenes, tm
     assert [line.split()[0] for line in said.splitlines()] == labels
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(('task', 'most'), [('seg', 0.025), ('det', 0.15)])
+def test_results_of_a_resized_image_differ_at_borders_alone(task, most, scenes, tmp_path):
+    """The share of the pixels of label maps, and of the area of masks: as docs/ship.md says, torch resizes logits."""
+    model, file = source(task), tmp_path / 'm.onnx'
+    if task == 'seg':
+        model.cfg.test_pipeline.insert(1, dict(type='Resize', scale=(96, 96)))
+    export_model(model, file, (96, 96), metadata=about(model))
+    ours = OnnxModel(file)
+    for scene in scenes[:3]:
+        image = cv2.resize(cv2.imread(str(scene)), (192, 192))
+        a, b = (as_panel(predict(one, image)) for one in (model, ours))
+        if task == 'seg':
+            share = (a.semantic != b.semantic).mean()
+        else:
+            np.testing.assert_allclose(a.boxes, b.boxes, atol=2e-2)
+            share = (a.masks != b.masks).sum() / a.masks.sum()
+        print(f'{task}: {share:.2%}')
+        assert 0 < share < most
+
+
 def weight_bytes(file: Path) -> int:
     return sum(onnx.numpy_helper.to_array(i).nbytes for i in onnx.load(file).graph.initializer)
 
