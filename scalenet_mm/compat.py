@@ -259,11 +259,11 @@ def _allow_own_checkpoints() -> None:
 
 
 @contextmanager
-def quiet(level: str = 'ERROR') -> Iterator[None]:
-    """mmengine's logger says nothing below ``level`` meanwhile: its own lines are one a tensor, ours are a table."""
+def quiet(level: str = 'ERROR', logger: logging.Logger | None = None) -> Iterator[None]:
+    """A logger says nothing below ``level`` meanwhile; mmengine's if none is given: its lines are one a tensor."""
     from mmengine.logging import MMLogger
 
-    logger, least = MMLogger.get_current_instance(), logging.getLevelName(level)
+    logger, least = logger or MMLogger.get_current_instance(), logging.getLevelName(level)
 
     def passes(record: logging.LogRecord) -> bool:
         return record.levelno >= least

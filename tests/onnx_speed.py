@@ -45,7 +45,7 @@ def detector_or_other(config: str, library: bool = False):
     import scalenet_mm  # noqa: F401 - registers the backbones
     from scalenet_mm.checkpoint.loading import build_model
     from scalenet_mm.compat import read_config
-    from scalenet_mm.experiments.benchmark.detectors import deep_state
+    from scalenet_mm.experiments.benchmark.detectors import deep_state, stock_config
 
     cfg = read_config(ROOT / 'configs' / config)
     torch.manual_seed(0)
@@ -54,16 +54,11 @@ def detector_or_other(config: str, library: bool = False):
         torch.nn.init.normal_(model.roi_head.bbox_head.fc_cls.weight, std=OBJECTS_STD)
     if not library:
         return model
-    backbone = cfg.model.backbone
-    scope = cfg.default_scope
-    depths = [len(m) for m in model.backbone.layer_maps().values()]
-    backbone.pop('scale')
-    backbone.type = f'{scope}.SwinTransformer'
-    if scope == 'mmpretrain':
-        backbone.arch = dict(embed_dims=96, depths=depths, num_heads=[3, 6, 12, 24])
-    else:
-        backbone.depths = depths
-    stock, state = revert_sync_batchnorm(build_model(cfg)).eval(), deep_state(model)
+    stock_cfg = stock_config(cfg, [len(m) for m in model.backbone.layer_maps().values()])
+    if cfg.default_scope == 'mmpretrain':  # whose Swin has its depths in `arch`
+        backbone = stock_cfg.model.backbone
+        backbone.arch = dict(embed_dims=96, depths=backbone.pop('depths'), num_heads=[3, 6, 12, 24])
+    stock, state = revert_sync_batchnorm(build_model(stock_cfg)).eval(), deep_state(model)
     stock.load_state_dict({k: state[k] for k in stock.state_dict()})
     return stock
 
@@ -99,7 +94,7 @@ def file_runner(config: str, kind: str, folder: Path) -> tuple[Callable, int]:
         options = dict(INFERENCE_NUM_THREADS=THREADS, INFERENCE_PRECISION_HINT='f32')
         made = openvino.Core().compile_model(str(file), 'CPU', options)
         return lambda: list(made(image).values()), file.stat().st_size
-    import onnxruntime
+    import onnxruntime  # alone: the process's memory is told
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, THREADS

@@ -17,12 +17,14 @@ from collections.abc import Sequence
 
 from ..export.file import write
 from ..export.graphs import Backbone, network_of
-from ..export.preparation import Preparation
+from ..export.preparation import Preparation, sides_of
 from ..export.running import about, pixels_of, prepared
 from ..file_names import file_ending
 from ..models.inference import find_images, load_model
 from .main import command_parser
 from .numbers import at_least_one
+
+COMPARED = {'float32': '', 'fp16': ' with the rounded weights', 'int8': ' in float32, before int8'}
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -34,8 +36,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument('--size', nargs=2, type=at_least_one, metavar=('H', 'W'), help='of the prepared images')
     p.add_argument('--dynamic', action='store_true', help='any image size')
     small = p.add_mutually_exclusive_group()
-    small.add_argument('--fp16', action='store_true', help='store matrices and kernels as half floats')
-    small.add_argument('--int8', action='store_true', help='linear layers in int8, quantized as images come')
+    p.set_defaults(store='float32')
+    for store, text in (
+        ('fp16', 'store matrices and kernels as half floats'),
+        ('int8', 'linear layers in int8, quantized as images come'),
+    ):
+        small.add_argument(f'--{store}', dest='store', action='store_const', const=store, help=text)
     p.add_argument('--with-preparation', action='store_true', help='mean, deviation and channel order in the graph')
     p.add_argument('--no-nms', action='store_true', help='every candidate above the score, no masks (detectors)')
     p.add_argument('--check', nargs='+', default=[], metavar='IMAGE', help='images to compare on, besides made-up ones')
@@ -55,19 +61,17 @@ def main(argv: Sequence[str]) -> None:
     metadata = about(model, network)
     preparation = Preparation.of(model.cfg) if args.with_preparation else None
     given = [(pixels_of if preparation else prepared)(model, image) for image in images]
-    size = args.size or (given[0].shape[slice(1, 3) if preparation else slice(2, 4)] if given else None)
-    store = 'fp16' if args.fp16 else 'int8' if args.int8 else 'float32'
-    done = write(network, args.out, size, args.dynamic, metadata, given, store, preparation)
+    size = args.size or (sides_of(given[0].shape, args.with_preparation) if given else None)
+    done = write(network, args.out, size, args.dynamic, metadata, given, args.store, preparation)
     print(f'written       {args.out} ({args.out.stat().st_size:,} bytes)')
     print(
         f'initializers  {done.initializers}, {done.nbytes:,} bytes; unique tensors of the model {done.unique:,} bytes'
     )
-    if store != 'float32':
-        print(f'stored        {done.stored:,} bytes of them as {store}')
+    if args.store != 'float32':
+        print(f'stored        {done.stored:,} bytes of them as {args.store}')
     print(f'checked at    {", ".join("x".join(map(str, s)) for s in done.shapes)}')
-    rounded = ' with the rounded weights' if args.fp16 else ' in float32, before int8' if args.int8 else ''
-    print(f'difference    {done.difference:.1e} at most, onnxruntime against torch{rounded}')
-    if args.int8:
+    print(f'difference    {done.difference:.1e} at most, onnxruntime against torch{COMPARED[args.store]}')
+    if args.store == 'int8':
         first = f', the first: {done.beyond[0]}' if done.beyond else ''
         print(f'int8          {len(done.beyond)} of {len(done.shapes)} inputs beyond what float32 may differ{first}')
         print(f'              evaluate it on your data: scalenet test {args.config} {args.out}')

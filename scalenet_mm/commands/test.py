@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmengine.dist import get_rank
 
-from ..export.running import Exported
+from ..export.running import OnnxModel
 from ..file_names import a_folder, file_ending, require_other
 from ..runner.config import build_runner, draw_predictions, use_tta
 from ..runner.launch import prepare
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     show_progress(cfg, 'test')
     runner = build_runner(cfg)
     if exported:
-        runner.model = Exported(args.checkpoint)
+        runner.model = OnnxModel(args.checkpoint)
     metrics = runner.test()
     if args.out and get_rank() == 0:
         args.out.parent.mkdir(parents=True, exist_ok=True)

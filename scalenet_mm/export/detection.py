@@ -114,7 +114,7 @@ class OneStage(Detector):
             at = where(s > cfg.get('score_thr', 0))
             s, order = s[at].sort(descending=True)
             count = cfg.get('nms_pre', -1)
-            at, s = at[order][:count], s[:count]
+            at, s = at[order][:count], s[:count]  # -1 is without the last, as in mmdet's filter_scores_and_topk
             several(at.shape[0])
             place, label = at // head.num_classes, at % head.num_classes
             found.append((decode(head.bbox_coder, priors[place], d[place], shape), label, s))

@@ -17,7 +17,8 @@ from ..core.roles import unique_bytes
 from ..file_names import require_suffix
 from .graphs import Backbone, network_of
 from .network import Agreement, Network
-from .preparation import Preparation
+from .preparation import Preparation, sides_of
+from .running import open_session
 from .weights import STORED, nbytes, quantize, round_to_half, store_half, transpose_once
 
 NEEDED = ('onnx', 'onnxscript', 'onnxruntime')
@@ -104,15 +105,13 @@ def write(
             'preparation out.'
         )
     path = require_suffix(path, '.onnx')
-    sides = slice(1, 3) if preparation else slice(2, 4)
-    other = [tuple(i.shape[sides]) for i in images if tuple(i.shape[sides]) != size]
-    if other and not dynamic:
-        raise ValueError(
-            f'An image of {other[0][0]} x {other[0][1]} pixels, once it is resized, cannot be checked in a file for '
-            f'{size}; leave it out, or let the size be free (--dynamic).'
-        )
-    for image in images:
-        network.require(image.shape[sides], dynamic)
+    for high, wide in (sides_of(image.shape, preparation is not None) for image in images):
+        if not dynamic and (high, wide) != size:
+            raise ValueError(
+                f'An image of {high} x {wide} pixels, once it is resized, cannot be checked in a file for {size}; '
+                'leave it out, or let the size be free (--dynamic).'
+            )
+        network.require((high, wide), dynamic)
     path.parent.mkdir(parents=True, exist_ok=True)
     if store == 'fp16':
         for model in (network.model, network.traced):
@@ -213,11 +212,7 @@ def _compare(
     file: Path, network: Network, images: Sequence[Tensor], ours: Sequence[Sequence[Tensor]]
 ) -> list[Agreement]:
     """What a file gives for images with what torch gave."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # without a word on constants that it leaves
-    session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
+    session = open_session(file)
     return [
         network.compare(own, [torch.from_numpy(t) for t in session.run(None, {'image': image.numpy()})])
         for image, own in zip(images, ours, strict=True)

@@ -37,13 +37,14 @@ class Network(nn.Module):
         model: the library's model, float, on the CPU, in eval mode; ``traced`` is its copy that is exported.
         backbone: of both.
         free_batch: whether B is free, or 1.
+        nms: whether results are final; a detector may give candidates before the last suppression.
         unit: what the graph pads H and W to a multiple of, with ``pad_value``.
         spare: share of the bytes that the graph's own constants (anchors, bins) may take beside the model's tensors.
     """
 
     names: tuple[str, ...]
     task: str
-    free_batch = True
+    free_batch = nms = True
     unit, pad_value = 1, 0.0
     spare = 0.02
 

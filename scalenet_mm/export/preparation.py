@@ -28,6 +28,11 @@ def reads_rgb(steps: Sequence[dict]) -> bool:
     return any(step.get('channel_order') == 'rgb' for step in steps)
 
 
+def sides_of(shape: Sequence[Any], pixels: bool) -> tuple:
+    """(H, W) of an input's shape: of pixels (B, H, W, 3), or of prepared images (B, C, H, W)."""
+    return tuple(shape[1:3] if pixels else shape[2:])
+
+
 def _of_three(values: Sequence[float]) -> tuple[float, ...]:
     """For each channel, where one value may be for all."""
     return tuple(map(float, values)) * (3 if len(values) == 1 else 1)

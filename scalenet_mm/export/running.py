@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from ..models.inference import TASKS, as_batch, read_image
 from ..version import __version__
-from .network import Network
-from .preparation import Preparation, preprocessor_of, reads_rgb
+from .preparation import Preparation, preprocessor_of, reads_rgb, sides_of
+
+if TYPE_CHECKING:  # it imports all three libraries
+    from .network import Network
 
 KEYS = {'scope', 'test_pipeline', 'data_preprocessor', 'classes'}
 KNOWN = KEYS | {'step', 'candidates'}
@@ -40,7 +42,7 @@ def about(model: nn.Module, network: Network | None = None) -> dict[str, str]:
         scalenet_mm=__version__,
     )
     if network:
-        said |= dict(step=network.step, candidates=not getattr(network, 'nms', True))
+        said |= dict(step=network.step, candidates=not network.nms)
     return {key: json.dumps(value) for key, value in said.items()}
 
 
@@ -98,8 +100,17 @@ def _sizes(node: Any) -> Any:
     return tuple(node) if numbers else [_sizes(value) for value in node]
 
 
-class OnnxModel:
-    """A file as ``models.inference.predict``, ``read_image``, ``as_panel`` and ``as_json`` take a model.
+def open_session(file: str | Path):
+    """onnxruntime's session on the CPU, without a word on constants that it leaves."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+
+
+class OnnxModel(nn.Module):
+    """A file as a Runner's test loop and ``models.inference`` (``predict``, ``read_image``, ``as_json``) take a model.
 
     Raises:
         ModuleNotFoundError: without onnxruntime.
@@ -107,12 +118,8 @@ class OnnxModel:
     """
 
     def __init__(self, file: str | Path):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self.file = file
-        self.session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+        super().__init__()
+        self.file, self.session = file, open_session(file)
         said = {k: json.loads(v) for k, v in self.session.get_modelmeta().custom_metadata_map.items() if k in KNOWN}
         self.names = [output.name for output in self.session.get_outputs()]
         self.takes_pixels = self.session.get_inputs()[0].type == 'tensor(uint8)'
@@ -132,14 +139,16 @@ class OnnxModel:
         with DefaultScope.overwrite_default_scope(said['scope']):
             self.data_preprocessor = MODELS.build(said['data_preprocessor'])
 
+    def __deepcopy__(self, memo: dict) -> OnnxModel:
+        return self  # of hooks that average weights, which a file has none of
+
     def run(self, image: Tensor) -> dict[str, np.ndarray]:
         """Outputs by name of a prepared image (1, C, H, W), or of pixels (1, H, W, 3) where the file takes them.
 
         Raises:
             ValueError: for a size that the file does not take.
         """
-        sides = slice(1, 3) if self.takes_pixels else slice(2, 4)
-        takes, given = self.session.get_inputs()[0].shape[sides], image.shape[sides]
+        takes, given = (sides_of(i.shape, self.takes_pixels) for i in (self.session.get_inputs()[0], image))
         if any(isinstance(n, int) and n != side for n, side in zip(takes, given)):
             raise ValueError(
                 f'{self.file} takes images of {takes[0]} x {takes[1]} pixels; this one is {given[0]} x {given[1]} once '
@@ -183,17 +192,3 @@ class OnnxModel:
             scores = torch.from_numpy(found['scores'][0])
             sample.set_pred_score(scores).set_pred_label(int(scores.argmax()))
         return sample
-
-
-class Exported(nn.Module):
-    """A file as a Runner's test loop takes a model."""
-
-    def __init__(self, file: str | Path):
-        super().__init__()
-        self.file = OnnxModel(file)
-
-    def test_step(self, data: dict) -> list:
-        return self.file.test_step(data)
-
-    def __deepcopy__(self, memo: dict) -> Exported:
-        return self  # of hooks that average weights, which a file has none of

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
+
+from ..compat import quiet
 
 if TYPE_CHECKING:  # an optional dependency
     import onnx_ir as ir
@@ -101,16 +101,5 @@ def quantize(source: Path, out: Path) -> None:
 
     model = onnx.load(source)
     del model.graph.value_info[:]  # the quantizer turns weights round and would find their shapes wrong
-    with _silent():
+    with quiet('ERROR', logging.getLogger()):  # advice to quantize otherwise
         quantize_dynamic(model, out, op_types_to_quantize=['MatMul'], per_channel=True, weight_type=QuantType.QInt8)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without the quantizer's advice to the root logger."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
