@@ -2217,4 +2217,37 @@ MUTATIONS = (
         '',
         'tests/test_live_backbones.py::test_errors_name_the_rule_the_value_and_the_way_out',
     ),
+    # A busy or rationed machine, and one with a GPU
+    Mutation(
+        'machine',
+        "a job's ration is read, what is around it is not",
+        'scalenet_mm/cores.py',
+        'for folder in (here, *here.parents):',
+        'for folder in (here,):',
+        'tests/test_cores.py::test_rations_of_version_2_are_those_of_a_job_and_of_everything_around_it',
+    ),
+    Mutation(
+        'machine',
+        'a loader has as many workers as its config says',
+        'scalenet_mm/runner/config.py',
+        '        if workers < wanted:\n',
+        '        if False:\n',
+        'tests/test_cores.py::test_workers_of_a_loader_do_not_outnumber_the_cores',
+    ),
+    Mutation(
+        'machine',
+        'the shift mask stays on the CPU',
+        'scalenet_mm/ops/window.py',
+        'shift_masks(window, shift).to(table.device, table.dtype)[:, None]',
+        'shift_masks(window, shift).to(table.dtype)[:, None]',
+        'tests/test_fake_cuda.py::test_a_forward_pass_leaves_nothing_on_the_cpu[scalenet_swin_t_100e.py-False]',
+    ),
+    Mutation(
+        'machine',
+        'a step of the check runs without the files that it needs',
+        'scalenet_mm/experiments/benchmark/gpu_check.py',
+        "if step.needs and records[step.needs]['status'] != 'done':",
+        'if False:',
+        'tests/test_gpu_check.py::test_a_step_that_fails_costs_itself_and_what_needs_it_alone',
+    ),
 )

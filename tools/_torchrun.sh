@@ -1,7 +1,7 @@
 # Sourced by dist_train.sh and dist_test.sh. Usage: torchrun_tool TOOL PROCESSES [arguments of TOOL]
 # Starts PROCESSES of tools/TOOL on this machine: one a GPU, or on CPU where there is no GPU.
 torchrun_tool() {
-  local root tool=$1 processes=$2 python gpus where
+  local root tool=$1 processes=$2 python found gpus cores where
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   shift 2
   python=$(realpath -ms "${SCALENET_ENV:-$root/.venv}")/bin/python
@@ -11,13 +11,15 @@ torchrun_tool() {
     echo "GPUS must be a whole number >= 1, got '$processes'." >&2
     return 2
   fi
-  gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())') || return
+  export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+  found=$("$python" -c \
+    'import torch; from scalenet_mm.cores import cores; print(torch.cuda.device_count(), cores())') || return
+  read -r gpus cores <<<"$found"
   if ((gpus > 0 && processes > gpus)); then
     echo "$processes GPUs were asked for, but this machine has $gpus: ask for at most $gpus." >&2
     return 2
   fi
   if ((gpus == 0)); then
-    local cores=$(env -u OMP_NUM_THREADS nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
     echo "No GPU: $processes processes on CPU (gloo), $OMP_NUM_THREADS threads each." >&2
   else
@@ -35,7 +37,6 @@ torchrun_tool() {
   else
     where=(--rdzv-backend=c10d --rdzv-endpoint=localhost:0)  # a free port
   fi
-  export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
   exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node="$processes" \
     "$root/tools/$tool" "$@" --launcher pytorch
 }

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from ..cores import ration_threads
 from ..one_run import ending_cleanly
 from ..version import __version__
 
@@ -71,6 +72,7 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
     if name not in NOT_OURS:  # mmengine falls back to running what a file holds
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # before torch: threads that wait leave their core to others
+    ration_threads()
     called = sys.argv[0] = called or f'{prog} {name}'  # argparse's prog
     if name not in NOT_OURS and (where := next((i for i, word in enumerate(rest) if is_empty(word)), None)) is not None:
         before = ' '.join(rest[:where][-2:])

@@ -33,14 +33,18 @@ def linear(
     Returns:
         (..., d_out).
     """
-    ours = type(x) is Tensor and type(weight) in (nn.Parameter, Tensor)
-    if library == 'plain' or not ours or traced():
+    if library == 'plain' or not ordinary(x, weight) or traced():
         return plain(x, weight, bias, low_rank)
     down, up, act = low_rank or (None, None, None)
     if not torch.is_grad_enabled():
         return _forward(x, weight, bias, down, up, act, library, keep=False)[0]
     recipe = getattr(x, 'recipe', None)
     return _Linear.apply(x, weight, bias, down, up, act, library, recipe)
+
+
+def ordinary(x: Tensor, weight: Tensor) -> bool:
+    """Whether both are torch's own, and no quantized, distributed or wrapped ones."""
+    return type(x) is Tensor and type(weight) in (nn.Parameter, Tensor)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | None = None) -> Tensor:

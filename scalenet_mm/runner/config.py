@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
@@ -16,6 +18,7 @@ from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.strict import naming
 from ..compat import bare, name_types, read_config, type_name
 from ..core.roles import TrainPolicy
+from ..cores import at_once
 from ..engine.optim import FROM_CONFIG
 from ..file_names import require_folder_name
 from ..one_run import one_run
@@ -99,6 +102,16 @@ class ScaleNetRunner(Runner):
         self._has_loaded = True
         self.logger.info(f'Loaded {filename}')
         return checkpoint
+
+    @staticmethod
+    def build_dataloader(dataloader, seed: int | None = None, diff_rank_seed: bool = False):
+        """As mmengine's, with no more workers than there are cores for: every sample has a seed of its own."""
+        wanted = dataloader.get('num_workers', 0) if isinstance(dataloader, dict) else 0
+        workers = at_once(wanted, int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+        if workers < wanted:
+            print_log(f'A loader of {wanted} workers has {workers}: there is no core for more.', 'current')
+            dataloader = {**dataloader, 'num_workers': workers}
+        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def train(self):
         """As mmengine's, while no other run trains in the same work dir.

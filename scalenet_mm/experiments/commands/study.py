@@ -12,7 +12,6 @@ call.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from ...commands.main import command_parser
 from ...commands.numbers import at_least_one, seed
+from ...cores import cores
 from ...file_names import a_folder
 
 
@@ -90,8 +90,8 @@ def main(argv: Sequence[str]) -> int:
 
     if args.scale == 'demo':
         scale, report, option = runs, evidence_page.report, args.shorten
-        devices, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
-        at_once = min(cores, 4 * devices) if devices else cores
+        devices, usable = torch.cuda.device_count(), cores()
+        at_once = min(usable, 4 * devices) if devices else usable
     else:
         scale, report, option = paper_scale, paper_scale.report, shlex.split(args.reproduce)
         devices, at_once = 0, 1  # each run on all GPUs

@@ -1,0 +1,46 @@
+"""What nobody has seen yet: training, export, speed and tests on a GPU, in ten minutes, in order of worth.
+
+    scalenet experiment gpu-check --out work_dirs/gpu_check         # needs a CUDA GPU, no network and no compiler
+    scalenet experiment gpu-check --out work_dirs/gpu_check --dry   # the same road on the CPU, with tiny networks
+
+Trains Mask R-CNN and UPerNet Swin-T at full size with mixed precision on images of digits, continues them, exports and
+verifies their increments; trains DeiT-B compiled; measures the goals of docs/performance.md; runs the tests that need
+a GPU, and one process and two by torchrun. Every result is in OUT/gpu_check.json (speed in OUT/performance_gpu.json) as
+soon as it is there; what each step printed is in OUT/logs. A step that fails costs itself alone. Ends with 1 if one
+did.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ...commands.main import command_parser
+from ...commands.numbers import above_zero
+from ...file_names import a_folder
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_parser(__doc__)
+    parser.add_argument('--out', type=a_folder, required=True, help='folder of the results; must be empty or new')
+    parser.add_argument('--minutes', type=above_zero, default=10.0, help='time for all steps (10)')
+    parser.add_argument('--dry', action='store_true', help='tiny networks on the CPU: whether every step runs at all')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    if args.out.is_dir() and any(args.out.iterdir()):
+        raise SystemExit(f'{args.out} is not empty; name another folder, or delete it.')
+    import torch
+
+    import scalenet_mm.registration  # noqa: F401  (what the configs name)
+
+    from ..benchmark.gpu_check import DRY, RESULTS, Size, run
+
+    if not args.dry and not torch.cuda.is_available():
+        raise SystemExit('torch sees no CUDA GPU here; --dry tries every step on the CPU, with tiny networks.')
+    records = run(DRY if args.dry else Size(), args.out.absolute(), args.minutes)
+    number = {s: sum(r['status'] == s for r in records) for s in ('done', 'failed', 'out of time', 'not run')}
+    print(f'{", ".join(f"{n} {s}" for s, n in number.items() if n)}: {args.out / RESULTS}')
+    return 1 if number['failed'] else 0

@@ -1,0 +1,105 @@
+"""Cores that a process may use, of real bindings and rations, and of rations as the kernel writes them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import scalenet
+from mmengine.config import ConfigDict
+
+from scalenet_mm.cores import CGROUPS, at_once, bound, cores, quotas, ration_threads
+from scalenet_mm.runner.config import ScaleNetRunner
+
+ASK = [sys.executable, '-c', 'from scalenet_mm.cores import cores; print(cores())']
+
+
+def written(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_rations_of_version_2_are_those_of_a_job_and_of_everything_around_it(tmp_path):
+    files = {
+        'self': '0::/pods/mine\n',
+        'fs/pods/cpu.max': '150000 100000\n',
+        'fs/pods/mine/cpu.max': 'max 100000\n',
+        'fs/other/cpu.max': '10000 100000\n',
+    }
+    at = written(tmp_path, files)
+    assert list(quotas(at / 'self', at / 'fs')) == [1.5]
+
+
+def test_rations_of_version_1_are_under_the_cpu_controller(tmp_path):
+    files = {
+        'self': '5:memory:/m\n4:cpu,cpuacct:/job\n0::/\n',
+        'fs/cpu,cpuacct/job/cpu.cfs_quota_us': '300000\n',
+        'fs/cpu,cpuacct/job/cpu.cfs_period_us': '100000\n',
+        'fs/cpu,cpuacct/cpu.cfs_quota_us': '-1\n',
+        'fs/cpu,cpuacct/cpu.cfs_period_us': '100000\n',
+    }
+    at = written(tmp_path, files)
+    assert list(quotas(at / 'self', at / 'fs')) == [3.0]
+    (at / 'self').write_text('4:cpu,cpuacct:/seen/from/outside\n')  # a container's own group lies at the mount
+    written(at, {'fs/cpu,cpuacct/cpu.cfs_quota_us': '50000'})
+    assert list(quotas(at / 'self', at / 'fs')) == [0.5]
+
+
+def test_without_cgroups_the_cores_are_those_that_a_process_is_bound_to(tmp_path):
+    assert list(quotas(tmp_path / 'none', tmp_path)) == []
+    one = subprocess.run(ASK, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {0}))
+    assert one.stdout.strip() == '1', one.stderr
+
+
+@pytest.fixture
+def rationed():
+    """Command line -> its output in a cgroup that has the time of one core."""
+    group = CGROUPS / 'cpu' / f'scalenet_test_{os.getpid()}'
+    try:
+        group.mkdir()
+        (group / 'cpu.cfs_quota_us').write_text('100000')
+    except OSError as e:
+        pytest.skip(f'no cgroup can be made here: {e}')
+    enter = lambda: (group / 'cgroup.procs').write_text(str(os.getpid()))  # noqa: E731
+    free = {k: v for k, v in os.environ.items() if k != 'OMP_NUM_THREADS'}
+    yield (
+        lambda *words, **env: (
+            subprocess.run(words, capture_output=True, text=True, check=True, preexec_fn=enter, env=free | env).stdout
+        )
+    )
+    group.rmdir()
+
+
+def test_a_rationed_command_has_threads_for_its_ration(rationed, tmp_path):
+    assert rationed(*ASK).strip() == '1'
+    told = tmp_path / 'told.py'
+    told.write_text('import torch; print("threads", torch.get_num_threads())')
+    assert 'threads 1' in rationed(*scalenet('run', told))
+    assert 'threads 2' in rationed(*scalenet('run', told), OMP_NUM_THREADS='2')
+
+
+def test_threads_are_left_to_torch_where_nothing_is_rationed(monkeypatch):
+    environment = {}
+    monkeypatch.setattr('scalenet_mm.cores.quotas', lambda: iter(()))
+    ration_threads(environment)
+    assert environment == {}
+    monkeypatch.setattr('scalenet_mm.cores.quotas', lambda: iter([0.3]))
+    monkeypatch.setattr('scalenet_mm.cores.bound', lambda: 8)
+    ration_threads(environment)
+    assert environment == {'OMP_NUM_THREADS': '1'}
+
+
+def test_workers_of_a_loader_do_not_outnumber_the_cores(caplog):
+    assert cores() <= bound()
+    assert at_once(0) == 0 and at_once(1, processes=64) == 1 and at_once(10**6) == cores()
+    data = torch.utils.data.TensorDataset(torch.arange(4))
+    cfg = ConfigDict(
+        dataset=data, batch_size=2, num_workers=999, persistent_workers=True, sampler=dict(type='DefaultSampler')
+    )
+    loader = ScaleNetRunner.build_dataloader(cfg)
+    assert loader.num_workers == cores() and cfg.num_workers == 999
+    assert ScaleNetRunner.build_dataloader(loader) is loader

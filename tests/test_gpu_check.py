@@ -1,0 +1,78 @@
+"""The command for a GPU's first minutes, as far as it goes without one."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import scalenet
+
+from scalenet_mm.checkpoint.delta_file import read_delta
+from scalenet_mm.experiments.benchmark import gpu_check
+from scalenet_mm.experiments.benchmark.gpu_check import DRY, Size, Step, carry_out, run, steps
+from scalenet_mm.experiments.commands.gpu_check import main
+
+
+def test_every_step_runs_on_the_cpu(tmp_path):
+    out = tmp_path / 'out'
+    done = subprocess.run(scalenet('experiment', 'gpu-check', '--out', out, '--dry'), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    result = json.loads((out / 'gpu_check.json').read_text())
+    found = {s['step']: s for s in result['steps']}
+    assert {s['status'] for s in result['steps']} == {'done'} and 'cpu' in result['machine']
+    ends = {'detection: train': 4, 'segmentation: train': 4, 'classification: train, compiled': 4}
+    assert {name: found[name]['iter'] for name in ends} == ends
+    assert all(0 < found[name]['loss'] < 100 for name in ends)
+    assert found['detection: resume']['iter'] == 6 and found['segmentation: torchrun, 2']['iter'] == 4
+    delta = out / 'detection' / 'exported.delta.safetensors'
+    assert found['detection: delta verify']['bytes'] == delta.stat().st_size
+    assert read_delta(delta).position['iter'] == 6
+    (speed,) = json.loads((out / 'performance_gpu.json').read_text())['runs']
+    assert [row['pair'] for row in speed['rows']] == ['P7', 'P7']
+
+
+def test_on_a_gpu_everything_is_done_at_full_size_in_order_of_worth(tmp_path):
+    named = {s.name: ' '.join(s.command) for s in steps(Size(), tmp_path)}
+    assert list(named)[:4] == ['detection: train', 'speed: P1', 'speed: P3', 'segmentation: train']
+    assert '--amp' in named['detection: train'] and 'mask_rcnn_scalenet_swin_t_1x.py' in named['detection: train']
+    assert 'ops.compile=True' in named['classification: train, compiled']
+    assert {f'speed: P{i}' for i in range(1, 11)} <= set(named)
+    assert all('--device cuda --compiled' in c for n, c in named.items() if n.startswith('speed'))
+    assert any('-m gpu' in c for c in named.values())
+
+
+def one(code: str, name: str = 'one', needs: str = '') -> Step:
+    return Step(name, (sys.executable, '-c', code), lambda: dict(read=1), needs)
+
+
+def test_a_step_that_fails_costs_itself_and_what_needs_it_alone(tmp_path, monkeypatch):
+    fails = one('print("a log"); raise SystemExit("it broke")', 'fails')
+    todo = [fails, one('pass', 'needs it', 'fails'), one('pass', 'another')]
+    monkeypatch.setattr(gpu_check, 'steps', lambda size, out: todo)
+    monkeypatch.setattr(gpu_check, 'prepare', lambda *args: None)
+    monkeypatch.setattr(gpu_check, 'make_demo_data', lambda *args, **kwargs: None)
+    told = []
+    records = run(DRY, tmp_path, 1, told.append)
+    assert [r['status'] for r in records] == ['failed', 'not run', 'done']
+    assert records[0]['error'] == 'it broke' and records[0]['exit'] == 1 and records[2]['read'] == 1
+    assert json.loads((tmp_path / 'gpu_check.json').read_text())['steps'] == records
+    assert 'a log' in (tmp_path / 'logs' / records[0]['log']).read_text() and len(told) == 3
+    assert [r['why'] for r in run(DRY, tmp_path, 0.1)] == ['no time was left', 'fails is not done', 'no time was left']
+
+
+def test_a_step_has_what_is_left_of_the_time(tmp_path):
+    begin = time.monotonic()
+    record = carry_out(one('import time; time.sleep(60)'), 1, tmp_path / 'log')
+    assert record['status'] == 'out of time' and time.monotonic() - begin < 30
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_without_a_gpu_or_with_a_folder_in_use_nothing_is_begun(tmp_path):
+    with pytest.raises(SystemExit, match='sees no CUDA GPU here; --dry'):
+        main(['--out', str(tmp_path / 'new')])
+    assert not (tmp_path / 'new').exists()
+    (tmp_path / 'kept.txt').touch()
+    with pytest.raises(SystemExit, match='is not empty; name another folder'):
+        main(['--out', str(tmp_path), '--dry'])
