@@ -429,17 +429,26 @@ def row_of(device, value, verdict='pass', **more):
     return {**row, 'status': 'ok', 'value': value, 'verdict': verdict, **more}
 
 
-def test_the_report_has_the_later_row_and_says_what_was_not_run(tmp_path):
-    about = dict(machine=machine.describe('cpu'), rates=RATES)
-    files = [tmp_path / 'a.json', tmp_path / 'b.json']
-    files[0].write_text(json.dumps(dict(runs=[{**about, 'rows': [row_of('cpu', 0.9)]}])))
+def test_the_report_has_the_later_row_of_a_machine_and_says_what_was_not_run(tmp_path):
+    about = dict(device='cpu', machine=machine.describe('cpu'))
+    files = [tmp_path / f'{name}.json' for name in 'abc']
+    first = {**about, 'rates': {'fp32 F.linear': 90.0}, 'rows': [row_of('cpu', 0.9)]}
     later = row_of('cpu', 0.7, 'falls short', low=0.6, high=0.8, floor=0.5)
-    files[1].write_text(json.dumps(dict(runs=[{**about, 'rows': [later]}])))
+    second = {**about, 'rates': {'fp32 F.linear': 100.0}, 'rows': [later]}
+    other = {**about, 'machine': {**about['machine'], 'cpu': 'Another'}, 'rates': RATES, 'rows': [row_of('cpu', 0.8)]}
+    for file, run in zip(files, (first, second, other), strict=True):
+        file.write_text(json.dumps(dict(runs=[run])))
     out = tmp_path / 'performance.md'
     assert tool('--report', *map(str, files), '--out', str(out)) == 0
-    (line,) = [x for x in out.read_text().splitlines() if x.startswith('| P1')]
+    text = out.read_text()
+    (line,) = [x for x in text.splitlines() if x.startswith('| P1')]
     cells = [c.strip() for c in line.strip('|').split('|')]
-    assert cells[3:] == ['<= 1', '0.500', '0.700 (0.600 .. 0.800)', 'falls short', '<= 0.45', 'not run', '']
+    assert cells[3:] == ['<= 1', '<= 0.45', '0.500', '0.700 (0.600 .. 0.800), falls short', '0.800, pass', 'not run']
+    assert 'Rates in its 2 runs (GFLOP/s; copy GB/s): fp32 F.linear 90 to 100.' in text
+    assert '* **B**: Another' in text and '| on A | on B | on a GPU |' in text
+    files[0].write_text(json.dumps(dict(runs=[{**first, 'device': 'cuda', 'rows': [row_of('cuda', 0.4)]}])))
+    assert tool('--report', *map(str, files), '--out', str(out)) == 0
+    assert 'on a GPU' not in out.read_text() and '| 0.400, pass |' in out.read_text()
 
 
 def test_the_list_names_every_pair_and_switch(capsys):

@@ -211,7 +211,7 @@ def test_the_parts_of_a_step_are_the_step(variants):
 
 def test_rows_of_a_segmentor_compare_its_step_and_name_its_parts():
     s = Settings(size='quick', rounds=1)
-    rows = run.measure(detectors.cases(s)[1], s, {})
+    rows = run.measure(run.PAIRS['detectors'](s)[1], s, {})
     assert {r['pair'] for r in rows} == {'detectors'} and len(rows) == 5
     for row in rows:
         assert row['status'] == 'ok' and row['value'] > 0 and len(row['parity']) == 3
@@ -220,3 +220,13 @@ def test_rows_of_a_segmentor_compare_its_step_and_name_its_parts():
     assert all(part in first['note'] for part in detectors.PHASES)
     assert [r['goal'] for r in rows] == ['<= 1', '', '', '', '<= 0.01']
     assert rows[-1]['value'] < 0.1  # seeding an iteration beside even a micro step
+
+
+def test_one_image_is_timed_beside_the_stock_detector():
+    s = Settings(size='micro', rounds=1, warmup=1)
+    whole, backbone = run.measure(run.PAIRS['latency'](s)[0], s, {})
+    assert {whole['status'], backbone['status']} == {'ok'} and whole['goal'] == '<= 0.8'
+    ms = whole['ms']
+    assert ms['ours'] > ms['ours backbone'] > 0 and ms['stock'] > ms['stock backbone'] > 0
+    assert whole['value'] == pytest.approx(ms['ours'] / ms['stock'])
+    assert backbone['value'] == pytest.approx(ms['ours backbone'] / ms['stock backbone'])

@@ -1,33 +1,45 @@
-"""A training step beside other processes by OpenMP's wait policy: python tests/wait_policy.py
+"""A training step on a quiet, a busy and a rationed machine: python tests/wait_policy.py
 
 A thread that has done its share of an operation waits for the others. Actively, it keeps its core busy, and whoever has
-the missing share waits for that core. Prints the table of docs/performance.md; five minutes, nothing else running.
+the missing share waits for that core. Prints the table of docs/performance.md; a quarter of an hour, nothing else
+running. A ration is a cgroup's (version 1), which needs root.
 """
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from scalenet_mm.checkpoint.loading import build_model
 from scalenet_mm.compat import configs_dir, read_config
+from scalenet_mm.cores import CGROUPS
+from scalenet_mm.progress import Progress
 from scalenet_mm.tables import markdown_table
 
-STEPS = {  # backbone of a demo config -> images (N, 3, H, W), steps
-    'scalenet_deit_micro_digits.py': ((128, 3, 32, 32), 40),
-    'upernet_scalenet_swin_digits.py': ((8, 3, 96, 96), 12),
+STEPS = {  # backbone of a config -> images (N, 3, H, W), steps
+    'demo/scalenet_deit_micro_digits.py': ((128, 3, 32, 32), 40),
+    'demo/upernet_scalenet_swin_digits.py': ((8, 3, 96, 96), 12),
+    'mask_rcnn_scalenet_swin_t_1x.py': ((2, 3, 224, 320), 3),
 }
-POLICIES = ('PASSIVE', '', 'ACTIVE')  # none: what the OpenMP that torch brings does by itself
-TRIES = 3
+WAYS = {
+    'threads for all cores, `PASSIVE`': {'OMP_WAIT_POLICY': 'PASSIVE'},
+    'the same, not set': {},
+    'one thread': {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'},
+}
+TRIES = 2
+Enter = Callable[[], object]
 
 
 def step_time(config: str) -> float:
-    """Milliseconds of forward, backward and AdamW, the mean of some steps after three."""
+    """Milliseconds of forward, backward and AdamW, the mean of some steps after two."""
     size, steps = STEPS[config]
-    model = build_model(read_config(configs_dir() / 'demo' / config)).backbone.train()
+    cfg = read_config(configs_dir() / config)
+    cfg.model.backbone.drop_path_rate = 0.0
+    model = build_model(cfg).backbone.train()
     images, optimizer = torch.randn(size), torch.optim.AdamW(model.parameters(), 1e-4)
 
     def step() -> None:
@@ -36,7 +48,7 @@ def step_time(config: str) -> float:
         (output[-1] if isinstance(output, tuple) else output).square().mean().backward()
         optimizer.step()
 
-    for _ in range(3):
+    for _ in range(2):
         step()
     begin = time.perf_counter()
     for _ in range(steps):
@@ -44,27 +56,55 @@ def step_time(config: str) -> float:
     return (time.perf_counter() - begin) / steps * 1e3
 
 
-def in_a_process(config: str, policy: str) -> float:
-    env: Mapping = {k: v for k, v in os.environ.items() if k not in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY')}
-    env |= {'OMP_WAIT_POLICY': policy} if policy else {}
-    done = subprocess.run([sys.executable, __file__, config], env=env, capture_output=True, text=True, check=True)
+def in_a_process(config: str, way: dict[str, str], enter: Enter) -> float:
+    env = {k: v for k, v in os.environ.items() if k not in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY')} | way
+    command = [sys.executable, __file__, config]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, preexec_fn=enter)
     return float(done.stdout.split()[-1])
+
+
+@contextmanager
+def quiet() -> Iterator[Enter]:
+    yield lambda: None
+
+
+@contextmanager
+def busy() -> Iterator[Enter]:
+    other = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
+    try:
+        yield lambda: None
+    finally:
+        other.kill()
+
+
+@contextmanager
+def rationed() -> Iterator[Enter]:
+    group = CGROUPS / 'cpu' / f'wait_policy_{os.getpid()}'
+    group.mkdir()
+    (group / 'cpu.cfs_quota_us').write_text((group / 'cpu.cfs_period_us').read_text())
+    try:
+        yield lambda: (group / 'cgroup.procs').write_text(str(os.getpid()))
+    finally:
+        group.rmdir()
+
+
+SITUATIONS = {'quiet': quiet, 'one other busy process': busy, "a ration of one core's time": rationed}
 
 
 def main() -> None:
     rows = []
-    for busy in range(os.cpu_count() + 1):
-        others = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(busy)]
-        try:
-            for config in STEPS:
-                # the least of some: what else the machine does only adds
-                times = [min(in_a_process(config, policy) for _ in range(TRIES)) for policy in POLICIES]
-                rows.append((busy, config.removesuffix('.py'), *(f'{t:.1f}' for t in times)))
-                print(*rows[-1], file=sys.stderr, flush=True)
-        finally:
-            for other in others:
-                other.kill()
-    print(markdown_table(['other busy processes', 'backbone of', *(p or 'not set' for p in POLICIES)], rows))
+    with Progress('steps', len(SITUATIONS) * len(STEPS) * len(WAYS), stream=sys.stderr, unit='case') as progress:
+        for name, situation in SITUATIONS.items():
+            with situation() as enter:
+                for config, (size, _) in STEPS.items():
+                    times = []
+                    for way in WAYS.values():
+                        # the least of some: what else the machine does only adds
+                        times.append(min(in_a_process(config, way, enter) for _ in range(TRIES)))
+                        progress.update(len(rows) * len(WAYS) + len(times))
+                    images = f'{size[0]} images of {size[2]} x {size[3]}'
+                    rows.append((name, f'{config.split("/")[-1].removesuffix(".py")}, {images}', *map(round, times)))
+    print(markdown_table(['', 'backbone of', *WAYS], rows, 'll' + 'r' * len(WAYS)))
 
 
 if __name__ == '__main__':

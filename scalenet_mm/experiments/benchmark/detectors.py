@@ -1,10 +1,12 @@
-"""Whole training steps of Mask R-CNN and UPerNet beside the stock detector of equal depth (pair 'detectors')."""
+"""Mask R-CNN and UPerNet whole, beside the stock detector of equal depth: training steps (pair 'detectors'), and one
+image (pair 'latency').
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from itertools import chain, pairwise
@@ -25,6 +27,7 @@ from .settings import Settings
 
 STEP_GOAL = 1.0  # of ours over the stock detector fully fine-tuned: the cheapest step there is for its depth
 HOOK_GOAL = 0.01  # of a step
+LATENCY_GOAL = 0.80
 BATCH = 2  # as the configs have it
 PARITY = 1e-4  # of the largest value of a backbone's map, fp32
 PHASES = ('preprocess', 'backbone', 'heads', 'backward', 'update')
@@ -126,20 +129,58 @@ def mean_phases(trainer: Trainer, batch: Mapping, rounds: int, device: str) -> d
     return {phase: sum(f[phase] for f in found) / rounds for phase in PHASES}
 
 
-def whole_steps(s: Settings, family: str) -> Timed:
-    """Of one detector or segmentor: the shipped Swin-T, at a smaller size the demo's; and the seeding of ReseedHook,
-    which every iteration of ours adds to its step (exact resume).
-    """
+def trainers_and_batch(s: Settings, family: str, images: int) -> tuple[str, dict[str, Trainer], Mapping]:
+    """The name, the variants and a batch of one detector or segmentor: the shipped Swin-T, or the demo's (smaller)."""
     demo = s.size != 'full'
     leaf, size = (DEMO[family], (64, 96)) if demo else (FAMILIES[family].leaf, (224, 320))
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder), family, 4)
-        # the demo's own data are of another layout; its model trains on the same batch
-        batch = first_batch(shrink(read_leaf(family, Path(folder)), *size), BATCH)
+        # the demo's own data are of another layout; its model takes the same batch
+        batch = first_batch(shrink(read_leaf(family, Path(folder)), *size), images)
         cfg = read_leaf(family, Path(folder), leaf)
-    trainers = build_variants(cfg if demo else shrink(cfg, *size), s.device)
-    named = {(a, b): f'{Path(leaf).stem}: step, {a} over {b}' for a, b in COMPARED}
-    hooks = f'{Path(leaf).stem}: our hooks, an iteration'
+    return Path(leaf).stem, build_variants(cfg if demo else shrink(cfg, *size), s.device), batch
+
+
+def one_image(s: Settings, family: str) -> Timed:
+    """From pixels to what is predicted, the library's own forward pass on both sides; adapters as they start."""
+    name, trainers, batch = trainers_and_batch(s, family, 1)
+    models = {side: trainers[side][0] for side in ('stock', 'ours')}
+    parity = same_maps(models['stock'].backbone, models['ours'].backbone, s.device)
+    for model in models.values():
+        model.eval()
+
+    def predict(model: nn.Module):
+        with torch.inference_mode():
+            return model.test_step(deepcopy(batch))
+
+    backbones = {f'{side} backbone': partial(_maps, model, batch, s.device) for side, model in models.items()}
+    runs = {side: partial(predict, model) for side, model in models.items()} | backbones
+    text = f'{name}: one image, ours over stock'
+
+    def share(times: Mapping[str, float]) -> float:
+        return times['ours backbone'] / times['stock backbone']
+
+    return Timed(
+        runs,
+        {text: lambda times: times['ours'] / times['stock'], f'{name}: its backbone alone': share},
+        lambda: parity,
+        bounds={text: LATENCY_GOAL},
+    )
+
+
+@torch.inference_mode()
+def _maps(model: nn.Module, batch: Mapping, device: str):
+    data = model.data_preprocessor(deepcopy(batch), False)
+    return model.backbone(data['inputs'])
+
+
+def whole_steps(s: Settings, family: str) -> Timed:
+    """Of one detector or segmentor; and the seeding of ReseedHook, which every iteration of ours adds to its step
+    (exact resume).
+    """
+    name, trainers, batch = trainers_and_batch(s, family, BATCH)
+    named = {(a, b): f'{name}: step, {a} over {b}' for a, b in COMPARED}
+    hooks = f'{name}: our hooks, an iteration'
 
     def notes() -> dict[str, str]:
         rounds = max(2, s.rounds // 2)
@@ -160,5 +201,5 @@ def whole_steps(s: Settings, family: str) -> Timed:
     )
 
 
-def cases(s: Settings) -> list[Case]:
-    return [Case('detectors', 'detectors', '', partial(whole_steps, s, family)) for family in DEMO]
+def cases(pair: str, make: Callable[[Settings, str], Timed], s: Settings) -> list[Case]:
+    return [Case(pair, pair, '', partial(make, s, family)) for family in DEMO]

@@ -97,6 +97,7 @@ GOALS = {
         Goal('operators', "mmcv's operators from torch and torchvision, over the compiled ones", {}),
         Goal('startup', "import, building and loading, over the host's", {}),
         Goal('data', "data loading in the shipped configs, over a training step's time", {}),
+        Goal('latency', "one image through Mask R-CNN and UPerNet, over the stock detector's of equal depth", {}),
         Goal('detectors', "whole steps of Mask R-CNN and UPerNet, over the stock detector's", {}),
     )
 }

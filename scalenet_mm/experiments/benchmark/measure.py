@@ -55,7 +55,8 @@ PAIRS: dict[str, Callable[[Settings], list[Case]]] = {
     'operators': operators.cases,
     'startup': startup.cases,
     'data': loaders.cases,
-    'detectors': detectors.cases,
+    'detectors': partial(detectors.cases, 'detectors', detectors.whole_steps),
+    'latency': partial(detectors.cases, 'latency', detectors.one_image),
 }
 Row = dict[str, Any]
 BAD = ('error', 'no parity')

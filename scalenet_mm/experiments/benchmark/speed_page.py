@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 
 from ...checkpoint.writing import write_atomically
 from ...tables import format_table, markdown_table
@@ -44,15 +45,18 @@ def _spread(row: Row) -> str:
 
 
 def markdown(files: Iterable[Path]) -> str:
-    """One table of all runs in these files; of a row that is there twice, the later one.
+    """One table of all runs in these files, a column a machine; of a row that one has twice, the later one.
 
     Raises:
         ValueError: for a file that is no result.
     """
     files = list(files)
-    runs = [run for file in files for run in read_runs(file)]
-    latest = {_key(row) + (row['device'],): row for run in runs for row in run['rows']}
-    keys = sorted(dict.fromkeys(k[:-1] for k in latest), key=lambda k: list(GOALS).index(k[0]))
+    machines: dict[tuple, list[dict]] = {}
+    for run in (run for file in files for run in read_runs(file)):
+        machines.setdefault(_identity(run), []).append(run)
+    latest = {at: {_key(row): row for run in runs for row in run['rows']} for at, runs in machines.items()}
+    keys = sorted(dict.fromkeys(k for rows in latest.values() for k in rows), key=lambda k: list(GOALS).index(k[0]))
+    names = dict(zip(machines, ascii_uppercase))
     lines = [
         '# Performance: goals and what was measured',
         '',
@@ -62,18 +66,19 @@ def markdown(files: Iterable[Path]) -> str:
         'no speed without forward and gradient parity in the same run. The floor is what the count of multiply-adds '
         'allows.',
         '',
-        *_machines(runs),
+        *(f'* **{names[at]}**: {_about(runs)}' for at, runs in machines.items()),
         '',
     ]
-    head = ('pair', 'case', 'against', 'CPU goal', 'floor', 'CPU measured', '', 'GPU goal', 'GPU measured', '')
+    gpu = [] if any(run['device'] == 'cuda' for runs in machines.values() for run in runs) else ['on a GPU']
+    head = ['pair', 'case', 'against', 'CPU goal', 'GPU goal', 'floor', *(f'on {n}' for n in names.values()), *gpu]
     rows = []
     for key in keys:
         pair, case, dtype, setting = key
-        on = {device: latest.get((*key, device)) for device in ('cpu', 'cuda')}
-        cpu, gpu = (_measured(on[d], pair, d, dtype, setting) for d in on)
-        some = on['cpu'] or on['cuda']
-        cells = [pair, f'{case} {dtype}'.strip(), setting, cpu[0], _number(some.get('floor')), *cpu[1:], *gpu]
-        rows.append(cells)
+        found = [rows_of.get(key) for rows_of in latest.values()]
+        goals = [_goal(key, device, found) for device in ('cpu', 'cuda')]
+        floor = next((row['floor'] for row in found if row and row.get('floor') is not None), None)
+        cells = [_measured(row) for row in found] + [NOT_RUN] * len(gpu)
+        rows.append([pair, f'{case} {dtype}'.strip(), setting, *goals, _number(floor), *cells])
     lines += [
         markdown_table(head, rows, 'l' * len(head)),
         '',
@@ -82,36 +87,46 @@ def markdown(files: Iterable[Path]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def _identity(run: dict) -> tuple:
+    """What tells two machines apart."""
+    return (run['device'], *(run['machine'].get(k) for k in ('gpu', 'cpu', 'instructions', 'threads')))
+
+
 def _key(row: Row) -> tuple[str, str, str, str]:
     return row['pair'], row['case'], row['dtype'], row['setting']
 
 
-def _measured(row: Row | None, pair: str, device: str, dtype: str, setting: str) -> tuple[str, str, str]:
+def _goal(key: tuple, device: str, found: Sequence[Row | None]) -> str:
+    """As a row that was measured there says it; else as it would be."""
+    said = next((row['goal'] for row in found if row and row['device'] == device), None)
+    pair, _, dtype, setting = key
     goal = GOALS[pair]
+    return goal.text(goal.bound(device, dtype, setting.removeprefix('fused '))) if said is None else said
+
+
+def _measured(row: Row | None) -> str:
     if row is None:
-        bound = goal.bound(device, dtype, setting.removeprefix('fused '))
-        return goal.text(bound), NOT_RUN, ''
+        return NOT_RUN
     if 'value' not in row:
-        return row['goal'], row['status'], row.get('note', '').replace('|', '/')
+        return f'{row["status"]}: {row.get("note", "")}'.replace('|', '/')
     spread = f' ({_spread(row)})' if 'low' in row else ''
-    verdict = '' if row['verdict'] == 'ok' else row['verdict']
-    return row['goal'], f'{_number(row["value"])}{spread}', verdict
+    verdict = '' if row['verdict'] == 'ok' else f', {row["verdict"]}'
+    return f'{_number(row["value"])}{spread}{verdict}'
 
 
-def _machines(runs: Sequence[dict]) -> list[str]:
-    """A line for each machine, with the rates of its last run."""
-    last = {str(run['machine']): run for run in runs}
-    lines = []
-    for run in last.values():
-        m = run['machine']
-        versions = ', '.join(f'{k} {v}' for k, v in m['versions'].items())
-        shown = ', '.join(f'{k} {v:.0f}' for k, v in run['rates'].items())
-        gpu = f'{m["gpu"]}, CUDA {m["cuda"]}; ' if 'gpu' in m else ''
-        lines.append(
-            f'* {gpu}{m["cpu"]}, {m["cores"]} cores, {m["threads"]} threads, {m["instructions"]}; {m["system"]}; '
-            f'{versions}. In-run rates (GFLOP/s; copy GB/s): {shown}.'
-        )
-    return lines
+def _about(runs: Sequence[dict]) -> str:
+    """A machine, the versions of its last run, and what its library reached in all of them."""
+    m, versions = runs[-1]['machine'], ', '.join(f'{k} {v}' for k, v in runs[-1]['machine']['versions'].items())
+    gpu = f'{m["gpu"]}, CUDA {m["cuda"]}; ' if 'gpu' in m else ''
+    rates = []
+    for name in runs[-1]['rates']:
+        reached = [run['rates'][name] for run in runs if name in run['rates']]
+        low, high = f'{min(reached):.0f}', f'{max(reached):.0f}'
+        rates.append(f'{name} {low}' + (f' to {high}' if high != low else ''))
+    return (
+        f'{gpu}{m["cpu"]}, {m["cores"]} cores, {m["threads"]} threads, {m["instructions"]}; {m["system"]}; {versions}. '
+        f'Rates in its {len(runs)} runs (GFLOP/s; copy GB/s): {", ".join(rates)}.'
+    )
 
 
 def write(files: Iterable[Path], out: Path) -> None:

@@ -14,6 +14,7 @@ COMMANDS = {
     'lm-toy': 'a small Llama: source, ScaleNet, deep copy, full fine-tuning',
     'reproduce': 'one row of the paper: data, checkpoint, commands; or run it and keep a bundle',
     'analyze': 'Figs. 3 to 6 for any models',
+    'cluster': 'what sharing and freezing save many GPUs, on paper',
     'gpu-check': 'training, export, speed and tests on a GPU in ten minutes',
     'benchmark': 'speed and memory beside the stock networks of mmdet, mmpretrain and timm',
     'paper-tables': "counts of the paper's networks beside the printed figures",
