@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
-CGROUPS, MINE = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
+CGROUPS, MINE, LOAD = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup'), Path('/proc/loadavg')
 
 
 def cores() -> int:
@@ -59,10 +60,32 @@ def at_once(wanted: int, processes: int = 1) -> int:
     return min(wanted, max(1, cores() // processes))
 
 
-def ration_threads(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Before torch is loaded: no more threads than cores' time, unless their number is set.
+def others_run(looks: int = 3) -> bool:
+    """Whether so much else runs that there is no core for each thread of this process; unknown counts as no.
 
-    Threads beyond a ration use it up at the start of every period and all stand still until the next.
+    Counts what runs or waits to at this moment, the least of some looks.
+    """
+    found = []
+    for _ in range(looks):
+        try:
+            found.append(int(LOAD.read_text().split()[3].partition('/')[0]) - 1)  # one is this look
+        except (OSError, ValueError, IndexError):
+            return False
+        time.sleep(0.005)
+    return min(found) + cores() > (os.cpu_count() or 1)
+
+
+def prepare_threads(loads: bool, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Before torch is loaded, where the environment does not say it: how many threads there are, and how they wait.
+
+    No more than the ration of cores: others use it up at the start of every period, and all stand still until the next.
+    A thread that waits actively takes its core from whoever has what it waits for; passively, it wakes up late, which
+    costs where nothing else runs (docs/performance.md).
+
+    Args:
+        loads: whether workers of a loader will run beside the threads.
     """
     if (number := cores()) < bound():
         environment.setdefault('OMP_NUM_THREADS', str(number))
+    if loads or number < bound() or others_run():
+        environment.setdefault('OMP_WAIT_POLICY', 'PASSIVE')

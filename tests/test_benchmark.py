@@ -436,8 +436,8 @@ def test_the_report_has_the_later_row_of_a_machine_and_says_what_was_not_run(tmp
     later = row_of('cpu', 0.7, 'falls short', low=0.6, high=0.8, floor=0.5)
     second = {**about, 'rates': {'fp32 F.linear': 100.0}, 'rows': [later]}
     other = {**about, 'machine': {**about['machine'], 'cpu': 'Another'}, 'rates': RATES, 'rows': [row_of('cpu', 0.8)]}
-    for file, run in zip(files, (first, second, other), strict=True):
-        file.write_text(json.dumps(dict(runs=[run])))
+    for file, kept in zip(files, (first, second, other), strict=True):
+        file.write_text(json.dumps(dict(runs=[kept])))
     out = tmp_path / 'performance.md'
     assert tool('--report', *map(str, files), '--out', str(out)) == 0
     text = out.read_text()

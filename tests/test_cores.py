@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from conftest import scalenet
 from mmengine.config import ConfigDict
 
-from scalenet_mm.cores import CGROUPS, at_once, bound, cores, quotas, ration_threads
+from scalenet_mm.cores import CGROUPS, LOAD, at_once, bound, cores, others_run, prepare_threads, quotas
 from scalenet_mm.runner.config import ScaleNetRunner
 
 ASK = [sys.executable, '-c', 'from scalenet_mm.cores import cores; print(cores())']
@@ -82,15 +83,50 @@ def test_a_rationed_command_has_threads_for_its_ration(rationed, tmp_path):
     assert 'threads 2' in rationed(*scalenet('run', told), OMP_NUM_THREADS='2')
 
 
-def test_threads_are_left_to_torch_where_nothing_is_rationed(monkeypatch):
-    environment = {}
+def prepared(loads: bool = False, **given) -> dict[str, str]:
+    environment = dict(given)
+    prepare_threads(loads, environment)
+    return environment
+
+
+def test_threads_are_left_to_torch_where_nothing_is_rationed_and_nothing_else_runs(monkeypatch):
     monkeypatch.setattr('scalenet_mm.cores.quotas', lambda: iter(()))
-    ration_threads(environment)
-    assert environment == {}
+    monkeypatch.setattr('scalenet_mm.cores.others_run', lambda: False)
+    assert prepared() == {}
+    assert prepared(loads=True) == {'OMP_WAIT_POLICY': 'PASSIVE'}
+    assert prepared(loads=True, OMP_WAIT_POLICY='ACTIVE') == {'OMP_WAIT_POLICY': 'ACTIVE'}
+    monkeypatch.setattr('scalenet_mm.cores.others_run', lambda: True)
+    assert prepared() == {'OMP_WAIT_POLICY': 'PASSIVE'}
     monkeypatch.setattr('scalenet_mm.cores.quotas', lambda: iter([0.3]))
     monkeypatch.setattr('scalenet_mm.cores.bound', lambda: 8)
-    ration_threads(environment)
-    assert environment == {'OMP_NUM_THREADS': '1'}
+    assert prepared() == {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
+
+
+def test_others_run_while_they_do(monkeypatch, tmp_path):
+    load = tmp_path / 'loadavg'
+    monkeypatch.setattr('scalenet_mm.cores.LOAD', load)
+    assert not others_run()  # no such file
+    machine = os.cpu_count()
+    monkeypatch.setattr('scalenet_mm.cores.cores', lambda: machine)
+    load.write_text('9.00 9.00 9.00 1/200 4711\n')  # what was, is over
+    assert not others_run()
+    load.write_text('0.00 0.00 0.00 2/200 4711\n')
+    assert others_run()
+    monkeypatch.setattr('scalenet_mm.cores.cores', lambda: machine - 1)  # one core is left for it
+    assert not others_run()
+
+
+@pytest.mark.skipif(not LOAD.is_file(), reason='the system does not tell what runs')
+def test_a_process_that_computes_is_seen():
+    busy = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(os.cpu_count())]
+    try:
+        for process in busy:
+            while Path(f'/proc/{process.pid}/stat').read_text().split()[2] != 'R':
+                time.sleep(0.01)
+        assert others_run()
+    finally:
+        for process in busy:
+            process.kill()
 
 
 def test_workers_of_a_loader_do_not_outnumber_the_cores(caplog):

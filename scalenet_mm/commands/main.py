@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from ..cores import ration_threads
+from ..cores import prepare_threads
 from ..one_run import ending_cleanly
 from ..version import __version__
 
@@ -32,6 +32,7 @@ COMMANDS = {
 }
 ELSEWHERE = {'experiment': 'scalenet_mm.experiments.commands'}  # by name: nothing outside experiments imports it
 ALONE = {'doctor', 'experiment'}  # start without torch
+NO_LOADER = {'predict', 'compare', 'delta', 'convert', 'inspect', 'onnx', 'doctor', 'benchmark', 'cluster'}
 USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError)
 NOT_CAUGHT = {'train', 'test', 'run'}  # the traceback of a run belongs to it, but for a file that is refused
 BROKEN_PIPE = 128 + 13  # what a shell says of a command that SIGPIPE ended
@@ -71,8 +72,8 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         )
     if name not in NOT_OURS:  # mmengine falls back to running what a file holds
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # before torch: threads that wait leave their core to others
-    ration_threads()
+    if name != 'experiment':  # it comes here again
+        prepare_threads(name not in NO_LOADER)
     called = sys.argv[0] = called or f'{prog} {name}'  # argparse's prog
     if name not in NOT_OURS and (where := next((i for i, word in enumerate(rest) if is_empty(word)), None)) is not None:
         before = ' '.join(rest[:where][-2:])
