@@ -285,6 +285,16 @@ def test_state_of_the_scaled_network_is_that_of_its_shapes():
     assert halved['value'] == pytest.approx((mine - 2 * sum(stored.values())) / theirs, rel=1e-3)
 
 
+def test_an_adapters_narrow_products_are_timed_beside_the_wide_one():
+    case = next(c for c in kernels.cases(MICRO) if c.name.startswith('narrow'))
+    rows = run.measure(case, MICRO, RATES)
+    assert {r['status'] for r in rows} == {'ok'} and len(rows) == 7
+    ms = rows[0]['ms']
+    narrow = sum(v for k, v in ms.items() if k != 'W x')
+    assert rows[-1]['setting'] == 'all six, 0.156 of the arithmetic'  # 3 x 16 / 384 + 3 x 16 / 1536
+    assert rows[-1]['value'] == pytest.approx(narrow / ms['W x'], rel=1e-6) > 0.156
+
+
 def test_kernels_are_timed_beside_the_first_form_and_only_if_they_agree():
     adapter, *_, attention = kernels.cases(MICRO)
     for case, first in ((adapter, 'plain sum'), (attention, 'matmul')):

@@ -93,7 +93,11 @@ GOALS = {
             {},
             floor=STEP_FLOPS,
         ),
-        Goal('kernels', 'forms of adapters (forward) and window attention (step), over the first form', {}),
+        Goal(
+            'kernels',
+            "forms of adapters and window attention, and an adapter's narrow products, over the first one",
+            {},
+        ),
         Goal('operators', "mmcv's operators from torch and torchvision, over the compiled ones", {}),
         Goal('startup', "import, building and loading, over the host's", {}),
         Goal('data', "data loading in the shipped configs, over a training step's time", {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,8 +23,8 @@ WINDOW = 7
 STAGES = ((56, 3), (28, 6), (14, 12))  # tokens a side and heads of Swin-T's stages at 224 px
 
 
-def compared(dtype: str, forms: Mapping[str, Callable[[], Tensor]]) -> Timed:
-    """Times over those of the first form, which gives what the others have to give."""
+def compared(dtype: str, forms: Mapping[str, Callable[[], Tensor]], alike: bool = True) -> Timed:
+    """Times over those of the first form, which gives what the others have to give if they are ``alike``."""
     first, *others = forms
 
     def check() -> list[Parity]:
@@ -31,7 +32,8 @@ def compared(dtype: str, forms: Mapping[str, Callable[[], Tensor]]) -> Timed:
         apart = {name: relative(forms[name]().float(), expected) for name in others}
         return [Parity(f'{first} in {k}', d, bounds=(BOUND[dtype], BOUND[dtype])) for k, d in apart.items()]
 
-    return Timed(forms, {k: lambda times, k=k: times[k] / times[first] for k in forms}, check, repeats=4)
+    values = {k: lambda times, k=k: times[k] / times[first] for k in forms}
+    return Timed(forms, values, check if alike else list, repeats=4)
 
 
 def _adapters(s: Settings, dtype: str, rows: int, dims: int) -> Timed:
@@ -57,6 +59,34 @@ def _adapters(s: Settings, dtype: str, rows: int, dims: int) -> Timed:
     return compared(dtype, {k: torch.no_grad()(form) for k, form in forms.items()})
 
 
+def _narrow(s: Settings, dtype: str, rows: int, dims: int) -> Timed:
+    """The products of an adapter in a training step, over the wide one beside them: their arithmetic is r over dims or
+    over 4 dims of its, their time is more.
+    """
+
+    def tensor(*shape: int) -> Tensor:
+        return torch.randn(*shape).to(s.device, DTYPES[dtype])
+
+    x, g, z = tensor(rows, dims), tensor(rows, 4 * dims), tensor(rows, ADAPTER_RANK)
+    weight, down, up = tensor(4 * dims, dims), tensor(ADAPTER_RANK, dims), tensor(4 * dims, ADAPTER_RANK)
+    y, dx = torch.empty_like(g), torch.empty_like(x)
+    forms = {
+        'W x': lambda: product(x, weight),
+        'A x': lambda: product(x, down),
+        'y + B z': lambda: torch.addmm(y, z, up.t(), out=y),
+        'g B': lambda: product(g, up.t().contiguous()),
+        "B's gradient": lambda: product(z.t(), g.t()),
+        "A's gradient": lambda: product(z.t(), x.t()),
+        'dx + dz A': lambda: torch.addmm(dx, z, down, out=dx),
+    }
+    share = {name: ADAPTER_RANK / (dims if name in ('y + B z', 'g B', "B's gradient") else 4 * dims) for name in forms}
+    timed = compared(dtype, {k: torch.no_grad()(form) for k, form in forms.items()}, alike=False)
+    values = {f'{k}, {share[k]:.3f} of the arithmetic': timed.values[k] for k in forms if k != 'W x'}
+    total = sum(share.values()) - share['W x']
+    values[f'all six, {total:.3f} of the arithmetic'] = lambda times: sum(times.values()) / times['W x'] - 1
+    return replace(timed, values=values)
+
+
 def _attention(s: Settings, dtype: str, side: int, heads: int) -> Timed:
     at = layout(4, side, side, WINDOW, WINDOW // 2, torch.device(s.device))
     shape = len(at.sorts), WINDOW**2, 3, heads, 32
@@ -77,7 +107,11 @@ def cases(s: Settings) -> list[Case]:
     stages = STAGES[-1:] if micro else STAGES
     return [
         Case('kernels', f'{name} {a}x{b}', dtype, partial(make, s, dtype, a, b))
-        for name, make, shapes in (('adapter', _adapters, dims), ('attention', _attention, stages))
+        for name, make, shapes in (
+            ('adapter', _adapters, dims),
+            ('narrow', _narrow, dims),
+            ('attention', _attention, stages),
+        )
         for dtype in s.timed('fp32', 'bf16')
         for a, b in shapes
     ]

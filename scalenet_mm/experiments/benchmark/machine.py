@@ -29,6 +29,7 @@ def describe(device: str) -> dict[str, object]:
         'cpu': names[0] if names else platform.processor(),
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
+        'waiting': os.environ.get('OMP_WAIT_POLICY') or 'not set',
         'instructions': torch.backends.cpu.get_cpu_capability(),
         'system': f'{platform.system()} {platform.machine()}, Python {platform.python_version()}',
         'versions': {p: getattr(import_module(p), '__version__', '?') for p in PACKAGES if find_spec(p)},
