@@ -2245,7 +2245,7 @@ MUTATIONS = (
     Mutation(
         'machine',
         'a step of the check runs without the files that it needs',
-        'scalenet_mm/experiments/benchmark/gpu_check.py',
+        'scalenet_mm/experiments/benchmark/first_minutes.py',
         "if step.needs and records[step.needs]['status'] != 'done':",
         'if False:',
         'tests/test_gpu_check.py::test_a_step_that_fails_costs_itself_and_what_needs_it_alone',
@@ -2269,7 +2269,7 @@ MUTATIONS = (
     Mutation(
         'machine',
         "what a GPU sends is its gradients' bytes alone",
-        'scalenet_mm/experiments/benchmark/cluster.py',
+        'scalenet_mm/experiments/benchmark/many_gpus.py',
         'return 2 * (gpus - 1) / gpus * NUMBER * self.trained',
         'return NUMBER * self.trained',
         'tests/test_cluster.py::test_state_and_traffic_by_hand',

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import in_two_processes, scalenet
 
-from scalenet_mm.experiments.benchmark.cluster import BUCKET, LATENCY, Cluster, Counted, ways
+from scalenet_mm.experiments.benchmark.many_gpus import BUCKET, LATENCY, Cluster, Counted, ways
 from scalenet_mm.experiments.benchmark.settings import Settings
 
 GPU = Cluster(flops=1e12, memory=1e12, network=1e9)

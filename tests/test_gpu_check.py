@@ -10,8 +10,8 @@ import torch
 from conftest import scalenet
 
 from scalenet_mm.checkpoint.delta_file import read_delta
-from scalenet_mm.experiments.benchmark import gpu_check
-from scalenet_mm.experiments.benchmark.gpu_check import DRY, Size, Step, carry_out, run, steps
+from scalenet_mm.experiments.benchmark import first_minutes
+from scalenet_mm.experiments.benchmark.first_minutes import DRY, Size, Step, carry_out, run, steps
 from scalenet_mm.experiments.commands.gpu_check import main
 
 
@@ -50,9 +50,9 @@ def one(code: str, name: str = 'one', needs: str = '') -> Step:
 def test_a_step_that_fails_costs_itself_and_what_needs_it_alone(tmp_path, monkeypatch):
     fails = one('print("a log"); raise SystemExit("it broke")', 'fails')
     todo = [fails, one('pass', 'needs it', 'fails'), one('pass', 'another')]
-    monkeypatch.setattr(gpu_check, 'steps', lambda size, out: todo)
-    monkeypatch.setattr(gpu_check, 'prepare', lambda *args: None)
-    monkeypatch.setattr(gpu_check, 'make_demo_data', lambda *args, **kwargs: None)
+    monkeypatch.setattr(first_minutes, 'steps', lambda size, out: todo)
+    monkeypatch.setattr(first_minutes, 'prepare', lambda *args: None)
+    monkeypatch.setattr(first_minutes, 'make_demo_data', lambda *args, **kwargs: None)
     told = []
     records = run(DRY, tmp_path, 1, told.append)
     assert [r['status'] for r in records] == ['failed', 'not run', 'done']

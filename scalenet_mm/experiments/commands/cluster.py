@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    from ..benchmark.cluster import Cluster, ways
+    from ..benchmark.many_gpus import Cluster, ways
     from ..benchmark.settings import Settings
 
     s = Settings(size='micro' if args.micro else 'full')
