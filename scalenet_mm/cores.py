@@ -60,7 +60,7 @@ def at_once(wanted: int, processes: int = 1) -> int:
     return min(wanted, max(1, cores() // processes))
 
 
-def others_run(looks: int = 3) -> bool:
+def others_run(threads: int, looks: int = 3) -> bool:
     """Whether so much else runs that there is no core for each thread of this process; unknown counts as no.
 
     Counts what runs or waits to at this moment, the least of some looks.
@@ -72,7 +72,7 @@ def others_run(looks: int = 3) -> bool:
         except (OSError, ValueError, IndexError):
             return False
         time.sleep(0.005)
-    return min(found) + cores() > (os.cpu_count() or 1)
+    return min(found) + threads > (os.cpu_count() or 1)
 
 
 def prepare_threads(loads: bool, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -85,7 +85,8 @@ def prepare_threads(loads: bool, environment: MutableMapping[str, str] = os.envi
     Args:
         loads: whether workers of a loader will run beside the threads.
     """
-    if (number := cores()) < bound():
+    number = cores()
+    if rationed := number < bound():
         environment.setdefault('OMP_NUM_THREADS', str(number))
-    if loads or number < bound() or others_run():
-        environment.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    if 'OMP_WAIT_POLICY' not in environment and (loads or rationed or others_run(number)):
+        environment['OMP_WAIT_POLICY'] = 'PASSIVE'

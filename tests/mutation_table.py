@@ -2224,7 +2224,7 @@ MUTATIONS = (
         'scalenet_mm/cores.py',
         'for folder in (here, *here.parents):',
         'for folder in (here,):',
-        'tests/test_cores.py::test_rations_of_version_2_are_those_of_a_job_and_of_everything_around_it',
+        'tests/test_cores.py::test_rations_are_those_of_a_job_and_of_everything_around_it[2]',
     ),
     Mutation(
         'machine',
@@ -2254,7 +2254,7 @@ MUTATIONS = (
         'machine',
         'what else runs is not seen',
         'scalenet_mm/cores.py',
-        '    return min(found) + cores() > (os.cpu_count() or 1)\n',
+        '    return min(found) + threads > (os.cpu_count() or 1)\n',
         '    return False\n',
         'tests/test_cores.py::test_others_run_while_they_do',
     ),
@@ -2262,8 +2262,8 @@ MUTATIONS = (
         'machine',
         'threads beside a loader wait actively',
         'scalenet_mm/cores.py',
-        'if loads or number < bound() or others_run():',
-        'if number < bound() or others_run():',
+        '(loads or rationed or others_run(number))',
+        '(rationed or others_run(number))',
         'tests/test_cores.py::test_threads_are_left_to_torch_where_nothing_is_rationed_and_nothing_else_runs',
     ),
     Mutation(

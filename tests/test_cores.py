@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+import wait_policy
 from conftest import scalenet
 from mmengine.config import ConfigDict
 
-from scalenet_mm.cores import CGROUPS, LOAD, at_once, bound, cores, others_run, prepare_threads, quotas
+from scalenet_mm.cores import LOAD, at_once, bound, cores, others_run, prepare_threads, quotas
 from scalenet_mm.runner.config import ScaleNetRunner
 
 ASK = [sys.executable, '-c', 'from scalenet_mm.cores import cores; print(cores())']
@@ -24,30 +26,29 @@ def written(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_rations_of_version_2_are_those_of_a_job_and_of_everything_around_it(tmp_path):
-    files = {
-        'self': '0::/pods/mine\n',
-        'fs/pods/cpu.max': '150000 100000\n',
-        'fs/pods/mine/cpu.max': 'max 100000\n',
-        'fs/other/cpu.max': '10000 100000\n',
-    }
-    at = written(tmp_path, files)
-    assert list(quotas(at / 'self', at / 'fs')) == [1.5]
+VERSION_2 = {
+    'self': '0::/pods/mine\n',
+    'fs/pods/cpu.max': '150000 100000\n',
+    'fs/pods/mine/cpu.max': 'max 100000\n',
+    'fs/other/cpu.max': '10000 100000\n',
+}
+VERSION_1 = {
+    'self': '5:memory:/m\n4:cpu,cpuacct:/job\n0::/\n',
+    'fs/cpu,cpuacct/job/cpu.cfs_quota_us': '300000\n',
+    'fs/cpu,cpuacct/job/cpu.cfs_period_us': '100000\n',
+    'fs/cpu,cpuacct/cpu.cfs_quota_us': '-1\n',
+    'fs/cpu,cpuacct/cpu.cfs_period_us': '100000\n',
+}
+# a container's own group lies at the mount, whatever path it has outside
+CONTAINER = VERSION_1 | {'self': '4:cpu,cpuacct:/outside\n', 'fs/cpu,cpuacct/cpu.cfs_quota_us': '50000\n'}
 
 
-def test_rations_of_version_1_are_under_the_cpu_controller(tmp_path):
-    files = {
-        'self': '5:memory:/m\n4:cpu,cpuacct:/job\n0::/\n',
-        'fs/cpu,cpuacct/job/cpu.cfs_quota_us': '300000\n',
-        'fs/cpu,cpuacct/job/cpu.cfs_period_us': '100000\n',
-        'fs/cpu,cpuacct/cpu.cfs_quota_us': '-1\n',
-        'fs/cpu,cpuacct/cpu.cfs_period_us': '100000\n',
-    }
+@pytest.mark.parametrize(
+    ('files', 'expected'), [(VERSION_2, [1.5]), (VERSION_1, [3.0]), (CONTAINER, [0.5])], ids=['2', '1', 'container']
+)
+def test_rations_are_those_of_a_job_and_of_everything_around_it(tmp_path, files, expected):
     at = written(tmp_path, files)
-    assert list(quotas(at / 'self', at / 'fs')) == [3.0]
-    (at / 'self').write_text('4:cpu,cpuacct:/seen/from/outside\n')  # a container's own group lies at the mount
-    written(at, {'fs/cpu,cpuacct/cpu.cfs_quota_us': '50000'})
-    assert list(quotas(at / 'self', at / 'fs')) == [0.5]
+    assert list(quotas(at / 'self', at / 'fs')) == expected
 
 
 def test_without_cgroups_the_cores_are_those_that_a_process_is_bound_to(tmp_path):
@@ -59,20 +60,19 @@ def test_without_cgroups_the_cores_are_those_that_a_process_is_bound_to(tmp_path
 @pytest.fixture
 def rationed():
     """Command line -> its output in a cgroup that has the time of one core."""
-    group = CGROUPS / 'cpu' / f'scalenet_test_{os.getpid()}'
-    try:
-        group.mkdir()
-        (group / 'cpu.cfs_quota_us').write_text('100000')
-    except OSError as e:
-        pytest.skip(f'no cgroup can be made here: {e}')
-    enter = lambda: (group / 'cgroup.procs').write_text(str(os.getpid()))  # noqa: E731
     free = {k: v for k, v in os.environ.items() if k != 'OMP_NUM_THREADS'}
-    yield (
-        lambda *words, **env: (
-            subprocess.run(words, capture_output=True, text=True, check=True, preexec_fn=enter, env=free | env).stdout
+    with ExitStack() as stack:
+        try:
+            enter = stack.enter_context(wait_policy.rationed())
+        except OSError as e:
+            pytest.skip(f'no cgroup can be made here: {e}')
+        yield (
+            lambda *words, **env: (
+                subprocess.run(
+                    words, capture_output=True, text=True, check=True, preexec_fn=enter, env=free | env
+                ).stdout
+            )
         )
-    )
-    group.rmdir()
 
 
 def test_a_rationed_command_has_threads_for_its_ration(rationed, tmp_path):
@@ -91,11 +91,11 @@ def prepared(loads: bool = False, **given) -> dict[str, str]:
 
 def test_threads_are_left_to_torch_where_nothing_is_rationed_and_nothing_else_runs(monkeypatch):
     monkeypatch.setattr('scalenet_mm.cores.quotas', lambda: iter(()))
-    monkeypatch.setattr('scalenet_mm.cores.others_run', lambda: False)
+    monkeypatch.setattr('scalenet_mm.cores.others_run', lambda threads: False)
     assert prepared() == {}
     assert prepared(loads=True) == {'OMP_WAIT_POLICY': 'PASSIVE'}
     assert prepared(loads=True, OMP_WAIT_POLICY='ACTIVE') == {'OMP_WAIT_POLICY': 'ACTIVE'}
-    monkeypatch.setattr('scalenet_mm.cores.others_run', lambda: True)
+    monkeypatch.setattr('scalenet_mm.cores.others_run', lambda threads: True)
     assert prepared() == {'OMP_WAIT_POLICY': 'PASSIVE'}
     monkeypatch.setattr('scalenet_mm.cores.quotas', lambda: iter([0.3]))
     monkeypatch.setattr('scalenet_mm.cores.bound', lambda: 8)
@@ -103,17 +103,14 @@ def test_threads_are_left_to_torch_where_nothing_is_rationed_and_nothing_else_ru
 
 
 def test_others_run_while_they_do(monkeypatch, tmp_path):
-    load = tmp_path / 'loadavg'
+    load, machine = tmp_path / 'loadavg', os.cpu_count()
     monkeypatch.setattr('scalenet_mm.cores.LOAD', load)
-    assert not others_run()  # no such file
-    machine = os.cpu_count()
-    monkeypatch.setattr('scalenet_mm.cores.cores', lambda: machine)
+    assert not others_run(machine)  # no such file
     load.write_text('9.00 9.00 9.00 1/200 4711\n')  # what was, is over
-    assert not others_run()
+    assert not others_run(machine)
     load.write_text('0.00 0.00 0.00 2/200 4711\n')
-    assert others_run()
-    monkeypatch.setattr('scalenet_mm.cores.cores', lambda: machine - 1)  # one core is left for it
-    assert not others_run()
+    assert others_run(machine)
+    assert not others_run(machine - 1)  # one core is left for it
 
 
 @pytest.mark.skipif(not LOAD.is_file(), reason='the system does not tell what runs')
@@ -123,7 +120,7 @@ def test_a_process_that_computes_is_seen():
         for process in busy:
             while Path(f'/proc/{process.pid}/stat').read_text().split()[2] != 'R':
                 time.sleep(0.01)
-        assert others_run()
+        assert others_run(os.cpu_count())
     finally:
         for process in busy:
             process.kill()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from conftest import scalenet
 
 from scalenet_mm.checkpoint.delta_file import read_delta
 from scalenet_mm.experiments.benchmark import first_minutes
-from scalenet_mm.experiments.benchmark.first_minutes import DRY, Size, Step, carry_out, run, steps
+from scalenet_mm.experiments.benchmark.first_minutes import DRY, Size, Step, carry_out, last_logged, run, steps
 from scalenet_mm.experiments.commands.gpu_check import main
 
 
@@ -62,10 +63,29 @@ def test_a_step_that_fails_costs_itself_and_what_needs_it_alone(tmp_path, monkey
     assert [r['why'] for r in run(DRY, tmp_path, 0.1)] == ['no time was left', 'fails is not done', 'no time was left']
 
 
-def test_a_step_has_what_is_left_of_the_time(tmp_path):
+WORKER = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+
+
+def test_a_step_has_what_is_left_of_the_time_and_leaves_no_process(tmp_path):
     begin = time.monotonic()
-    record = carry_out(one('import time; time.sleep(60)'), 1, tmp_path / 'log')
+    record = carry_out(one(f'{WORKER}; print(p.pid, flush=True); time.sleep(60)'), 5, tmp_path / 'log')
     assert record['status'] == 'out of time' and time.monotonic() - begin < 30
+    worker = Path(f'/proc/{int((tmp_path / "log").read_text())}/stat')
+    assert not worker.is_file() or worker.read_text().split()[2] == 'Z'
+
+
+def test_a_step_that_has_not_written_what_it_should_have_failed(tmp_path):
+    step = Step('train', (sys.executable, '-c', 'pass'), lambda: last_logged(tmp_path / 'nowhere'))
+    record = carry_out(step, 60, tmp_path / 'log')
+    assert record['status'] == 'failed' and record['error'].startswith('IndexError')
+
+
+def test_what_continues_a_run_needs_that_run(tmp_path):
+    needs = {s.name: s.needs for s in steps(Size(), tmp_path)}
+    assert needs['detection: resume'] == 'detection: train'
+    assert needs['detection: delta export'] == 'detection: resume'
+    assert needs['detection: delta verify'] == 'detection: delta export'
+    assert set(filter(None, needs.values())) <= set(needs)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

@@ -32,7 +32,8 @@ COMMANDS = {
 }
 ELSEWHERE = {'experiment': 'scalenet_mm.experiments.commands'}  # by name: nothing outside experiments imports it
 ALONE = {'doctor', 'experiment'}  # start without torch
-NO_LOADER = {'predict', 'compare', 'delta', 'convert', 'inspect', 'onnx', 'doctor', 'benchmark', 'cluster'}
+# gpu-check: what it starts decides for itself
+NO_LOADER = {'predict', 'compare', 'delta', 'convert', 'inspect', 'onnx', 'doctor', 'benchmark', 'cluster', 'gpu-check'}
 USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError)
 NOT_CAUGHT = {'train', 'test', 'run'}  # the traceback of a run belongs to it, but for a file that is refused
 BROKEN_PIPE = 128 + 13  # what a shell says of a command that SIGPIPE ended

@@ -100,7 +100,9 @@ class _Linear(torch.autograd.Function):
             g = grad.to(dtype).reshape(-1, len(weight))
             dx = dw = db = d_down = d_up = None
             if down is not None:
-                narrow = up.to(dtype).t().contiguous()  # MKL is up to three times as slow with the other order
+                narrow = up.to(dtype).t()
+                if kind == 'cpu':
+                    narrow = narrow.contiguous()  # MKL is up to three times as slow with the other order
                 s, dz = _through(ctx.act, z, product(g, narrow, None, ctx.library))
                 if need_up:
                     d_up = product(s.t(), g.t(), None, ctx.library).t().to(up.dtype)

@@ -153,7 +153,7 @@ def one_image(s: Settings, family: str) -> Timed:
         with torch.inference_mode():
             return model.test_step(deepcopy(batch))
 
-    backbones = {f'{side} backbone': partial(_maps, model, batch, s.device) for side, model in models.items()}
+    backbones = {f'{side} backbone': partial(_maps, model, batch) for side, model in models.items()}
     runs = {side: partial(predict, model) for side, model in models.items()} | backbones
     text = f'{name}: one image, ours over stock'
 
@@ -169,9 +169,8 @@ def one_image(s: Settings, family: str) -> Timed:
 
 
 @torch.inference_mode()
-def _maps(model: nn.Module, batch: Mapping, device: str):
-    data = model.data_preprocessor(deepcopy(batch), False)
-    return model.backbone(data['inputs'])
+def _maps(model: nn.Module, batch: Mapping):
+    return model.backbone(model.data_preprocessor(deepcopy(batch), False)['inputs'])
 
 
 def whole_steps(s: Settings, family: str) -> Timed:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from ..data import CLASSES, make_demo_data
 from .loaders import DEMO, FAMILIES
 from .machine import describe
 
-RESULTS, SPEED, DATA = 'gpu_check.json', 'performance_gpu.json', 'data'
-ROOT = Path(__file__).parents[3]
+RESULTS, SPEED, DATA, BASE = 'gpu_check.json', 'performance_gpu.json', 'data', 'base.pth'
+PACKAGE = Path(__file__).parents[3]  # the folder that this package is imported from
+ROOT = configs_dir().resolve().parent  # of a checkout: an editable install's configs are links into it
 SCALENET = (sys.executable, '-m', 'scalenet_mm')
-LEAST = 20  # seconds that are left for a step to be begun
+TRAIN = 'train'
+LEAST, GRACE = 20, 10  # seconds: that are left for a step to be begun; that one has to end
 DEMOS = {**DEMO, 'classification': 'demo/scalenet_deit_micro_digits.py'}
 LEAVES = {**{name: family.leaf for name, family in FAMILIES.items()}, 'classification': 'scalenet_deit_b_100e.py'}
 DIGITS = {  # what a shipped config needs to take digits for its classes
@@ -61,11 +65,14 @@ class Size:
     leaves: Mapping[str, str] = field(default_factory=lambda: LEAVES)
     extra: Mapping[str, str] = field(default_factory=lambda: DIGITS)  # of the config, by family
     train: tuple[str, ...] = ('--amp',)
-    compiled: str = 'model.backbone.ops.compile=True'
+    compiled: tuple[str, ...] = ('model.backbone.ops.compile=True',)
     speed: tuple[str, ...] = SPEEDS
     measured: tuple[str, ...] = ('--device', 'cuda', '--compiled')
     continued: tuple[str, ...] = ('detection', 'segmentation')
     tests: bool = True
+
+    def config(self, family: str, out: Path) -> Path:
+        return out / family / Path(self.leaves[family]).name
 
     @property
     def processes(self) -> tuple[int, ...]:
@@ -80,7 +87,7 @@ DRY = Size(  # on the CPU: whether every step runs
     leaves=DEMOS,
     extra=dict.fromkeys(DEMOS, 'train_dataloader = dict(batch_size=2)\n'),
     train=(),
-    compiled='randomness.seed=0',  # nothing is compiled
+    compiled=(),
     speed=('P7',),
     measured=('--size', 'micro', '--rounds', '1'),
     continued=('detection',),
@@ -103,29 +110,24 @@ class Step:
     needs: str = ''
 
 
-def prepare(family: str, size: Size, out: Path) -> Path:
-    """Writes a checkpoint of a family's stock model with random weights, and the config of the run.
-
-    Returns:
-        The config.
-    """
-    folder, leaf = out / family, configs_dir() / size.leaves[family]
-    folder.mkdir()
+def prepare(family: str, size: Size, out: Path) -> None:
+    """Writes the config of a family's runs, and a checkpoint of its stock model with random weights."""
+    file, leaf = size.config(family, out), configs_dir() / size.leaves[family]
+    file.parent.mkdir()
+    base = file.parent / BASE
     text = CHILD.format(
         what=leaf.stem,
         leaf=str(leaf),
-        base=str(folder / 'base.pth'),
+        base=str(base),
         steps=size.steps,
         saved=size.steps // 2,
         shown=max(1, size.steps // 10),
         never=10**9,
     )
-    file = folder / f'{leaf.stem}.py'
     file.write_text(text + size.extra.get(family, ''))
-    cfg = deepcopy(read_config(file))
+    cfg = read_config(file)
     cfg.model.backbone.scale = dict(times=1, adjust=None)
-    torch.save({'state_dict': build_model(cfg).state_dict()}, folder / 'base.pth')
-    return file
+    torch.save({'state_dict': build_model(cfg).state_dict()}, base)
 
 
 def last_logged(work: Path) -> dict[str, Any]:
@@ -137,55 +139,48 @@ def last_logged(work: Path) -> dict[str, Any]:
 def steps(size: Size, out: Path) -> Iterator[Step]:
     """What is done, in order of worth."""
 
-    def training(family: str, name: str = 'train', *options: str, more: tuple[str, ...] = (), work: str = 'work'):
-        folder = out / family
-        file = folder / f'{Path(size.leaves[family]).stem}.py'
-        tool = (*SCALENET, 'train', file, '--work-dir', folder / work, *more, *size.train)
-        return Step(
-            f'{family}: {name}',
-            tuple(map(str, (*tool, '--cfg-options', f'data_root={out / DATA / FAMILIES[family].layout}', *options))),
-            lambda: last_logged(folder / work),
-        )
+    def command(*words: object) -> tuple[str, ...]:
+        return tuple(map(str, words))
+
+    def training(family: str, name: str, *options: str, work='work', more=(), needs='', tool=None) -> Step:
+        """``tool``: what runs a config, and what it takes after it."""
+        (first, second), folder = tool or ((*SCALENET, 'train'), ()), out / family / work
+        data = f'data_root={out / DATA / FAMILIES[family].layout}'
+        words = (*first, size.config(family, out), *second, '--work-dir', folder, *more, *size.train)
+        told = partial(last_logged, folder)
+        return Step(f'{family}: {name}', command(*words, '--cfg-options', data, *options), told, needs)
 
     def again(family: str) -> Iterator[Step]:
         folder, end = out / family, size.steps + size.steps // 2
-        yield training(family, 'resume', f'train_cfg.max_iters={end}', more=('--resume',))
-        base, delta = folder / 'base.pth', folder / f'exported{SUFFIX}'
-        export = (*SCALENET, 'delta', 'export', folder / 'work' / f'iter_{end}.pth', '--base', base, '--out', delta)
-        after = f'{family}: resume'
-        yield Step(f'{family}: delta export', tuple(map(str, export)), needs=after)
-        verify = tuple(map(str, (*SCALENET, 'delta', 'verify', base, delta)))
-        yield Step(f'{family}: delta verify', verify, lambda: dict(bytes=delta.stat().st_size), after)
+        resume = training(
+            family, 'resume', f'train_cfg.max_iters={end}', more=('--resume',), needs=f'{family}: {TRAIN}'
+        )
+        yield resume
+        base, delta = folder / BASE, folder / f'exported{SUFFIX}'
+        files = folder / 'work' / f'iter_{end}.pth', '--base', base, '--out', delta
+        export = Step(f'{family}: delta export', command(*SCALENET, 'delta', 'export', *files), needs=resume.name)
+        yield export
+        verify = command(*SCALENET, 'delta', 'verify', base, delta)
+        yield Step(f'{family}: delta verify', verify, lambda: dict(bytes=delta.stat().st_size), export.name)
 
     def speed(pairs: tuple[str, ...]) -> Iterator[Step]:
         for pair in pairs:
-            command = (
-                *SCALENET,
-                'experiment',
-                'benchmark',
-                '--pairs',
-                pair,
-                *size.measured,
-                '--json',
-                str(out / SPEED),
-            )
-            yield Step(f'speed: {pair}', command)
+            words = ('experiment', 'benchmark', '--pairs', pair, *size.measured, '--json', out / SPEED)
+            yield Step(f'speed: {pair}', command(*SCALENET, *words))
 
-    yield training('detection')
+    yield training('detection', TRAIN)
     yield from speed(size.speed[:2])
-    yield training('segmentation')
+    yield training('segmentation', TRAIN)
     if size.tests and (ROOT / 'tests').is_dir():
-        yield Step(
-            'the tests that need a GPU', (sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', str(ROOT / 'tests'))
-        )
-    yield training('classification', 'train, compiled', size.compiled)
+        tests = command(sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', ROOT / 'tests')
+        yield Step('the tests that need a GPU', tests)
+    yield training('classification', 'train, compiled', *size.compiled)
     for family in size.continued:
         yield from again(family)
-    if (ROOT / 'tools').is_dir():
-        for number in size.processes:
-            alone = training('segmentation', f'torchrun, {number}', work=f'work_{number}')
-            tool = ('bash', str(ROOT / 'tools' / 'dist_train.sh'), alone.command[4], str(number), *alone.command[5:])
-            yield Step(alone.name, tool, alone.told)
+    launcher = ROOT / 'tools' / 'dist_train.sh'
+    for number in size.processes if launcher.is_file() else ():
+        tool = ('bash', launcher), (number,)
+        yield training('segmentation', f'torchrun, {number}', work=f'work_{number}', tool=tool)
     yield from speed(size.speed[2:])
 
 
@@ -220,18 +215,37 @@ def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = pri
 
 
 def carry_out(step: Step, seconds: float, log: Path) -> dict[str, Any]:
-    """Runs a step's command; what it printed is in ``log``."""
+    """Runs a step's command; what it printed is in ``log``. What it started ends with it."""
     begin, environment = time.monotonic(), {**os.environ, 'SCALENET_ENV': sys.prefix}
-    environment['PYTHONPATH'] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH'))))
+    environment['PYTHONPATH'] = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get('PYTHONPATH'))))
+    record: dict[str, Any] = dict(log=log.name)
     with log.open('w') as file:
+        process = subprocess.Popen(
+            step.command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                step.command, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, env=environment
-            ).returncode
+            code = process.wait(seconds)
+            record |= dict(status='failed', exit=code, error=last_line(log)) if code else dict(status='done')
         except subprocess.TimeoutExpired:
-            return dict(status='out of time', seconds=round(time.monotonic() - begin, 1), log=log.name)
-    record: dict[str, Any] = dict(status='done', seconds=round(time.monotonic() - begin, 1))
-    if code:
-        last = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
-        return record | dict(status='failed', exit=code, error=last[-1][:300] if last else '', log=log.name)
-    return record | step.told()
+            record |= dict(status='out of time')
+        finally:
+            end_session(process)
+    record['seconds'] = round(time.monotonic() - begin, 1)
+    try:
+        return record | (step.told() if record['status'] == 'done' else {})
+    except (OSError, ValueError, LookupError) as error:  # it has not written what it should have
+        return record | dict(status='failed', error=f'{type(error).__name__}: {error}')
+
+
+def last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ''
+
+
+def end_session(process: subprocess.Popen) -> None:
+    """Ends a process that leads a session, and what is left of that: the workers of loaders, torchrun's processes."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, sent)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)

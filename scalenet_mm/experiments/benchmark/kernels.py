@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,7 +13,7 @@ from ...core.adapters import ADAPTER_RANK
 from ...ops.gemm import product
 from ...ops.linear import linear
 from ...ops.window import attend, layout
-from .cases import Case, Timed
+from .cases import Case, Timed, Times
 from .parity import Parity, relative
 from .settings import DTYPES, Settings
 
@@ -23,8 +22,8 @@ WINDOW = 7
 STAGES = ((56, 3), (28, 6), (14, 12))  # tokens a side and heads of Swin-T's stages at 224 px
 
 
-def compared(dtype: str, forms: Mapping[str, Callable[[], Tensor]], alike: bool = True) -> Timed:
-    """Times over those of the first form, which gives what the others have to give if they are ``alike``."""
+def compared(dtype: str, forms: Mapping[str, Callable[[], Tensor]]) -> Timed:
+    """Times over those of the first form, which gives what the others have to give."""
     first, *others = forms
 
     def check() -> list[Parity]:
@@ -32,8 +31,7 @@ def compared(dtype: str, forms: Mapping[str, Callable[[], Tensor]], alike: bool 
         apart = {name: relative(forms[name]().float(), expected) for name in others}
         return [Parity(f'{first} in {k}', d, bounds=(BOUND[dtype], BOUND[dtype])) for k, d in apart.items()]
 
-    values = {k: lambda times, k=k: times[k] / times[first] for k in forms}
-    return Timed(forms, values, check if alike else list, repeats=4)
+    return Timed(forms, {k: lambda times, k=k: times[k] / times[first] for k in forms}, check, repeats=4)
 
 
 def _adapters(s: Settings, dtype: str, rows: int, dims: int) -> Timed:
@@ -70,21 +68,23 @@ def _narrow(s: Settings, dtype: str, rows: int, dims: int) -> Timed:
     x, g, z = tensor(rows, dims), tensor(rows, 4 * dims), tensor(rows, ADAPTER_RANK)
     weight, down, up = tensor(4 * dims, dims), tensor(ADAPTER_RANK, dims), tensor(4 * dims, ADAPTER_RANK)
     y, dx = torch.empty_like(g), torch.empty_like(x)
+    wide, narrow = ADAPTER_RANK / dims, ADAPTER_RANK / (4 * dims)  # shares of the arithmetic
     forms = {
-        'W x': lambda: product(x, weight),
-        'A x': lambda: product(x, down),
-        'y + B z': lambda: torch.addmm(y, z, up.t(), out=y),
-        'g B': lambda: product(g, up.t().contiguous()),
-        "B's gradient": lambda: product(z.t(), g.t()),
-        "A's gradient": lambda: product(z.t(), x.t()),
-        'dx + dz A': lambda: torch.addmm(dx, z, down, out=dx),
+        'A x': (narrow, lambda: product(x, down)),
+        'y + B z': (wide, lambda: torch.addmm(y, z, up.t(), out=y)),
+        'g B': (wide, lambda: product(g, up.t().contiguous())),
+        "B's gradient": (wide, lambda: product(z.t(), g.t())),
+        "A's gradient": (narrow, lambda: product(z.t(), x.t())),
+        'dx + dz A': (narrow, lambda: torch.addmm(dx, z, down, out=dx)),
     }
-    share = {name: ADAPTER_RANK / (dims if name in ('y + B z', 'g B', "B's gradient") else 4 * dims) for name in forms}
-    timed = compared(dtype, {k: torch.no_grad()(form) for k, form in forms.items()}, alike=False)
-    values = {f'{k}, {share[k]:.3f} of the arithmetic': timed.values[k] for k in forms if k != 'W x'}
-    total = sum(share.values()) - share['W x']
-    values[f'all six, {total:.3f} of the arithmetic'] = lambda times: sum(times.values()) / times['W x'] - 1
-    return replace(timed, values=values)
+    runs = {'W x': lambda: product(x, weight), **{name: run for name, (_, run) in forms.items()}}
+    values = {f'{k}, {share:.3f} of the arithmetic': partial(_over, 'W x', (k,)) for k, (share, _) in forms.items()}
+    values[f'all six, {3 * (wide + narrow):.3f} of the arithmetic'] = partial(_over, 'W x', tuple(forms))
+    return Timed({k: torch.no_grad()(run) for k, run in runs.items()}, values, repeats=4)
+
+
+def _over(first: str, some: tuple[str, ...], times: Times) -> float:
+    return sum(times[k] for k in some) / times[first]
 
 
 def _attention(s: Settings, dtype: str, side: int, heads: int) -> Timed:

@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ...compat import configs_dir, quiet, with_preprocessor
+from ...cores import at_once
 from ...runner.config import complete_config, innermost
 from ..data import CLASSES, LAYOUTS, SceneStyle, render_scene
 from ..data.dataset_layouts import imagenet_scene
@@ -161,7 +162,7 @@ def keeping_up(s: Settings, family: str, files: int = 32, size: tuple[int, int] 
         run = training_step(build_trainer(cfg, s.device), first_batch(cfg, batch))
         step = median([seconds(run, 1, s.device) / batch for _ in range(1 + max(1, s.rounds // 2))][1:])
     worker, workers = load.median, settings.num_workers
-    used = min(workers, os.cpu_count() or 1)
+    used = at_once(workers)
     note = (
         f'{1 / worker:.0f} images/s a worker (one in {load.low:.3g} to {load.high:.3g} s; files of {kilobytes:.0f} '
         f'KB); {workers} workers, {used} cores counted; with a core each they feed {workers / worker:.0f} images/s a '

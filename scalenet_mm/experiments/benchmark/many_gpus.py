@@ -8,12 +8,12 @@ said and what was measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
-from ...core.roles import TrainPolicy
+from ...core import roles
+from ...core.roles import total
 from . import networks as models
 from .memory import saved_bytes
 from .parity import Net, objective
@@ -23,9 +23,7 @@ from .steps import images, operations
 BUCKET = 25 * 2**20  # bytes that DDP sends at once
 LATENCY = 10e-6  # seconds of one hop of an all-reduce
 NUMBER = 4  # bytes: weights, gradients and moments are kept in fp32, as AMP does
-MOVED = (
-    7  # numbers that AdamW reads or writes for each it trains: weight, gradient and two moments; the last three back
-)
+MOVED = 7  # numbers an update moves for each trained one: weight, gradient and two moments; all but the gradient back
 
 
 @dataclass(frozen=True)
@@ -89,26 +87,21 @@ def count(s: Settings, name: str, model: nn.Module) -> Counted:
     model.train()  # mmpretrain's gives nothing back
     net, image = Net(model), images(s, 1)
     net(image)  # fills the caches of constants
-    params = list(model.parameters())
-    trained = sum(p.numel() for p in params if p.requires_grad)
-    saved = saved_bytes(lambda: objective(net(image)))
-    return Counted(name, sum(p.numel() for p in params), trained, *flops, saved)
+    counts, saved = total(roles.count(model).values()), saved_bytes(lambda: objective(net(image)))
+    return Counted(name, counts.params, counts.trainable, *flops, saved)
 
 
 def ways(s: Settings, name: str) -> list[Counted]:
     """A network of the benchmark's at twice its depth, in the ways it can be trained; and at its own depth."""
-    swin = name.startswith('Swin')
-    ours, stock = (models.our_swin, models.mmdet_swin) if swin else (models.our_deit, models.mmpretrain_vit)  # type: tuple[Callable, Callable]
-    maps = list(ours(s, name).layer_maps().values())
-    made: dict[str, Callable[[], nn.Module]] = {
-        'ScaleNet, increments': lambda: ours(s, name),
-        'ScaleNet, all trained': lambda: _all_trained(ours(s, name)),
-        'unshared layers, all trained': lambda: stock(s, name, [len(m) for m in maps]),
-        'source, all trained': lambda: stock(s, name, [m.depth for m in maps]),
-    }
-    return [count(s, way, make()) for way, make in made.items()]
-
-
-def _all_trained(model: nn.Module) -> nn.Module:
-    TrainPolicy('all').apply(model)
-    return model
+    swin = (models.our_swin, models.mmdet_swin)
+    ours, stock = swin if name.startswith('Swin') else (models.our_deit, models.mmpretrain_vit)
+    scaled = ours(s, name)
+    maps = list(scaled.layer_maps().values())
+    increments = count(s, 'ScaleNet, increments', scaled)
+    roles.TrainPolicy('all').apply(scaled)
+    return [
+        increments,
+        count(s, 'ScaleNet, all trained', scaled),
+        count(s, 'unshared layers, all trained', stock(s, name, [len(m) for m in maps])),
+        count(s, 'source, all trained', stock(s, name, [m.depth for m in maps])),
+    ]
