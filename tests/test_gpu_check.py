@@ -1,9 +1,12 @@
 """The command for a GPU's first minutes, as far as it goes without one."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from conftest import scalenet
 
 from scalenet_mm.checkpoint.delta_file import read_delta
 from scalenet_mm.experiments.benchmark import first_minutes
-from scalenet_mm.experiments.benchmark.first_minutes import DRY, Size, Step, carry_out, last_logged, run, steps
+from scalenet_mm.experiments.benchmark.first_minutes import DRY, Size, Step, carry_out, chains, last_logged, run, speeds
+from scalenet_mm.experiments.benchmark.goals import DEFAULT
 from scalenet_mm.experiments.commands.gpu_check import main
 
 
@@ -34,14 +38,31 @@ def test_every_step_runs_on_the_cpu(tmp_path):
     assert [row['pair'] for row in speed['rows']] == ['P7', 'P7']
 
 
-def test_on_a_gpu_everything_is_done_at_full_size_in_order_of_worth(tmp_path):
-    named = {s.name: ' '.join(s.command) for s in steps(Size(), tmp_path)}
-    assert list(named)[:4] == ['detection: train', 'speed: P1', 'speed: P3', 'segmentation: train']
+def all_steps(size: Size, out: Path) -> list[Step]:
+    return [*itertools.chain.from_iterable(chains(size, out).values()), *speeds(size, out)]
+
+
+def test_on_a_gpu_everything_is_done_at_full_size(tmp_path):
+    named = {s.name: ' '.join(s.command) for s in all_steps(Size(), tmp_path)}
     assert '--amp' in named['detection: train'] and 'mask_rcnn_scalenet_swin_t_1x.py' in named['detection: train']
     assert 'ops.compile=True' in named['classification: train, compiled']
-    assert {f'speed: P{i}' for i in range(1, 11)} <= set(named)
-    assert all('--device cuda --compiled' in c for n, c in named.items() if n.startswith('speed'))
+    measured = [c for n, c in named.items() if n.startswith('speed')]
+    assert all('--device cuda' in c for c in measured)
+    pairs = set(','.join(re.search(r'--pairs (\S+)', c).group(1) for c in measured).split(','))
+    assert {*DEFAULT, 'latency', 'kernels', 'ablation'} == pairs
     assert any('-m gpu' in c for c in named.values())
+
+
+def test_speeds_are_measured_alone_and_chains_are_not(tmp_path, monkeypatch):
+    wait = 'import time; time.sleep(3)'
+    apart = {'a': [one(wait, 'first')], 'b': [one(wait, 'second')]}
+    monkeypatch.setattr(first_minutes, 'chains', lambda size, out: apart)
+    monkeypatch.setattr(first_minutes, 'speeds', lambda size, out: [one('pass', 'speed')])
+    begin, told = time.monotonic(), []
+    records = run(replace(DRY, at_once=2), tmp_path, 1, lambda line: told.append((time.monotonic() - begin, line)))
+    assert [r['step'] for r in records] == ['first', 'second', 'speed'] and {r['status'] for r in records} == {'done'}
+    (one_ended, _), (other_ended, _), (_, last) = told
+    assert abs(other_ended - one_ended) < 2.5 and 'speed' in last
 
 
 def one(code: str, name: str = 'one', needs: str = '') -> Step:
@@ -51,9 +72,8 @@ def one(code: str, name: str = 'one', needs: str = '') -> Step:
 def test_a_step_that_fails_costs_itself_and_what_needs_it_alone(tmp_path, monkeypatch):
     fails = one('print("a log"); raise SystemExit("it broke")', 'fails')
     todo = [fails, one('pass', 'needs it', 'fails'), one('pass', 'another')]
-    monkeypatch.setattr(first_minutes, 'steps', lambda size, out: todo)
-    monkeypatch.setattr(first_minutes, 'prepare', lambda *args: None)
-    monkeypatch.setattr(first_minutes, 'make_demo_data', lambda *args, **kwargs: None)
+    monkeypatch.setattr(first_minutes, 'chains', lambda size, out: {'one': todo})
+    monkeypatch.setattr(first_minutes, 'speeds', lambda size, out: [])
     told = []
     records = run(DRY, tmp_path, 1, told.append)
     assert [r['status'] for r in records] == ['failed', 'not run', 'done']
@@ -81,7 +101,7 @@ def test_a_step_that_has_not_written_what_it_should_have_failed(tmp_path):
 
 
 def test_what_continues_a_run_needs_that_run(tmp_path):
-    needs = {s.name: s.needs for s in steps(Size(), tmp_path)}
+    needs = {s.name: s.needs for s in all_steps(Size(), tmp_path)}
     assert needs['detection: resume'] == 'detection: train'
     assert needs['detection: delta export'] == 'detection: resume'
     assert needs['detection: delta verify'] == 'detection: delta export'

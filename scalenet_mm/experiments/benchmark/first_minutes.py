@@ -1,4 +1,7 @@
-"""A GPU's first minutes: commands as users type them, in order of worth; each result is written when it is there."""
+"""A GPU's first minutes: commands as users type them; each result is written when it is there.
+
+What has to run at all goes first, its chains side by side (a start takes longer than a hundred steps); then speeds.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -32,6 +38,7 @@ ROOT = configs_dir().resolve().parent  # of a checkout: an editable install's co
 SCALENET = (sys.executable, '-m', 'scalenet_mm')
 TRAIN = 'train'
 LEAST, GRACE = 20, 10  # seconds: that are left for a step to be begun; that one has to end
+FOR_SPEED = 0.5  # of the time: what the chains leave to the speeds
 DEMOS = {**DEMO, 'classification': 'demo/scalenet_deit_micro_digits.py'}
 LEAVES = {**{name: family.leaf for name, family in FAMILIES.items()}, 'classification': 'scalenet_deit_b_100e.py'}
 DIGITS = {  # what a shipped config needs to take digits for its classes
@@ -39,7 +46,15 @@ DIGITS = {  # what a shipped config needs to take digits for its classes
     f'mask_head=dict(num_classes={len(CLASSES)})))\n'
     f'train_dataloader = dict(dataset=dict(metainfo=dict(classes={list(CLASSES)})))\n'
 }
-SPEEDS = ('P1', 'P3', 'P2', 'P4', 'P5', 'P6', 'P10', 'latency', 'P9', 'kernels', 'P7', 'P8')  # in order of worth
+MOST = 'P1,P3,P2,P4'
+SPEEDS = {  # in order of worth: what the benchmark is asked for
+    'bf16': ('--pairs', MOST, '--dtype', 'bf16'),
+    'forms': ('--pairs', 'kernels', '--rounds', '3'),
+    'switches': ('--pairs', 'ablation', '--dtype', 'bf16', '--rounds', '5'),
+    'the other goals': ('--pairs', 'P6,P10,P5,latency,P9,P7,P8', '--dtype', 'bf16'),
+    'fp32': ('--pairs', MOST, '--dtype', 'fp32', '--rounds', '5'),
+    'compiled': ('--pairs', 'P3,P4,P1', '--dtype', 'bf16', '--rounds', '5', '--compiled'),
+}
 PIXELS = {'imagenet': 256, 'coco': 800, 'ade': 512}  # a side
 CHILD = """# {what}, for {steps} steps on digits: written by scalenet experiment gpu-check
 _base_ = {leaf!r}
@@ -60,14 +75,14 @@ class Size:
 
     device: str = 'cuda'
     steps: int = 100
-    images: int = 128  # of each layout, read again and again
+    images: int = 48  # of each layout, read again and again
+    at_once: int = 4  # chains
     pixels: Mapping[str, int] = field(default_factory=lambda: PIXELS)
     leaves: Mapping[str, str] = field(default_factory=lambda: LEAVES)
     extra: Mapping[str, str] = field(default_factory=lambda: DIGITS)  # of the config, by family
     train: tuple[str, ...] = ('--amp',)
     compiled: tuple[str, ...] = ('model.backbone.ops.compile=True',)
-    speed: tuple[str, ...] = SPEEDS
-    measured: tuple[str, ...] = ('--device', 'cuda', '--compiled')
+    speeds: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SPEEDS)
     continued: tuple[str, ...] = ('detection', 'segmentation')
     tests: bool = True
 
@@ -83,13 +98,13 @@ DRY = Size(  # on the CPU: whether every step runs
     device='cpu',
     steps=4,
     images=8,
+    at_once=1,
     pixels={},
     leaves=DEMOS,
     extra=dict.fromkeys(DEMOS, 'train_dataloader = dict(batch_size=2)\n'),
     train=(),
     compiled=(),
-    speed=('P7',),
-    measured=('--size', 'micro', '--rounds', '1'),
+    speeds={'P7': ('--pairs', 'P7', '--size', 'micro', '--rounds', '1')},
     continued=('detection',),
     tests=False,
 )
@@ -111,7 +126,9 @@ class Step:
 
 
 def prepare(family: str, size: Size, out: Path) -> None:
-    """Writes the config of a family's runs, and a checkpoint of its stock model with random weights."""
+    """Makes a family's images, the config of its runs and a checkpoint of its stock model with random weights."""
+    layout = FAMILIES[family].layout
+    make_demo_data(out / DATA, [layout], train=size.images, val=1, size=size.pixels.get(layout))
     file, leaf = size.config(family, out), configs_dir() / size.leaves[family]
     file.parent.mkdir()
     base = file.parent / BASE
@@ -136,11 +153,12 @@ def last_logged(work: Path) -> dict[str, Any]:
     return {k: v for k, v in lines[-1].items() if k in ('iter', 'loss', 'time', 'data_time', 'memory', 'grad_norm')}
 
 
-def steps(size: Size, out: Path) -> Iterator[Step]:
-    """What is done, in order of worth."""
+def command(*words: object) -> tuple[str, ...]:
+    return tuple(map(str, words))
 
-    def command(*words: object) -> tuple[str, ...]:
-        return tuple(map(str, words))
+
+def chains(size: Size, out: Path) -> dict[str, list[Step]]:
+    """Steps that follow each other, by what they are about; chains can run side by side."""
 
     def training(family: str, name: str, *options: str, work='work', more=(), needs='', tool=None) -> Step:
         """``tool``: what runs a config, and what it takes after it."""
@@ -150,38 +168,35 @@ def steps(size: Size, out: Path) -> Iterator[Step]:
         told = partial(last_logged, folder)
         return Step(f'{family}: {name}', command(*words, '--cfg-options', data, *options), told, needs)
 
-    def again(family: str) -> Iterator[Step]:
+    def again(family: str) -> list[Step]:
         folder, end = out / family, size.steps + size.steps // 2
-        resume = training(
-            family, 'resume', f'train_cfg.max_iters={end}', more=('--resume',), needs=f'{family}: {TRAIN}'
-        )
-        yield resume
+        until = f'train_cfg.max_iters={end}'
+        resume = training(family, 'resume', until, more=('--resume',), needs=f'{family}: {TRAIN}')
         base, delta = folder / BASE, folder / f'exported{SUFFIX}'
         files = folder / 'work' / f'iter_{end}.pth', '--base', base, '--out', delta
         export = Step(f'{family}: delta export', command(*SCALENET, 'delta', 'export', *files), needs=resume.name)
-        yield export
         verify = command(*SCALENET, 'delta', 'verify', base, delta)
-        yield Step(f'{family}: delta verify', verify, lambda: dict(bytes=delta.stat().st_size), export.name)
+        told = lambda: dict(bytes=delta.stat().st_size)  # noqa: E731
+        return [resume, export, Step(f'{family}: delta verify', verify, told, export.name)]
 
-    def speed(pairs: tuple[str, ...]) -> Iterator[Step]:
-        for pair in pairs:
-            words = ('experiment', 'benchmark', '--pairs', pair, *size.measured, '--json', out / SPEED)
-            yield Step(f'speed: {pair}', command(*SCALENET, *words))
-
-    yield training('detection', TRAIN)
-    yield from speed(size.speed[:2])
-    yield training('segmentation', TRAIN)
-    if size.tests and (ROOT / 'tests').is_dir():
-        tests = command(sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', ROOT / 'tests')
-        yield Step('the tests that need a GPU', tests)
-    yield training('classification', 'train, compiled', *size.compiled)
+    found = {family: [training(family, TRAIN)] for family in ('detection', 'segmentation')}
+    found['classification'] = [training('classification', 'train, compiled', *size.compiled)]
     for family in size.continued:
-        yield from again(family)
+        found[family] += again(family)
     launcher = ROOT / 'tools' / 'dist_train.sh'
     for number in size.processes if launcher.is_file() else ():
         tool = ('bash', launcher), (number,)
-        yield training('segmentation', f'torchrun, {number}', work=f'work_{number}', tool=tool)
-    yield from speed(size.speed[2:])
+        found['segmentation'].append(training('segmentation', f'torchrun, {number}', work=f'work_{number}', tool=tool))
+    if size.tests and (ROOT / 'tests').is_dir():
+        tests = command(sys.executable, '-m', 'pytest', '-q', '-m', 'gpu', ROOT / 'tests')
+        found['tests'] = [Step('the tests that need a GPU', tests)]
+    return found
+
+
+def speeds(size: Size, out: Path) -> list[Step]:
+    """Runs of the benchmark, which keeps every row when it is there."""
+    words = (*SCALENET, 'experiment', 'benchmark', '--device', size.device, '--json', out / SPEED)
+    return [Step(f'speed: {name}', command(*words, *asked)) for name, asked in size.speeds.items()]
 
 
 def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -190,27 +205,40 @@ def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = pri
     Returns:
         A record a step: ``status`` is ``'done'``, ``'failed'``, ``'out of time'`` or ``'not run'``.
     """
-    end, records = time.monotonic() + 60 * minutes, {}
+    begin, records = time.monotonic(), {}
+    end = begin + 60 * minutes
     result = dict(started=time.strftime('%Y-%m-%d %H:%M:%S'), machine=describe(size.device), minutes=minutes)
     (out / 'logs').mkdir(parents=True, exist_ok=True)
-    for layout in {family.layout for family in FAMILIES.values()}:
-        make_demo_data(out / DATA, [layout], train=size.images, val=1, size=size.pixels.get(layout))
-    for family in FAMILIES:
-        prepare(family, size, out)
-    todo = list(steps(size, out))
-    for number, step in enumerate(todo, 1):
-        left = end - time.monotonic()
-        if step.needs and records[step.needs]['status'] != 'done':
-            record = dict(status='not run', why=f'{step.needs} is not done')
-        elif left < LEAST:
-            record = dict(status='not run', why='no time was left')
-        else:
-            record = carry_out(step, left, out / 'logs' / f'{number:02}.log')
-        records[step.name] = dict(step=step.name, command=shlex.join(step.command), **record)
-        result['steps'] = list(records.values())
-        write_atomically(out / RESULTS, json.dumps(result, indent=1).encode())
-        told = ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in record.items())
-        tell(f'[{number}/{len(todo)}] {step.name}: {told}; {max(0, end - time.monotonic()) / 60:.1f} min left')
+    together, alone = chains(size, out), speeds(size, out)
+    numbers = {step.name: i for i, step in enumerate([*chain.from_iterable(together.values()), *alone], 1)}
+    writing = Lock()
+
+    def follow(todo: Sequence[Step], until: float) -> None:
+        for step in todo:
+            left = until - time.monotonic()
+            if step.needs and records[step.needs]['status'] != 'done':
+                record = dict(status='not run', why=f'{step.needs} is not done')
+            elif left < LEAST:
+                record = dict(status='not run', why='no time was left')
+            else:
+                record = carry_out(step, left, out / 'logs' / f'{numbers[step.name]:02}.log')
+            with writing:
+                records[step.name] = dict(step=step.name, command=shlex.join(step.command), **record)
+                result['steps'] = sorted(records.values(), key=lambda r: numbers[r['step']])
+                write_atomically(out / RESULTS, json.dumps(result, indent=1).encode())
+                told = ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in record.items())
+                left = max(0, end - time.monotonic()) / 60
+                tell(f'[{len(records)}/{len(numbers)}] {step.name}: {told}; {left:.1f} min left')
+
+    with ThreadPoolExecutor(size.at_once) as pool:
+        followed = []
+        for about, todo in together.items():
+            if about in FAMILIES:
+                prepare(about, size, out)
+            followed.append(pool.submit(follow, todo, end - FOR_SPEED * (end - begin)))
+        for one in followed:
+            one.result()
+    follow(alone, end)
     return result['steps']
 
 
