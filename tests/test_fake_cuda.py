@@ -98,7 +98,7 @@ def test_a_forward_pass_leaves_nothing_on_the_cpu(fake, name, train, monkeypatch
     cfg.model.backbone.drop_path_rate = 0.0  # which samples are kept is read from a tensor
     model = moved(build_model(cfg), fake).train(train)
     called, sides = [], (32, 32) if 'micro' in name else (224, 256)
-    monkeypatch.setattr(linear, 'product', lambda *args, real=linear.product: called.append(1) or real(*args))
+    monkeypatch.setattr(linear, 'composed', lambda *args, real=linear.composed: called.append(1) or real(*args))
     with fake.mode, torch.set_grad_enabled(train):
         found = tensors(outputs(model, fake(torch.zeros(2, 3, *sides))))
     assert {t.device for t in found} == {GPU} and len(found) > 1

@@ -13,11 +13,12 @@ from mmcv.cnn.bricks.wrappers import Linear
 from mmpretrain.models.backbones.swin_transformer import SwinBlock
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from mmpretrain.models.utils.attention import ShiftWindowMSA, WindowMSA
+from mmpretrain.models.utils.embed import PatchMerging
 from torch import Tensor, nn
 
 from ..core.adapters import AdaptedLinear
 from . import FAST, Ops
-from .compile import branch_weights, compiled, signature
+from .compile import branch_weights, compiled, filled, signature
 from .drop_path import sparse_residual
 from .gemm import compute_dtype, traced
 from .linear import FastLinear
@@ -76,12 +77,14 @@ class FastShiftWindowMSA(ShiftWindowMSA):
         out = from_windows(out.view(-1, channels), at, batch)
         return self.drop(msa.proj_drop(msa.proj(out)))
 
-    def constants(self, x: Tensor, hw_shape: tuple[int, int], dtype: torch.dtype) -> tuple[Layout, Tensor]:
+    def constants(
+        self, x: Tensor, hw_shape: tuple[int, int], dtype: torch.dtype, every: bool = False
+    ) -> tuple[Layout, Tensor]:
         """Layout, and bias in ``dtype``, for (B, L, C) tokens of maps of this size, see ``ops.window``."""
         window, shift = self.window_size, self.shift_of(hw_shape)
         table, index = self.w_msa.relative_position_bias_table, self.w_msa.relative_position_index
         at = layout(len(x), *map(int, hw_shape), window, shift, x.device)
-        return at, biases(table, index, window, shift, dtype)
+        return at, biases(table, index, window, shift, dtype, every)
 
     def shift_of(self, hw_shape: tuple[int, int]) -> int:
         """How far windows are shifted on a map of this size, by the host's rules.
@@ -188,9 +191,9 @@ class FastSwinBlock(FastBlock, SwinBlock):
         if not isinstance(attn, FastShiftWindowMSA) or type(attn.w_msa) is not WindowMSA:
             raise ValueError("ops=dict(compile=True) compiles window attention by index; leave ops.window at 'auto'.")
         table = attn.w_msa.relative_position_bias_table
-        at, bias = attn.constants(x, hw_shape, table.dtype)
-        padding = torch.zeros(1, 1, dtype=torch.bool) if at.padding is None else at.padding
-        return at.rows, padding.to(x.device), at.places, at.sorts, bias.expand(4, -1, -1, -1)
+        at, bias = attn.constants(x, hw_shape, table.dtype, every=True)  # another shape would be another graph
+        padding = filled(False, (1, 1), x.device) if at.padding is None else at.padding
+        return at.rows, padding, at.places, at.sorts, bias
 
     def attention(self, x: Tensor, rows, padding, places, sorts, bias) -> Tensor:
         """By torch's own indexing: in the backward pass dynamo (torch 2.11) confuses two ``window.Permute``."""
@@ -213,9 +216,30 @@ class FastEncoderLayer(FastBlock, TransformerEncoderLayer):
         return self.attn(x)
 
 
+class FastPatchMerging(PatchMerging):
+    """Patches by one copy; the host's ``nn.Unfold`` starts a kernel for every image on a GPU."""
+
+    @staticmethod
+    def wanted(ops: Ops) -> bool:
+        return ops.window != 'plain'
+
+    def forward(self, x: Tensor, input_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """(B, H W, C) -> (B, H W / k², C'), (H / k, W / k)."""
+        sampler = self.sampler
+        (high, wide), (height, width) = sampler.kernel_size, input_size
+        whole = height % high == 0 and width % wide == 0 and sampler.stride == sampler.kernel_size
+        if not whole or sampler.dilation != (1, 1) or sampler.padding != (0, 0) or self.use_post_norm or traced():
+            return super().forward(x, input_size)
+        batch, size = len(x), (height // high, width // wide)
+        x = x.view(batch, size[0], high, size[1], wide, -1).permute(0, 1, 3, 5, 2, 4)
+        x = x.reshape(batch, size[0] * size[1], -1)
+        return self.reduction(self.norm(x) if self.norm else x), size
+
+
 FAST.update(
     {
         Linear: FastLinear,
+        PatchMerging: FastPatchMerging,
         ShiftWindowMSA: FastShiftWindowMSA,
         SwinBlock: FastSwinBlock,
         TransformerEncoderLayer: FastEncoderLayer,

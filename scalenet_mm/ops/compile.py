@@ -6,6 +6,7 @@ are compiled once as they are and once for all others (torch's automatic dynamic
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Hashable
 
@@ -41,6 +42,16 @@ def branch_weights(x: Tensor, drops: list[nn.Module]) -> list[Tensor]:
     weights = []
     for drop in drops:
         rate = getattr(drop, 'drop_prob', 0.0) if drop.training else 0.0
-        keep = draw(len(x), rate) / (1 - rate) if rate else torch.ones(len(x))
-        weights.append(keep.to(x.device, non_blocking=True)[:, None, None])
+        if rate:
+            keep = draw(len(x), rate) / (1 - rate)
+            weights.append(keep.to(x.device, non_blocking=True)[:, None, None])
+        else:
+            weights.append(filled(1.0, (len(x), 1, 1), x.device))
     return weights
+
+
+@functools.lru_cache(maxsize=64)
+def filled(value: float | bool, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A constant that is made once: on a GPU making it takes as long as a small layer."""
+    with torch.inference_mode(False):
+        return torch.full(shape, value, device=device)

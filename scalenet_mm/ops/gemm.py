@@ -97,9 +97,12 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return kept[dtype][1]
 
 
+# kinds of devices that autocast knows: looked up once, as torch.compile cannot trace the question
+AUTOCASTED = frozenset(kind for kind in ('cpu', 'cuda', 'xpu', 'mps') if torch.amp.is_autocast_available(kind))
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a product of ``x``: autocast's where it is on."""
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    known = kind in AUTOCASTED or (not torch.compiler.is_compiling() and torch.amp.is_autocast_available(kind))
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else x.dtype

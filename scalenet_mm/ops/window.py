@@ -110,8 +110,8 @@ def shift_masks(window: int, shift: int) -> Tensor:
 _biases: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype) -> Tensor:
-    """Position bias plus shift mask, (4, heads, N, N); (1, heads, N, N) without a shift.
+def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype, every: bool = False) -> Tensor:
+    """Position bias plus shift mask, (4, heads, N, N); (1, heads, N, N) without a shift, unless for ``every`` sort.
 
     A frozen table's are kept with it, and so for all instances that share it; a trained one's carry its gradient.
 
@@ -120,18 +120,20 @@ def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.d
         index: (N, N), row of the table for each pair of places.
     """
     if (torch.is_grad_enabled() and table.requires_grad) or table.is_inference():
-        return _biases_of(table, index, window, shift, dtype)
-    key, state = (shift, dtype), (table._version, table.data_ptr(), table.device)
+        return _biases_of(table, index, window, shift, dtype, every)
+    key, state = (shift, dtype, every), (table._version, table.data_ptr(), table.device)
     kept = _biases.setdefault(table, {})
     if kept.get(key, (None,))[0] != state:
-        kept[key] = (state, _constant(_biases_of)(table.detach(), index, window, shift, dtype))
+        kept[key] = (state, _constant(_biases_of)(table.detach(), index, window, shift, dtype, every))
     return kept[key][1]
 
 
-def _biases_of(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype) -> Tensor:
+def _biases_of(
+    table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype, every: bool = False
+) -> Tensor:
     pairs = window**2
     bias = table[index.flatten()].view(1, pairs, pairs, -1).permute(0, 3, 1, 2)
-    if shift:
+    if shift or every:
         bias = bias + shift_masks(window, shift).to(table.device, table.dtype)[:, None]
     # kernels read 8 values at once, and copy a bias whose rows do not begin at multiples of 8
     bias = F.pad(bias.to(dtype), (0, -pairs % 8))

@@ -61,6 +61,7 @@ _base_ = {leaf!r}
 load_from = {base!r}
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters={steps}, val_interval={never})
 val_cfg = val_dataloader = val_evaluator = None
+param_scheduler = []  # the leaf's goes by epochs, of which there is less than one
 default_hooks = dict(
     logger=dict(interval={shown}),
     checkpoint=dict(by_epoch=False, interval={saved}, save_best=None, max_keep_ckpts=-1),

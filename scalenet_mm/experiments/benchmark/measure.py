@@ -87,13 +87,15 @@ def run(
         The run: machine, rates, settings and rows.
 
     Raises:
-        ValueError: for a pair or device that is not there, before anything is built.
+        ValueError: for a pair, case or device that is not there, before anything is built.
     """
     names = chosen(names)
     if s.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('device is cuda, but torch sees no CUDA GPU here; leave --device out to measure on the CPU.')
     earlier = read_runs(file) if file and file.exists() else []
-    cases = [case for name in names for case in PAIRS[name](s)]
+    cases = [case for name in names for case in PAIRS[name](s) if s.case in case.name]
+    if not cases:
+        raise ValueError(f'--case {s.case!r} is in the name of no case of {", ".join(names)}; leave it out.')
     result = dict(
         started=time.strftime('%Y-%m-%d %H:%M:%S'),
         device=s.device,

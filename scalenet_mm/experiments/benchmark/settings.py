@@ -67,6 +67,7 @@ class Settings:
     ops: Mapping[str, Any] = field(default_factory=dict)  # switches of our networks that are not the defaults
     dtypes: tuple[str, ...] | None = None  # timed ones; None leaves each pair its own
     compiled: bool = False  # measure compiled networks too
+    case: str = ''  # only cases with this in their name
 
     @property
     def at(self) -> Size:

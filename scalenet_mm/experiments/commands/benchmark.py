@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--pairs', help='comma-separated, see --list (default: P1 to P10)')
     p.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     p.add_argument('--dtype', help="fp32, bf16 or both, comma-separated (default: each pair's own)")
+    p.add_argument('--case', default='', metavar='TEXT', help="only cases with this in their name, such as 'Swin-T'")
     p.add_argument('--json', type=file_ending('.json'), metavar='FILE', help='add the run to this file')
     p.add_argument('--size', choices=['full', 'quick', 'micro'], default='full', help=argparse.SUPPRESS)
     p.add_argument('--quick', action='store_const', dest='size', const='quick', help='one image a batch')
@@ -58,7 +59,7 @@ def settings(args: argparse.Namespace):
     if set(dtypes or ()) - set(DTYPES):
         raise ValueError(f'--dtype takes {", ".join(DTYPES)}, got {args.dtype}.')
     ops = parse_ops(args.ops)
-    return Settings(args.device, args.size, args.rounds, 2, ops, dtypes, args.compiled)
+    return Settings(args.device, args.size, args.rounds, 2, ops, dtypes, args.compiled, args.case)
 
 
 def print_list() -> None:
