@@ -31,6 +31,7 @@ def test_every_step_runs_on_the_cpu(tmp_path):
     assert {name: found[name]['iter'] for name in ends} == ends
     assert all(0 < found[name]['loss'] < 100 for name in ends)
     assert found['detection: resume']['iter'] == 6 and found['segmentation: torchrun, 2']['iter'] == 4
+    assert found['detection: train']['command'].startswith('python -m scalenet_mm train OUT/detection/')
     delta = out / 'detection' / 'exported.delta.safetensors'
     assert found['detection: delta verify']['bytes'] == delta.stat().st_size
     assert read_delta(delta).position['iter'] == 6

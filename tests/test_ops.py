@@ -170,6 +170,13 @@ def test_the_form_for_a_gpu_casts_as_autocast_does():
             assert (a - b).norm() <= 0.02 * a.norm()
 
 
+@pytest.mark.parametrize('shape', [(5,), (0, 5), (2, 0, 5), (2, 3, 5)])
+def test_the_form_for_a_gpu_takes_every_shape(shape):
+    low_rank = torch.randn(2, 5), torch.randn(8, 2), F.gelu
+    x, weight = torch.randn(shape), torch.randn(8, 5)
+    torch.testing.assert_close(composed(x, weight, None, low_rank), plain(x, weight, None, low_rank))
+
+
 @pytest.mark.parametrize('size', [(6, 4), (7, 5)])
 def test_patches_merge_by_one_copy_as_the_host_unfolds_them(size):
     from mmpretrain.models.utils.embed import PatchMerging

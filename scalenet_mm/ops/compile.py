@@ -40,18 +40,22 @@ def compiled(block: nn.Module) -> Callable:
 def branch_weights(x: Tensor, drops: list[nn.Module]) -> list[Tensor]:
     """For each drop path (B, 1, 1): 0 for a dropped sample, else 1 / (1 - rate); 1 in evaluation."""
     weights = []
-    for drop in drops:
+    for place, drop in enumerate(drops):
         rate = getattr(drop, 'drop_prob', 0.0) if drop.training else 0.0
         if rate:
             keep = draw(len(x), rate) / (1 - rate)
             weights.append(keep.to(x.device, non_blocking=True)[:, None, None])
         else:
-            weights.append(filled(1.0, (len(x), 1, 1), x.device))
+            weights.append(filled(1.0, (len(x), 1, 1), x.device, place))
     return weights
 
 
 @functools.lru_cache(maxsize=64)
-def filled(value: float | bool, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A constant that is made once: on a GPU making it takes as long as a small layer."""
+def filled(value: float | bool, shape: tuple[int, ...], device: torch.device, place: int = 0) -> Tensor:
+    """A constant that is made once: on a GPU making it takes as long as a small layer.
+
+    Args:
+        place: of the argument; one tensor at two places would be another graph.
+    """
     with torch.inference_mode(False):
         return torch.full(shape, value, device=device)

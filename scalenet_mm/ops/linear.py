@@ -51,14 +51,15 @@ def composed(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank |
     """
     dtype = compute_dtype(x)
     x = x.to(dtype)
-    frozen = [t if t is None or t.requires_grad else in_dtype(t, dtype) for t in (weight, bias)]
-    y = F.linear(x, *frozen)
+    weight, bias = (t if t is None else t.to(dtype) if t.requires_grad else in_dtype(t, dtype) for t in (weight, bias))
+    y = F.linear(x, weight, bias)
     if low_rank is None:
         return y
     down, up, act = low_rank
-    z = F.linear(x, down)
+    z = F.linear(x, down.to(dtype))
     z = z if act is None else act(z)
-    return torch.addmm(y.flatten(0, -2), z.flatten(0, -2), up.t()).view(y.shape)
+    y2, z2 = (t.reshape(-1, t.shape[-1]) for t in (y, z))
+    return torch.addmm(y2, z2, up.to(dtype).t()).view(y.shape)
 
 
 def ordinary(x: Tensor, weight: Tensor) -> bool:
@@ -89,7 +90,7 @@ def _forward(x, weight, bias, down, up, act, library, keep: bool = True) -> tupl
     if down is not None:
         z = product(a, down.to(dtype), None, library, None if keep else act)
         torch.addmm(y, act(z) if keep and act else z, up.to(dtype).t(), out=y)
-    return y.view(*x.shape[:-1], len(weight)), z
+    return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], len(weight)]), z  # a view would be another graph
 
 
 class _Linear(torch.autograd.Function):

@@ -23,7 +23,7 @@ from .cases import Case, Timed, grid
 from .goals import GOALS
 from .machine import best_gemm, describe, rates
 from .settings import ARCHS, Settings
-from .timing import Spread, interleaved
+from .timing import Spread, interleaved, on_a_gpu
 
 
 def as_text(runs: Sequence[dict]) -> str:
@@ -168,11 +168,13 @@ def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) 
     speed = {n: made.operations[n.split()[0]] / t / 1e9 for n, t in times.items() if made.operations}
     share = {n: v / best_gemm(rates, case.dtype) for n, v in speed.items()}
     told = [f'{n} {1e3 * t:.2f} ms' + (f' ({share[n]:.0%} of GEMM)' if share else '') for n, t in times.items()]
+    gpu = {name: on_a_gpu(run) for name, run in runs.items()} if s.device == 'cuda' and made.operations else {}
+    told += [f'{n}: host {g["host"]:.1f} ms, {g["launched"]:.0f} kernels {g["kernels"]:.1f} ms' for n, g in gpu.items()]
     note, notes = ', '.join(told), made.notes()
     if found:
         note += f'; differences at most {max(p.used for p in found):.2f} of their bounds'
     ms = {n: 1e3 * t for n, t in times.items()}
-    common = dict(floor=made.floor, parity=parity, ms=ms, gflops=speed, share=share)
+    common = dict(floor=made.floor, parity=parity, ms=ms, gflops=speed, share=share, gpu=gpu)
     values = dict(made.values)
     if {'peer eager', 'ours eager'} <= set(runs):
         fastest = {side: min((n for n in times if n.startswith(side)), key=times.get) for side in ('peer', 'ours')}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], object]
 LEAST = 0.05  # seconds that are timed at once; a shorter run is repeated
@@ -44,6 +46,31 @@ def seconds(run: Run, repeats: int, device: str) -> float:
     for _ in range(repeats):
         run()
     return (time.perf_counter() - begin) / repeats
+
+
+def on_a_gpu(run: Run, calls: int = 3) -> dict[str, float]:
+    """What a call takes of the host and of the GPU, after it was called before: whether it waits for Python.
+
+    Returns:
+        Milliseconds until all is launched (``host``), those of all kernels by torch's profiler (``kernels``), and how
+        many there are (``launched``).
+    """
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(calls):
+        run()
+    host = time.perf_counter() - begin
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        for _ in range(calls):
+            run()
+        torch.cuda.synchronize()
+    kernels = [e for e in profiled.key_averages() if e.device_type is DeviceType.CUDA]
+    return dict(
+        host=1e3 * host / calls,
+        kernels=sum(e.self_device_time_total for e in kernels) / 1e3 / calls,
+        launched=sum(e.count for e in kernels) / calls,
+    )
 
 
 @contextmanager
