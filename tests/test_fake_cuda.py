@@ -36,20 +36,10 @@ def fake(monkeypatch) -> Iterator[Callable[[Tensor], Tensor]]:
         with unset_fake_temporarily():
             return FakeTensor(mode, tensor.detach().to('meta'), GPU)
 
-    compute = window.image_layout.__wrapped__
-
-    def image_layout(*args) -> window.Layout:
-        """Of real numbers: how many windows there are of a sort is read from a tensor."""
-        *size, device = args
-        assert device == GPU
-        with unset_fake_temporarily():
-            one = compute(*size, torch.device('cpu'))
-        return one._replace(**{k: on_gpu(t) for k, t in one._asdict().items() if isinstance(t, Tensor)})
-
     for module in (linear, blocks):
         monkeypatch.setattr(module, 'traced', lambda: False)
     monkeypatch.setattr(linear, 'ordinary', lambda x, weight: True)
-    monkeypatch.setattr(window, 'image_layout', image_layout)
+    monkeypatch.setattr(window, 'image_layout', window.image_layout.__wrapped__)
     monkeypatch.setattr(window, 'layout', window.layout.__wrapped__)
     monkeypatch.setattr(blocks, 'layout', window.layout)
     monkeypatch.setattr(blocks, 'biases', window._biases_of)  # kept ones are told apart by their address

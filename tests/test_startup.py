@@ -224,9 +224,10 @@ def test_rows_of_a_segmentor_compare_its_step_and_name_its_parts():
 
 def test_one_image_is_timed_beside_the_stock_detector():
     s = Settings(size='micro', rounds=1, warmup=1)
-    whole, backbone = run.measure(run.PAIRS['latency'](s)[0], s, {})
+    whole, backbone, first = run.measure(run.PAIRS['latency'](s)[0], s, {})
     assert {whole['status'], backbone['status']} == {'ok'} and whole['goal'] == '<= 0.8'
     ms = whole['ms']
     assert ms['ours'] > ms['ours backbone'] > 0 and ms['stock'] > ms['stock backbone'] > 0
     assert whole['value'] == pytest.approx(ms['ours'] / ms['stock'])
     assert backbone['value'] == pytest.approx(ms['ours backbone'] / ms['stock backbone'])
+    assert first['value'] == pytest.approx(ms['ours, a new size'] / ms['ours']) and first['goal'] == '<= 1.02'

@@ -55,19 +55,22 @@ def _constant(compute):
 def layout(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Layout:
     """The layout of maps of (height, width) tokens, padded at the right and at the bottom to whole windows.
 
-    Computed on the device from that of one image, since sparse drop path and the last batch change the batch size.
+    Computed on the device, nothing of which is asked: each image of a detector has a size of its own, and with sparse
+    drop path each step a batch size.
     """
     one = image_layout(height, width, window, shift, device)
+    if batch == 1:
+        return one
     image = torch.arange(batch, device=device)
     rows = one.rows.view(-1, 1, window**2) + height * width * image[:, None]
-    at, place = one.places // window**2, one.places % window**2
     padding = one.padding
     if padding is not None:
         padding = padding.view(-1, 1, window**2).expand(-1, batch, -1).reshape(-1, 1)
+    before = one.places // window**2 * (batch - 1) + image[:, None]  # windows, beside those of the one image
     return Layout(
         rows.flatten(),
         padding,
-        ((at * batch + image[:, None]) * window**2 + place).flatten(),
+        (one.places + before * window**2).flatten(),
         one.sorts.repeat_interleave(batch),
         tuple(batch * count for count in one.counts),
     )
@@ -78,24 +81,25 @@ def layout(batch: int, height: int, width: int, window: int, shift: int, device:
 def image_layout(height: int, width: int, window: int, shift: int, device: torch.device) -> Layout:
     """The layout of one image."""
     high, wide = -(-height // window), -(-width // window)
-    y, x = torch.arange(high * window)[:, None], torch.arange(wide * window)
-    token = torch.where((y < height) & (x < width), y * width + x, -1).roll((-shift, -shift), (0, 1))
-    token = token.view(high, window, wide, window).transpose(1, 2).reshape(-1, window**2)
-    last = [torch.arange(n) == n - 1 for n in (high, wide)]
-    sorts = (2 * last[0][:, None] + 1 * last[1]).flatten() * bool(shift)
-    order = sorts.argsort(stable=True)
-    token = token[order].flatten()
-    real = (token >= 0).nonzero().flatten()
-    places = torch.empty(height * width, dtype=torch.long)
-    places[token[real]] = real
-    padding = (token < 0)[:, None]
-    return Layout(
-        token.clamp(min=0).to(device),
-        padding.to(device) if padding.any() else None,
-        places.to(device),
-        sorts[order].to(device),
-        tuple(sorts.bincount(minlength=4).tolist()),
-    )
+    counts = ((high - 1) * (wide - 1), high - 1, wide - 1, 1) if shift else (high * wide, 0, 0, 0)
+    numbers = torch.arange(high * wide, device=device)
+    rank = numbers.view(high, wide)  # of the window at a place, among all, which are sorted
+    if shift:
+        inner, right, below, corner = numbers.split(counts)
+        rank = torch.empty_like(rank)
+        rank[:-1, :-1] = inner.view(high - 1, wide - 1)
+        rank[:-1, -1], rank[-1, :-1], rank[-1, -1:] = right, below, corner
+    y = (torch.arange(height, device=device) - shift) % (high * window)  # where a row and a column go
+    x = (torch.arange(width, device=device) - shift) % (wide * window)
+    places = rank[(y // window)[:, None], x // window] * window**2 + (y % window * window)[:, None] + x % window
+    places = places.flatten()
+    rows = torch.zeros(high * wide * window**2, dtype=torch.long, device=device)
+    rows[places] = torch.arange(height * width, device=device)
+    padding = None
+    if height % window or width % window:
+        padding = torch.ones(len(rows), 1, dtype=torch.bool, device=device).index_fill_(0, places, False)
+    sorts = torch.cat([torch.full((n,), sort, device=device) for sort, n in enumerate(counts)])
+    return Layout(rows, padding, places, sorts, counts)
 
 
 def shift_masks(window: int, shift: int) -> Tensor:
