@@ -1405,8 +1405,8 @@ MUTATIONS = (
         'ops',
         'rows and columns of the shift masks are exchanged',
         'scalenet_mm/ops/window.py',
-        '2 * last[0][:, None] + 1 * last[1]',
-        '1 * last[0][:, None] + 2 * last[1]',
+        'torch.full((n,), sort, device=device)',
+        'torch.full((n,), (0, 2, 1, 3)[sort], device=device)',
         'tests/test_ops.py::test_the_shift_masks_are_the_hosts[shape0]',
     ),
     Mutation(
