@@ -177,6 +177,14 @@ def test_the_form_for_a_gpu_takes_every_shape(shape):
     torch.testing.assert_close(composed(x, weight, None, low_rank), plain(x, weight, None, low_rank))
 
 
+def test_a_constant_first_made_in_inference_can_be_saved_by_autograd():
+    from scalenet_mm.ops.compile import filled
+
+    filled.cache_clear()
+    with torch.inference_mode():
+        assert not filled(1.0, (2, 1, 1), torch.device('cpu')).is_inference()
+
+
 @pytest.mark.parametrize('size', [(6, 4), (7, 5)])
 def test_patches_merge_by_one_copy_as_the_host_unfolds_them(size):
     from mmpretrain.models.utils.embed import PatchMerging

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .drop_path import draw
+from .window import constant
 
 _compiled: dict[Hashable, Callable] = {}
 
@@ -51,11 +52,11 @@ def branch_weights(x: Tensor, drops: list[nn.Module]) -> list[Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
+@constant
 def filled(value: float | bool, shape: tuple[int, ...], device: torch.device, place: int = 0) -> Tensor:
     """A constant that is made once: on a GPU making it takes as long as a small layer.
 
     Args:
         place: of the argument; one tensor at two places would be another graph.
     """
-    with torch.inference_mode(False):
-        return torch.full(shape, value, device=device)
+    return torch.full(shape, value, device=device)

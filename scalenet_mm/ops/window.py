@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     counts: tuple[int, ...]
 
 
-def _constant(compute):
+def constant(compute):
     """Results that are kept can be saved by autograd, also if they are first asked for in inference mode."""
 
     @functools.wraps(compute)
@@ -51,7 +51,7 @@ def _constant(compute):
 
 
 @functools.lru_cache(maxsize=16)  # four stages, with and without shift, training and evaluation
-@_constant
+@constant
 def layout(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Layout:
     """The layout of maps of (height, width) tokens, padded at the right and at the bottom to whole windows.
 
@@ -77,7 +77,7 @@ def layout(batch: int, height: int, width: int, window: int, shift: int, device:
 
 
 @functools.lru_cache(maxsize=256)
-@_constant
+@constant
 def image_layout(height: int, width: int, window: int, shift: int, device: torch.device) -> Layout:
     """The layout of one image."""
     high, wide = -(-height // window), -(-width // window)
@@ -128,7 +128,7 @@ def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.d
     key, state = (shift, dtype, every), (table._version, table.data_ptr(), table.device)
     kept = _biases.setdefault(table, {})
     if kept.get(key, (None,))[0] != state:
-        kept[key] = (state, _constant(_biases_of)(table.detach(), index, window, shift, dtype, every))
+        kept[key] = (state, constant(_biases_of)(table.detach(), index, window, shift, dtype, every))
     return kept[key][1]
 
 

@@ -174,7 +174,7 @@ def _timed(case: Case, made: Timed, s: Settings, rates: dict[str, float], tick) 
     if found:
         note += f'; differences at most {max(p.used for p in found):.2f} of their bounds'
     ms = {n: 1e3 * t for n, t in times.items()}
-    common = dict(floor=made.floor, parity=parity, ms=ms, gflops=speed, share=share, gpu=gpu)
+    common = dict(floor=made.floor, parity=parity, ms=ms, gflops=speed, share=share) | (dict(gpu=gpu) if gpu else {})
     values = dict(made.values)
     if {'peer eager', 'ours eager'} <= set(runs):
         fastest = {side: min((n for n in times if n.startswith(side)), key=times.get) for side in ('peer', 'ours')}
