@@ -24,7 +24,7 @@ train_cfg = dict(by_epoch=False, max_iters=800, val_interval=800)
 optim_wrapper = dict(
     type='OptimWrapper',
     constructor='ScaleNetOptimWrapperConstructor',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, fused=True),
     paramwise_cfg=dict(policy=dict(train='all'), norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
