@@ -244,7 +244,8 @@ def test_an_image_means_to_predict_what_it_means_to_the_runner(case, tmp_path):
     scores = []
     for path, sample in zip(files, (images[i] for i in range(4))):
         batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
-        (expected,) = model.test_step(batch)
+        with torch.no_grad():  # as the Runner's loop
+            (expected,) = model.test_step(batch)
         scores.append(expected.pred_score)
         assert torch.equal(predict(model, path).pred_score, scores[-1])
         picture = as_picture(read_image(model, path))
@@ -335,10 +336,12 @@ def test_the_inferencers_take_our_configs_and_checkpoints_unchanged(files):
 
     image = str(files['images'][0])
     detector = DetInferencer(str(CONFIGS['det']), str(files['det']), device='cpu', show_progress=False)
+    detector.model.requires_grad_(False)  # as ours is: frozen weights are laid out once, which rounds otherwise
     theirs = detector(image, return_datasamples=True)['predictions'][0].pred_instances
     mine = predict(loaded(files, 'det'), image).pred_instances
     assert torch.equal(theirs.bboxes, mine.bboxes) and len(mine)
     segmentor = MMSegInferencer(str(CONFIGS['seg']), str(files['seg']), device='cpu', show_progress=False)
+    segmentor.model.requires_grad_(False)
     mine = predict(loaded(files, 'seg'), image).pred_sem_seg.data[0]
     assert np.array_equal(segmentor(image)['predictions'], mine.numpy())
 

@@ -187,12 +187,10 @@ def test_a_constant_first_made_in_inference_can_be_saved_by_autograd():
 
 @pytest.mark.parametrize('size', [(6, 4), (7, 5)])
 def test_patches_merge_by_one_copy_as_the_host_unfolds_them(size):
-    from mmpretrain.models.utils.embed import PatchMerging
-
-    host = perturb(PatchMerging(3, 6))
+    host = set_ops(swin().double(), 'plain').stages[0].downsample
     fast = set_ops(copy.deepcopy(host))
     assert type(fast) is blocks.FastPatchMerging
-    x = torch.randn(2, size[0] * size[1], 3)
+    x = torch.randn(2, size[0] * size[1], SWIN['embed_dims'], dtype=torch.float64)
     (a, sa), (b, sb) = host(x, size), fast(x, size)
     assert torch.equal(a, b) and tuple(sa) == tuple(sb)
 

@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     runner = build_runner(cfg)
     if exported:
         runner.model = OnnxModel(args.checkpoint)
+    runner.model.requires_grad_(False)  # frozen weights are laid out once, see ``ops.gemm.packed``
     metrics = runner.test()
     if args.out and get_rank() == 0:
         args.out.parent.mkdir(parents=True, exist_ok=True)

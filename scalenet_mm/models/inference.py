@@ -69,6 +69,7 @@ def load_model(
     model.dataset_meta = model._dataset_meta = _metainfo(stored, dataset, model)
     model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     model.eval()
+    model.requires_grad_(False)  # frozen weights are laid out once, see ``ops.gemm.packed``
     return model
 
 

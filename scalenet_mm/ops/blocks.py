@@ -6,14 +6,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from mmcv.cnn.bricks.drop import DropPath
-from mmcv.cnn.bricks.transformer import FFN
+from mmcv.cnn.bricks.transformer import FFN, PatchMerging
 from mmcv.cnn.bricks.wrappers import Linear
 from mmpretrain.models.backbones.swin_transformer import SwinBlock
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from mmpretrain.models.utils.attention import ShiftWindowMSA, WindowMSA
-from mmpretrain.models.utils.embed import PatchMerging
 from torch import Tensor, nn
 
 from ..core.adapters import AdaptedLinear
@@ -21,8 +21,8 @@ from . import FAST, Ops
 from .compile import branch_weights, compiled, filled, signature
 from .drop_path import sparse_residual
 from .gemm import compute_dtype, traced
-from .linear import FastLinear
-from .window import Layout, attend, attend_any, biases, fastest, from_windows, layout, to_windows
+from .linear import FastLinear, inferred, is_hooked, ordinary
+from .window import Layout, attend, attend_any, biases, fastest, from_windows, layout, mask_dtype, to_windows
 
 
 def store(weight: nn.Parameter, dtype: torch.dtype) -> None:
@@ -66,7 +66,7 @@ class FastShiftWindowMSA(ShiftWindowMSA):
         if method == 'auto':
             needs_grad = torch.is_grad_enabled() and table.requires_grad
             method = fastest(dtype, query.device, needs_grad, dropout)
-        at, bias = self.constants(query, hw_shape, dtype if method == 'sdpa' else table.dtype)
+        at, bias = self.constants(query, hw_shape, mask_dtype(method, dtype, table))
         qkv = msa.qkv(to_windows(query.to(dtype), at))
         qkv = qkv.view(-1, self.window_size**2, 3, msa.num_heads, channels // msa.num_heads)
         args = qkv, bias, at, msa.scale, method, dropout
@@ -148,11 +148,14 @@ class FastBlock:
         """(B, L, C) -> (B, L, C), with gradients as the block's plain path."""
         if not self.own_path():
             return super().forward(x, *args)
-        if self.ops.compile and not traced():
+        pays = torch.is_grad_enabled() or x.device.type != 'cpu'  # else the path below is faster than its graph
+        if self.ops.compile and pays and not traced():
             constants = self.constants(x, *args)
             return compiled(self)(self, x, *branch_weights(x, self.drops()), *constants)
         first, second = self.drops()
         x = self.residual(x, partial(self.attention_branch, args=args), first)
+        if parts := self.mlp_parts(x):
+            return in_pieces(partial(self.mlp_inferred, parts), x, self.ffn.feedforward_channels)
         return self.residual(x, self.mlp_in_pieces, second)
 
     def attention_branch(self, x: Tensor, args: tuple) -> Tensor:
@@ -168,6 +171,28 @@ class FastBlock:
     def mlp(self, x: Tensor) -> Tensor:
         """The second branch, without its shortcut and drop path."""
         return self.ffn.gamma2(self.ffn.layers(self.norm2(x)))
+
+    def mlp_parts(self, x: Tensor) -> list | None:
+        """Of both linear layers of the MLP what ``inferred`` takes, where no gradient is wanted and nothing else is
+        between them than GELU.
+        """
+        ops = self.ops
+        if torch.is_grad_enabled() or 'plain' in (ops.mlp, ops.linear) or x.device.type != 'cpu' or traced():
+            return None
+        ffn, hidden = self.ffn, self.ffn.layers[0]
+        if self.training or len(ffn.layers) != 3 or type(hidden[1]) is not nn.GELU or hidden[1].approximate != 'none':
+            return None
+        linears = hidden[0], ffn.layers[1]
+        called = (ffn, ffn.layers, ffn.layers[2], hidden, *hidden, linears[1])
+        if type(ffn.gamma2) is not nn.Identity or any(map(is_hooked, called)):
+            return None
+        parts = [linear.parts() for linear in linears if isinstance(linear, FastLinear)]
+        return parts if len(parts) == 2 and all(p and ordinary(x, p[0]) for p in parts) else None
+
+    def mlp_inferred(self, parts: list, x: Tensor) -> Tensor:
+        """x + MLP(x) as two products, with GELU and the sum as they are written."""
+        hidden = inferred(self.norm2(x), *parts[0], act=F.gelu)
+        return inferred(hidden, *parts[1], add=x)
 
     def mlp_in_pieces(self, x: Tensor) -> Tensor:
         wide = self.ffn.feedforward_channels if self.ops.mlp != 'plain' and not traced() else 0
@@ -228,7 +253,7 @@ class FastPatchMerging(PatchMerging):
         sampler = self.sampler
         (high, wide), (height, width) = sampler.kernel_size, input_size
         whole = height % high == 0 and width % wide == 0 and sampler.stride == sampler.kernel_size
-        if not whole or sampler.dilation != (1, 1) or sampler.padding != (0, 0) or self.use_post_norm or traced():
+        if not whole or sampler.dilation != (1, 1) or sampler.padding != (0, 0) or traced():
             return super().forward(x, input_size)
         batch, size = len(x), (height // high, width // wide)
         x = x.view(batch, size[0], high, size[1], wide, -1).permute(0, 1, 3, 5, 2, 4)

@@ -1,14 +1,15 @@
 """Matrix products of layers, and the library that computes them. torch only.
 
 torch sends fp32 products on the CPU to MKL, which takes AVX2 kernels on processors that are not Intel's; oneDNN, which
-torch carries too, takes AVX-512 there and computes the same sums (docs/performance.md has the rates).
+torch carries too, takes AVX-512 there, is faster with AVX2 too, and computes the same sums (docs/performance.md has the
+rates).
 """
 
 from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import torch
@@ -31,8 +32,8 @@ def onednn_works() -> bool:
 
 @functools.cache
 def mkl_is_slow() -> bool:
-    """Whether MKL leaves half of the processor unused: AVX-512 that is not Intel's."""
-    if torch.backends.cpu.get_cpu_capability() != 'AVX512' or not torch.backends.mkl.is_available():
+    """Whether oneDNN's products in fp32 are faster than MKL's: on processors that are not Intel's."""
+    if torch.backends.cpu.get_cpu_capability() not in ('AVX2', 'AVX512') or not torch.backends.mkl.is_available():
         return False
     try:
         vendor = Path('/proc/cpuinfo').read_text().partition('vendor_id')[2].split('\n')[0]
@@ -76,7 +77,19 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
-_casts: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def kept(what: Hashable, of: tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:
+    """``make()`` of some frozen tensors, kept as long as the last of them and until values change."""
+    if any(t.is_inference() for t in of):
+        return make()
+    state = tuple((t._version, t.data_ptr(), t.device) for t in of)
+    mine = _kept.setdefault(of[-1], {})
+    if mine.get(what, (None,))[0] != state:
+        with torch.inference_mode(False):
+            mine[what] = (state, make())
+    return mine[what][1]
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,14 +100,26 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype is dtype:
         return tensor
     source = tensor.detach()
-    if tensor.requires_grad or tensor.is_inference() or tensor.element_size() < dtype.itemsize:
+    if tensor.requires_grad or tensor.element_size() < dtype.itemsize:
         return source.to(dtype)
-    state = (tensor._version, tensor.data_ptr(), tensor.device)
-    kept = _casts.setdefault(tensor, {})
-    if kept.get(dtype, (None,))[0] != state:
-        with torch.inference_mode(False):
-            kept[dtype] = (state, source.to(dtype))
-    return kept[dtype][1]
+    return kept(dtype, (tensor,), lambda: source.to(dtype))
+
+
+ROWS = 784  # that a packed weight is laid out for; oneDNN's layout for them is good for any number
+
+
+def packed(weight: Tensor, dtype: torch.dtype, tail: Tensor | None = None) -> Tensor:
+    """A frozen weight (d_out, d_in), with ``tail`` (d_out, r) beside it, as oneDNN lays it out for ``product``.
+
+    From ordinary tensors it makes this layout anew in every product. The copy is kept until the values change.
+    """
+    of = (weight,) if tail is None else (weight, tail)
+
+    def make() -> Tensor:
+        whole = torch.cat([t.detach().to(dtype) for t in of], 1)
+        return torch.ops.mkldnn._reorder_linear_weight(whole, ROWS)
+
+    return kept(('packed', dtype), of, make)
 
 
 # kinds of devices that autocast knows: looked up once, as torch.compile cannot trace the question

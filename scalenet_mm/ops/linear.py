@@ -9,6 +9,7 @@ The reference is the plain sum ``F.linear(x, W, b) + adapter(x)``; against it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.adapters import AdaptedLinear, LowRank
-from .gemm import compute_dtype, in_dtype, product, traced
+from .gemm import by_onednn, compute_dtype, in_dtype, packed, product, traced
 
 
 def linear(
@@ -38,10 +39,46 @@ def linear(
     recipe = getattr(x, 'recipe', None)
     if x.device.type != 'cpu' and recipe is None:
         return composed(x, weight, bias, low_rank)
-    down, up, act = low_rank or (None, None, None)
     if not torch.is_grad_enabled():
-        return _forward(x, weight, bias, down, up, act, library, keep=False)[0]
+        return inferred(x, weight, bias, low_rank, library)
+    down, up, act = low_rank or (None, None, None)
     return _Linear.apply(x, weight, bias, down, up, act, library, recipe)
+
+
+def inferred(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    low_rank: LowRank | None,
+    library: str,
+    act: Callable[[Tensor], Tensor] | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
+    """act(x W^T + b + B σ(A x)) + add, without a gradient; ``act`` and ``add`` (..., d_out) as the product is written.
+
+    Of frozen layers oneDNN keeps its layout of W. Where the output is wider than the input, the adjustment is a part of
+    the same product, [x, σ(A x)] [W | B]^T, which costs a layout of W for every instance.
+    """
+    dtype, (down, up, sigma) = compute_dtype(x), low_rank or (None, None, None)
+    a = x.to(dtype).reshape(-1, x.shape[-1])
+    z = None if down is None else product(a, down.to(dtype), None, library, sigma)
+    rest = None if add is None else add.reshape(-1, add.shape[-1])
+    bias = None if bias is None else in_dtype(bias, dtype)
+    ready = not weight.requires_grad and by_onednn(a, a, library)
+    if ready and z is not None and len(weight) > a.shape[1] and not up.requires_grad:
+        a, z, weight = torch.cat([a, z], 1), None, packed(weight, dtype, up)
+    else:
+        weight = packed(weight, dtype) if ready else in_dtype(weight, dtype)
+    if ready and act is None and rest is not None and rest.dtype is dtype:
+        y, rest = torch.ops.mkldnn._linear_pointwise.binary(a, rest, weight, bias, 'add'), None
+    elif z is None:
+        y, act = product(a, weight, bias, library, act), None
+    else:
+        y = product(a, weight, bias, library)
+    y = y if z is None else torch.addmm(y, z, up.to(dtype).t(), out=y)
+    y = y if act is None else act(y)
+    y = y if rest is None else y + rest
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def composed(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | None) -> Tensor:
@@ -82,14 +119,14 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | No
     return y + F.linear(z if act is None else act(z), up)
 
 
-def _forward(x, weight, bias, down, up, act, library, keep: bool = True) -> tuple[Tensor, Tensor | None]:
-    """The output, and A x, (N, r), if it is to be kept."""
+def _forward(x, weight, bias, down, up, act, library) -> tuple[Tensor, Tensor | None]:
+    """The output, and A x, (N, r)."""
     dtype, z = compute_dtype(x), None
     a = x.to(dtype).reshape(-1, x.shape[-1])
     y = product(a, in_dtype(weight, dtype), None if bias is None else in_dtype(bias, dtype), library)
     if down is not None:
-        z = product(a, down.to(dtype), None, library, None if keep else act)
-        torch.addmm(y, act(z) if keep and act else z, up.to(dtype).t(), out=y)
+        z = product(a, down.to(dtype), None, library)
+        torch.addmm(y, act(z) if act else z, up.to(dtype).t(), out=y)
     return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], len(weight)]), z  # a view would be another graph
 
 
@@ -178,6 +215,10 @@ class FastLinear(nn.Linear):
     def use_ops(self, ops) -> None:
         self.library = ops.linear
 
+    def parts(self) -> tuple[Tensor, Tensor | None, LowRank | None, str] | None:
+        """What ``linear`` takes beside x, if the layer computes that and nothing else."""
+        return self.weight, self.bias, None, self.library
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
         return linear(x, self.weight, self.bias, None, self.library)
@@ -189,17 +230,28 @@ class FastAdaptedLinear(FastLinear, AdaptedLinear, nn.Linear):
     ``nn.Linear`` is named again for mmengine, whose ``init_cfg=dict(layer='Linear', ...)`` asks for direct bases alone.
     """
 
+    def low_rank(self) -> LowRank | None:
+        """The adjustment, where it is added to W x + b and nobody waits for its call."""
+        apart = self.gate is not None or self.adapter is None or is_hooked(self.adapter)
+        return None if apart else self.adapter.low_rank()
+
+    def parts(self) -> tuple[Tensor, Tensor | None, LowRank | None, str] | None:
+        """As of ``FastLinear``."""
+        low_rank = self.low_rank()
+        whole = low_rank or (self.gate is None and self.adapter is None)
+        return (self.weight, self.bias, low_rank, self.library) if whole else None
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
-        apart = self.gate is not None or self.adapter is None or _is_hooked(self.adapter)
-        low_rank = None if apart else self.adapter.low_rank()
+        low_rank = self.low_rank()
         y = linear(x, self.weight, self.bias, low_rank, self.library)
         if self.gate is not None:
             y = self.gate(y)
         return y if self.adapter is None or low_rank else y + self.adapter(x)
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
     """Whether somebody waits for the module to be called, or replaced its forward (accelerate)."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return 'forward' in vars(module) or any(hooks)
+    others = module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    waiting = any(hook is not keep_recipe for hook in module._forward_hooks.values())
+    return 'forward' in vars(module) or waiting or any(others)

@@ -19,6 +19,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 METHODS = ('auto', 'sdpa', 'matmul', 'plain')
 MAX_WINDOWS = 65_535  # of one call: the largest grid dimension of CUDA kernels
 MASKED = -100.0  # the host's
+PIECE = 8 * 2**20  # bytes of qkv in fp32 that are cast at a time
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Layout(NamedTuple):
@@ -182,35 +184,50 @@ def attend(qkv: Tensor, bias: Tensor, at: Layout, scale: float, method: str, dro
 
     Args:
         qkv: (windows, N, 3, heads, C / heads), windows as in ``at``.
-        bias: (sorts, heads, N, N); for 'sdpa' in the dtype of qkv.
+        bias: (sorts, heads, N, N); for 'sdpa' of the dtype that ``mask_dtype`` says.
         method: 'sdpa' or 'matmul', see ``fastest``.
 
     Returns:
         (windows, N, C).
     """
-    return (_sdpa if method == 'sdpa' else _matmul)(qkv, bias, at, scale, dropout).flatten(2)
+    if method == 'matmul':
+        return _matmul(qkv, bias, at, scale, dropout).flatten(2)
+    return _sdpa(qkv, bias, at, scale, dropout).flatten(2)
+
+
+def mask_dtype(method: str, dtype: torch.dtype, table: Tensor) -> torch.dtype:
+    """Of bias plus mask for tokens of a dtype. torch's fused kernel for the CPU is slow in half precision."""
+    if method == 'matmul':
+        return table.dtype
+    return torch.float32 if table.device.type == 'cpu' and dtype in HALF else dtype
 
 
 def fastest(dtype: torch.dtype, device: torch.device, bias_grad: bool, dropout: float) -> str:
     """The faster method as measured, see docs/performance.md.
 
-    torch's fused kernels give a bias no gradient; on the CPU they know no drop-out and are slow in half precision.
+    torch's fused kernels give a bias no gradient; on the CPU they know no drop-out. In half precision there SDPA
+    computes in fp32, and a backward pass would keep that.
     """
     if bias_grad or dropout:
         return 'matmul'
-    half = dtype in (torch.bfloat16, torch.float16)
-    return 'matmul' if device.type == 'cpu' and half else 'sdpa'
+    return 'matmul' if device.type == 'cpu' and dtype in HALF and torch.is_grad_enabled() else 'sdpa'
 
 
 def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float) -> Tensor:
     outs, end = [], 0
-    for one, count in zip(bias.split(1), at.counts):
+    cast = bias.dtype is not qkv.dtype  # a piece at a time, which stays in the cache
+    most = max(1, PIECE // (qkv[0].numel() * bias.element_size())) if cast else MAX_WINDOWS
+    calls = list(zip(bias.split(1), at.counts))
+    if len(bias) > 1 and set(at.counts) == {1}:  # every window has a mask of its own
+        calls, most = [(bias, len(bias))], len(bias)
+    for one, count in calls:
         start, end = end, end + count
-        for first in range(start, end, MAX_WINDOWS):
-            q, k, v = qkv[first : min(first + MAX_WINDOWS, end)].permute(2, 0, 3, 1, 4).unbind(0)
-            mask = one.expand(len(q), -1, -1, -1)
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
-            outs.append(out.transpose(1, 2))
+        for first in range(start, end, most):
+            part = qkv[first : min(first + most, end)].to(bias.dtype)
+            q, k, v = part.permute(2, 0, 3, 1, 4).unbind(0)
+            out = F.scaled_dot_product_attention(q, k, v, one.expand(len(q), -1, -1, -1), dropout, scale=scale)
+            out = out.transpose(1, 2)
+            outs.append(out.to(qkv.dtype, memory_format=torch.contiguous_format) if cast else out)
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import networks as models
 from .goals import GOALS
-from .parity import Net, Parity, compare, compare_half
+from .parity import Net, Parity, compare, compare_deployed, compare_half
 from .settings import Settings
 
 Times = dict[str, float]  # seconds of one call in one round, by run
@@ -95,18 +96,23 @@ def versus(
 
 
 def agree(ours: Net, peer: Net | None, batch: Tensor, dtype: str, context: Callable, bare: bool = True) -> list[Parity]:
-    """Ours in fp32, its adapters alive, with its plain reference; then, in the dtype that is timed, with the peer.
+    """Ours in fp32, its adapters alive, with its plain reference, in training and in inference; then, in the dtype
+    that is timed, with the peer.
 
     Args:
         peer: None where a network is timed beside itself.
         bare: the peer has no adapters, so that ours are set to zero.
     """
-    found = [compare('the plain reference', models.in_fp32(ours), models.plain(ours), batch)]
+    alike, reference = models.in_fp32(ours), models.plain(ours)
+    found = [compare('the plain reference', alike, reference, batch), compare_deployed(alike, reference, batch)]
     if peer is not None:
         if bare:
             models.zero_adapters(ours.model)
         if dtype == 'fp32':
             found.append(compare('the peer', ours, peer, batch, context))
         else:
-            found.append(compare_half(ours, peer, models.plain(ours), batch, context))
+            reference = models.plain(ours)
+            found.append(compare_half(ours, peer, reference, batch, context))
+            if next(ours.model.parameters()).dtype is not torch.float32:  # stored in it, as in inference
+                found.append(compare_deployed(ours, reference, batch, peer, torch.linalg.vector_norm))
     return found

@@ -151,6 +151,7 @@ def one_image(s: Settings, family: str) -> Timed:
     parity = same_maps(models['stock'].backbone, models['ours'].backbone, s.device)
     for model in models.values():
         model.eval()
+        model.requires_grad_(False)
 
     def predict(model: nn.Module):
         with torch.inference_mode():

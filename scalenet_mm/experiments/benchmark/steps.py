@@ -49,12 +49,13 @@ def train_step(net: Net, batch: Tensor, context: Callable = nullcontext) -> Call
 
 
 def forward_pass(net: Net, batch: Tensor) -> Callable[[], object]:
-    """Inference."""
+    """Inference, with frozen weights."""
     net.model.eval()
+    deployed = net.deployed()
 
     def run():
         with torch.inference_mode():
-            return net(batch)
+            return deployed(batch)
 
     return run
 

@@ -100,13 +100,17 @@ def _seeded() -> Iterator[None]:
 
 
 def variants(s: Settings) -> dict[str, dict]:
-    """Switches by a name: none, each choice alone, all defaults, all but one."""
+    """Switches by a name: none, each choice alone, all defaults, all but one, and those that are off by default beside
+    the defaults: recomputation alone, with plain linear layers, would change nothing.
+    """
     plain, default = (Ops.read(x).as_dict() for x in ('plain', None))
     found = {'none (plain)': plain}
     for name in ABLATED:
         for choice in SWITCHES[name].choices[:-1]:
-            if name != 'compile' or s.compiled:
+            if default[name] != plain[name]:
                 found[f'{name}={choice} alone'] = {**plain, name: choice}
+            elif name != 'compile' or s.compiled:
+                found[f'defaults and {name}={choice}'] = {**default, name: choice}
     found['all (defaults)'] = default
     for name in ABLATED:
         if default[name] != plain[name]:
