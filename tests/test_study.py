@@ -320,6 +320,22 @@ def test_a_run_that_dies_or_fails_is_recorded_and_costs_no_other(tmp_path):
     assert [line for line in lines if line == '{"row": "goo'] and len(read_results(tmp_path / RESULTS)) == 6
 
 
+def test_a_source_whose_checkpoint_is_gone_is_made_again_for_those_that_need_it_alone(tmp_path):
+    sources = [Job('source', seed, 'd') for seed in (0, 1)]
+    rows = [Job('good', source.seed, 'd', needs=source) for source in sources]
+    run_all([*sources, rows[0]], tmp_path, fake_train, tell=str)  # leaves no checkpoints
+    (tmp_path / 'started').unlink()
+    told = []
+    run_all([*sources, *rows], tmp_path, fake_train, tell=told.append)
+    assert told[0] == '4 runs, 2 of them done before.'
+    assert [line.split()[0] for line in (tmp_path / 'started').read_text().splitlines()] == ['source1', 'good1']
+
+    (tmp_path / 'started').unlink()
+    (tmp_path / 'source' / 'seed1' / 'x.pth').touch()
+    run_all([*sources, *rows, Job('other', 1, 'd', needs=sources[1])], tmp_path, fake_train, tell=told.append)
+    assert [line.split()[0] for line in (tmp_path / 'started').read_text().splitlines()] == ['other1']
+
+
 def test_two_calls_in_one_folder_are_refused(tmp_path):
     with alone(tmp_path / 'demo_100_times_shorter'):
         refused = study('start', '--shorten', 100, '--work-dir', tmp_path)

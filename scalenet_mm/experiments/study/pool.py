@@ -150,7 +150,8 @@ def run_all(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Runs what is not done yet and appends each record to ``root/results.jsonl`` as it comes.
 
-    A process that fails or dies costs its own run (and what starts from it), never the others.
+    A process that fails or dies costs its own run (and what starts from it), never the others. A run whose checkpoint is
+    gone, as after the records were copied to another machine, is made again where others still need it.
 
     Args:
         train: runs one job; what it returns is the record. ``'checkpoint'``, relative to ``root``, is for the jobs that
@@ -169,6 +170,9 @@ def run_all(
     running: dict[Any, tuple[Job, int | None]] = {}
     with alone(root) as file:
         done = {k: r for k, r in records_of(jobs, root).items() if r['status'] == 'done'}
+        for needed in {j.needs.key for j in jobs if j.needs and j.key not in done}.intersection(done):
+            if not (root / done[needed].get('checkpoint', '')).exists():
+                del done[needed]
         todo = [j for j in jobs if j.key not in done]
         tell(f'{len(jobs)} runs, {len(done)} of them done before.')
         work, begin = 0.0, time.time()
