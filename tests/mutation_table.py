@@ -2318,11 +2318,11 @@ MUTATIONS = (
     ),
     Mutation(
         'ops',
-        'trained weights are packed too',
+        'weights are packed that may still change',
         'scalenet_mm/ops/linear.py',
-        'ready = not weight.requires_grad and by_onednn(',
+        'ready = deployed and by_onednn(',
         'ready = by_onednn(',
-        'tests/test_inference_ops.py::test_weights_that_may_be_trained_on_are_never_packed',
+        'tests/test_inference_ops.py::test_only_deployed_weights_are_packed[True]',
     ),
     Mutation(
         'ops',
@@ -2338,7 +2338,7 @@ MUTATIONS = (
         'scalenet_mm/ops/linear.py',
         '    elif z is None:\n',
         '    elif True:\n',
-        'tests/test_inference_ops.py::test_every_form_of_a_layer_in_inference_is_its_sum[20-6-gelu--plain]',
+        'tests/test_inference_ops.py::test_every_form_of_a_layer_in_inference_is_its_sum[20-6-gelu-False-plain]',
     ),
     Mutation(
         'ops',

@@ -317,7 +317,7 @@ def require_refused(merge):
     else:
         raise SystemExit('merged')
 
-base, ids = scaled().requires_grad_(False), torch.arange(8)[None]  # as peft leaves it, which rounds otherwise
+base, ids = scaled(), torch.arange(8)[None]
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 kinds = [
     LoraConfig(target_modules=['q_proj', 'down_proj'], r=2, init_lora_weights=False),

@@ -17,6 +17,7 @@ from scalenet_mm.checkpoint.assemble import export_delta
 from scalenet_mm.checkpoint.loading import build_model
 from scalenet_mm.compat import read_config
 from scalenet_mm.models.inference import as_json, as_panel, find_images, load_model, predict, read_image
+from scalenet_mm.ops import deploy
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo'
@@ -336,12 +337,12 @@ def test_the_inferencers_take_our_configs_and_checkpoints_unchanged(files):
 
     image = str(files['images'][0])
     detector = DetInferencer(str(CONFIGS['det']), str(files['det']), device='cpu', show_progress=False)
-    detector.model.requires_grad_(False)  # as ours is: frozen weights are laid out once, which rounds otherwise
+    deploy(detector.model)  # as `load_model` does, which rounds otherwise
     theirs = detector(image, return_datasamples=True)['predictions'][0].pred_instances
     mine = predict(loaded(files, 'det'), image).pred_instances
     assert torch.equal(theirs.bboxes, mine.bboxes) and len(mine)
     segmentor = MMSegInferencer(str(CONFIGS['seg']), str(files['seg']), device='cpu', show_progress=False)
-    segmentor.model.requires_grad_(False)
+    deploy(segmentor.model)
     mine = predict(loaded(files, 'seg'), image).pred_sem_seg.data[0]
     assert np.array_equal(segmentor(image)['predictions'], mine.numpy())
 

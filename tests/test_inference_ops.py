@@ -1,4 +1,4 @@
-"""What inference saves: layouts of frozen weights, GELU and sums as a product is written; beside the plain path."""
+"""What inference saves: layouts of deployed weights, GELU and sums as a product is written; beside the plain path."""
 
 import gc
 from functools import partial
@@ -10,7 +10,7 @@ from conftest import DEIT, SWIN, perturb
 from torch import nn
 
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
-from scalenet_mm.ops import blocks, gemm, set_ops, window
+from scalenet_mm.ops import blocks, deploy, gemm, set_ops, window
 from scalenet_mm.ops import linear as layers
 from scalenet_mm.ops.linear import inferred, plain
 
@@ -31,19 +31,21 @@ NETS = pytest.mark.parametrize(
 )
 
 
-def outputs(net, x, ops=None, mode=torch.no_grad):
+def outputs(net, x, ops=None, mode=torch.no_grad, deployed=True):
     set_ops(net, ops)
+    if deployed:
+        deploy(net)
     with mode():
         return net(x)
 
 
 @NETS
-@pytest.mark.parametrize('frozen', [True, False])
+@pytest.mark.parametrize('deployed', [True, False])
 @pytest.mark.parametrize('ops', [None, dict(mlp='plain'), dict(linear='plain'), dict(compile=True)], ids=str)
-def test_inference_is_the_plain_path(make, size, ops, frozen):
-    net = make(scale=dict(times=2)).double().eval().requires_grad_(not frozen)
+def test_inference_is_the_plain_path(make, size, ops, deployed):
+    net = make(scale=dict(times=2)).double().eval()
     x = torch.randn(2, 3, *size, dtype=torch.float64)
-    for a, b in zip(outputs(net, x, ops), outputs(net, x, 'plain')):
+    for a, b in zip(outputs(net, x, ops, deployed=deployed), outputs(net, x, 'plain')):
         assert (a - b).norm() <= 1e-11 * b.norm()
 
 
@@ -51,7 +53,7 @@ def test_inference_is_the_plain_path(make, size, ops, frozen):
 @NETS
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
 def test_in_fp32_inference_by_packed_weights_differs_by_rounding(make, size, mode):
-    net, x = make(scale=dict(times=2)).eval().requires_grad_(False), torch.randn(2, 3, *size)
+    net, x = make(scale=dict(times=2)).eval(), torch.randn(2, 3, *size)
     first, again = (outputs(net, x, dict(linear='onednn'), mode) for _ in range(2))
     for a, b, c in zip(first, outputs(net, x, 'plain'), again):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
@@ -60,7 +62,7 @@ def test_in_fp32_inference_by_packed_weights_differs_by_rounding(make, size, mod
 
 @NETS
 def test_in_bf16_it_is_as_near_to_fp32_as_the_plain_path(make, size):
-    net, x = make().eval().requires_grad_(False), torch.randn(2, 3, *size)
+    net, x = make().eval(), torch.randn(2, 3, *size)
     exact = outputs(net, x, 'plain')
     with torch.autocast('cpu', torch.bfloat16):
         fast, slow = (outputs(net, x, ops) for ops in (None, 'plain'))
@@ -69,21 +71,19 @@ def test_in_bf16_it_is_as_near_to_fp32_as_the_plain_path(make, size):
 
 
 @pytest.mark.parametrize('library', ['plain', pytest.param('onednn', marks=ONEDNN)])
-@pytest.mark.parametrize('trained', ['', 'weight', 'up'])
+@pytest.mark.parametrize('deployed', [True, False])
 @pytest.mark.parametrize('act', [None, F.gelu])
 @pytest.mark.parametrize('d_in,d_out', [(6, 20), (20, 6)])
-def test_every_form_of_a_layer_in_inference_is_its_sum(d_in, d_out, act, trained, library):
+def test_every_form_of_a_layer_in_inference_is_its_sum(d_in, d_out, act, deployed, library):
     x, weight, bias, add = (torch.randn(*s) for s in ((2, 3, d_in), (d_out, d_in), (d_out,), (2, 3, d_out)))
-    low_rank = dict(down=torch.randn(4, d_in), up=torch.randn(d_out, 4))
-    for name, tensor in dict(low_rank, weight=weight).items():
-        tensor.requires_grad_(name == trained)
-    for given in ((*low_rank.values(), F.gelu), (*low_rank.values(), None), None):
+    down, up, way = torch.randn(4, d_in), torch.randn(d_out, 4), (library, deployed)
+    for given in ((down, up, F.gelu), (down, up, None), None):
         expected = plain(x, weight, bias, given)
         expected = expected if act is None else act(expected)
         with torch.no_grad():
-            torch.testing.assert_close(inferred(x, weight, bias, given, library, act), expected)
-            torch.testing.assert_close(inferred(x, weight, None, given, library) + bias, plain(x, weight, bias, given))
-            torch.testing.assert_close(inferred(x, weight, bias, given, library, act, add), expected + add)
+            torch.testing.assert_close(inferred(x, weight, bias, given, *way, act), expected)
+            torch.testing.assert_close(inferred(x, weight, None, given, *way) + bias, plain(x, weight, bias, given))
+            torch.testing.assert_close(inferred(x, weight, bias, given, *way, act, add), expected + add)
 
 
 @ONEDNN
@@ -120,11 +120,12 @@ def test_a_packed_weight_is_kept_for_all_that_share_it_until_it_changes_or_goes(
 
 
 @ONEDNN
-def test_weights_that_may_be_trained_on_are_never_packed():
-    """Averages of weights (EMA) are written past autograd's counter of changes."""
+@pytest.mark.parametrize('frozen', [True, False])
+def test_only_deployed_weights_are_packed(frozen):
+    """Averages of weights (EMA) and adapters that peft merges are written past autograd's counter of changes."""
     net, x = deit().eval(), torch.randn(1, 3, 64, 64)
-    net.requires_grad_(True)
-    set_ops(net, dict(linear='onednn'))
+    net.requires_grad_(not frozen)
+    set_ops(deploy(net), dict(linear='onednn'))  # which takes it back
     with torch.no_grad():
         before = net(x)[0]
         for p in net.parameters():
@@ -137,7 +138,7 @@ def test_weights_that_may_be_trained_on_are_never_packed():
 
 @pytest.mark.parametrize('host', [swin, deit])
 def test_hooks_on_what_an_mlp_calls_are_called(host):
-    net, x = host().eval().requires_grad_(False), torch.randn(1, 3, 64, 64)
+    net, x = host().eval(), torch.randn(1, 3, 64, 64)
     plain_path = outputs(net, x, 'plain')
     watched = [m for m in net.modules() if isinstance(m, (nn.GELU, nn.Linear))]
     called = set()
@@ -151,7 +152,7 @@ def test_hooks_on_what_an_mlp_calls_are_called(host):
 
 @pytest.mark.parametrize('host', [swin, deit])
 def test_without_hooks_each_mlp_is_two_products_and_recomputing_does_not_hinder_it(host, monkeypatch):
-    net, x, calls = host().eval().requires_grad_(False), torch.randn(1, 3, 64, 64), []
+    net, x, calls = host().eval(), torch.randn(1, 3, 64, 64), []
 
     def counted(*args, **kwargs):
         calls.append(kwargs.keys())

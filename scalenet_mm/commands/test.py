@@ -10,6 +10,7 @@ from mmengine.dist import get_rank
 
 from ..export.running import OnnxModel
 from ..file_names import a_folder, file_ending, require_other
+from ..ops import deploy
 from ..runner.config import build_runner, draw_predictions, use_tta
 from ..runner.launch import prepare
 from ..runner.preflight import preflight
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     runner = build_runner(cfg)
     if exported:
         runner.model = OnnxModel(args.checkpoint)
-    runner.model.requires_grad_(False)  # frozen weights are laid out once, see ``ops.gemm.packed``
+    deploy(runner.model)
     metrics = runner.test()
     if args.out and get_rank() == 0:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from torch import nn
 
 from ..checkpoint.loading import build_model, load_weights
 from ..compat import read_config, scope_of, type_class, type_name
+from ..ops import deploy
 from ..runner.config import innermost, reads_annotations, reads_pixels
 from .side_by_side import Panel
 
@@ -69,8 +70,7 @@ def load_model(
     model.dataset_meta = model._dataset_meta = _metainfo(stored, dataset, model)
     model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     model.eval()
-    model.requires_grad_(False)  # frozen weights are laid out once, see ``ops.gemm.packed``
-    return model
+    return deploy(model)
 
 
 def predict(model: nn.Module, image: str | Path | np.ndarray | Sequence) -> Any:

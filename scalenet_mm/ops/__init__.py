@@ -118,6 +118,21 @@ def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None, only: type
     return model
 
 
+def deploy(model: nn.Module) -> nn.Module:
+    """Says that the weights of a network change no more: on a CPU they are laid out once for inference. In place.
+
+    Costs the memory of a copy of them. Changes by ``load_state_dict`` or an optimizer are seen all the same, those
+    through ``.data`` (peft merges so, averages of weights are kept so) are not. ``set_ops`` takes it back.
+
+    Returns:
+        ``model``.
+    """
+    for module in model.modules():
+        if isinstance(module, FastLinear):
+            module.deployed = True
+    return model
+
+
 def _fast(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """``make`` of a live network, whose adapted linears are then the fast ones; the host's own modules stay."""
 

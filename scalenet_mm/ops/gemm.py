@@ -81,7 +81,7 @@ _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def kept(what: Hashable, of: tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:
-    """``make()`` of some frozen tensors, kept as long as the last of them and until values change."""
+    """``make()`` of some tensors, kept as long as the last of them and until values change (not through ``.data``)."""
     if any(t.is_inference() for t in of):
         return make()
     state = tuple((t._version, t.data_ptr(), t.device) for t in of)
@@ -109,7 +109,7 @@ ROWS = 784  # that a packed weight is laid out for; oneDNN's layout for them is 
 
 
 def packed(weight: Tensor, dtype: torch.dtype, tail: Tensor | None = None) -> Tensor:
-    """A frozen weight (d_out, d_in), with ``tail`` (d_out, r) beside it, as oneDNN lays it out for ``product``.
+    """A deployed weight (d_out, d_in), with ``tail`` (d_out, r) beside it, as oneDNN lays it out for ``product``.
 
     From ordinary tensors it makes this layout anew in every product. The copy is kept until the values change.
     """

@@ -21,7 +21,12 @@ from .gemm import by_onednn, compute_dtype, in_dtype, packed, product, traced
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, low_rank: LowRank | None = None, library: str = 'auto'
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    low_rank: LowRank | None = None,
+    library: str = 'auto',
+    deployed: bool = False,
 ) -> Tensor:
     """x W^T + b + B σ(A x).
 
@@ -30,6 +35,7 @@ def linear(
         weight: (d_out, d_in); bias: (d_out,).
         low_rank: A (r, d_in), B (d_out, r) and σ.
         library: see ``gemm.LIBRARIES``; 'plain' is the reference.
+        deployed: weights change no more, see ``ops.deploy``.
 
     Returns:
         (..., d_out).
@@ -40,7 +46,7 @@ def linear(
     if x.device.type != 'cpu' and recipe is None:
         return composed(x, weight, bias, low_rank)
     if not torch.is_grad_enabled():
-        return inferred(x, weight, bias, low_rank, library)
+        return inferred(x, weight, bias, low_rank, library, deployed)
     down, up, act = low_rank or (None, None, None)
     return _Linear.apply(x, weight, bias, down, up, act, library, recipe)
 
@@ -51,21 +57,22 @@ def inferred(
     bias: Tensor | None,
     low_rank: LowRank | None,
     library: str,
+    deployed: bool,
     act: Callable[[Tensor], Tensor] | None = None,
     add: Tensor | None = None,
 ) -> Tensor:
     """act(x W^T + b + B σ(A x)) + add, without a gradient; ``act`` and ``add`` (..., d_out) as the product is written.
 
-    Of frozen layers oneDNN keeps its layout of W. Where the output is wider than the input, the adjustment is a part of
-    the same product, [x, σ(A x)] [W | B]^T, which costs a layout of W for every instance.
+    Of deployed weights oneDNN's layout is kept. Where the output is wider than the input, the adjustment is then a part
+    of the same product, [x, σ(A x)] [W | B]^T, which costs a layout of W for every instance.
     """
     dtype, (down, up, sigma) = compute_dtype(x), low_rank or (None, None, None)
     a = x.to(dtype).reshape(-1, x.shape[-1])
     z = None if down is None else product(a, down.to(dtype), None, library, sigma)
     rest = None if add is None else add.reshape(-1, add.shape[-1])
     bias = None if bias is None else in_dtype(bias, dtype)
-    ready = not weight.requires_grad and by_onednn(a, a, library)
-    if ready and z is not None and len(weight) > a.shape[1] and not up.requires_grad:
+    ready = deployed and by_onednn(a, a, library)
+    if ready and z is not None and len(weight) > a.shape[1]:
         a, z, weight = torch.cat([a, z], 1), None, packed(weight, dtype, up)
     else:
         weight = packed(weight, dtype) if ready else in_dtype(weight, dtype)
@@ -207,21 +214,22 @@ class FastLinear(nn.Linear):
     """``nn.Linear`` through ``linear``; made from one by changing its class, see ``ops.set_ops``."""
 
     library = 'auto'
+    deployed = False
 
     @staticmethod
     def wanted(ops) -> bool:
         return ops.linear != 'plain'
 
     def use_ops(self, ops) -> None:
-        self.library = ops.linear
+        self.library, self.deployed = ops.linear, False
 
-    def parts(self) -> tuple[Tensor, Tensor | None, LowRank | None, str] | None:
+    def parts(self) -> tuple[Tensor, Tensor | None, LowRank | None, str, bool] | None:
         """What ``linear`` takes beside x, if the layer computes that and nothing else."""
-        return self.weight, self.bias, None, self.library
+        return self.weight, self.bias, None, self.library, self.deployed
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
-        return linear(x, self.weight, self.bias, None, self.library)
+        return linear(x, *self.parts())
 
 
 class FastAdaptedLinear(FastLinear, AdaptedLinear, nn.Linear):
@@ -235,16 +243,16 @@ class FastAdaptedLinear(FastLinear, AdaptedLinear, nn.Linear):
         apart = self.gate is not None or self.adapter is None or is_hooked(self.adapter)
         return None if apart else self.adapter.low_rank()
 
-    def parts(self) -> tuple[Tensor, Tensor | None, LowRank | None, str] | None:
+    def parts(self) -> tuple[Tensor, Tensor | None, LowRank | None, str, bool] | None:
         """As of ``FastLinear``."""
         low_rank = self.low_rank()
         whole = low_rank or (self.gate is None and self.adapter is None)
-        return (self.weight, self.bias, low_rank, self.library) if whole else None
+        return (self.weight, self.bias, low_rank, self.library, self.deployed) if whole else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)."""
         low_rank = self.low_rank()
-        y = linear(x, self.weight, self.bias, low_rank, self.library)
+        y = linear(x, self.weight, self.bias, low_rank, self.library, self.deployed)
         if self.gate is not None:
             y = self.gate(y)
         return y if self.adapter is None or low_rank else y + self.adapter(x)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...compat import quiet
 from ...core.adapters import Adjustment
+from ...ops import deploy
 from ...ops.window import image_layout, layout
 from ...runner.resume import MAIN, seed_everything
 from .cases import Case, Timed
@@ -151,7 +152,7 @@ def one_image(s: Settings, family: str) -> Timed:
     parity = same_maps(models['stock'].backbone, models['ours'].backbone, s.device)
     for model in models.values():
         model.eval()
-        model.requires_grad_(False)
+        deploy(model)
 
     def predict(model: nn.Module):
         with torch.inference_mode():

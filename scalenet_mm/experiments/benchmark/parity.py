@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ...ops import deploy
+
 FP32 = 1e-5  # of the largest value of each tensor
 BF16 = 2**-7  # of each tensor's norm: two roundings, where the stock network happens to have none
 SLACK = 1.5
@@ -26,10 +28,8 @@ class Net:
     call: Callable | None = None  # stands in for ``model``, such as its compiled form
 
     def deployed(self) -> Net:
-        """For inference: nothing is trained any more. A compiled network stays as it is."""
-        if self.call is not None:
-            return self
-        return replace(self, model=copy.deepcopy(self.model).eval().requires_grad_(False))
+        """For inference: its weights change no more. A compiled network stays as it is."""
+        return self if self.call is not None else replace(self, model=deploy(copy.deepcopy(self.model).eval()))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         output = self.head((self.model if self.call is None else self.call)(images))
