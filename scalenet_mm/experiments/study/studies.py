@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .rows import DEIT, DEIT_SOURCE, SOURCE_STEPS, STEPS, SWIN, Row
+from .rows import DEIT, DEIT_SOURCE, STEPS, SWIN, Row
 
 SETS = (2_000, 5_000, 20_000)  # fixed scenes; 12,000 steps of 128 are 300 epochs of 5,000
 _BY_NAME = {row.name: row for row in DEIT}
@@ -72,21 +72,26 @@ def _tried(row: Row, **settings: float) -> Row:
 
 _RATES = {
     'source': (4e-3, 16e-3),  # beside its own, 8e-3
-    **dict.fromkeys(('on', 'stack', 'scalenet', 'tied'), (1e-3, 2e-3, 4e-3)),
+    **dict.fromkeys(('on', 'stack', 'scalenet', 'tied'), (5e-4, 1e-3, 2e-3, 4e-3)),
     'scalenet_increments': (8e-3, 16e-3, 32e-3),
 }
+
+
+def _longer(source: Row) -> Row:
+    """Whether a source is trained to its end."""
+    return replace(source, name='source_longer', title='source, 30 % more steps', steps=source.steps * 13 // 10, paper='')
+
+
 PILOT = (
     *(_tried(row, lr=lr) for row in DEIT for lr in _RATES.get(row.name, ())),
     *(_tried(row, drop_path=p) for row in named('scalenet') for p in (0.05, 0.1)),
-    replace(
-        DEIT_SOURCE, name='source_longer', title='source, 30 % more steps', steps=SOURCE_STEPS * 13 // 10, paper=''
-    ),
+    _longer(DEIT_SOURCE),
 )
-PILOT_FIXED = tuple(
-    _tried(row, drop_path=p)
-    for row in FIXED
-    if row.scenes == SETS[1]
-    for p in {'source': (0.0, 0.1, 0.2), 'on': (0.0, 0.1, 0.2), 'scalenet': (0.1, 0.2, 0.3)}.get(row.name, ())
+_DROPPED = {'source': (0.0, 0.1, 0.2), 'on': (0.0, 0.1, 0.2), 'scalenet': (0.1, 0.2, 0.3)}
+_OF_5000 = {row.name: row for row in FIXED if row.scenes == SETS[1]}
+PILOT_FIXED = (
+    *(_tried(_OF_5000[name], drop_path=p) for name, swept in _DROPPED.items() for p in swept),
+    _longer(_OF_5000['source']),
 )
 
 ROWS = {row.key: row for row in (*DEIT, *SWIN, *FIXED, *YOUNGER, *OF_LENGTH, *PILOT, *PILOT_FIXED)}
