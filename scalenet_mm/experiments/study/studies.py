@@ -79,7 +79,9 @@ _RATES = {
 
 def _longer(source: Row) -> Row:
     """Whether a source is trained to its end."""
-    return replace(source, name='source_longer', title='source, 30 % more steps', steps=source.steps * 13 // 10, paper='')
+    return replace(
+        source, name='source_longer', title='source, 30 % more steps', steps=source.steps * 13 // 10, paper=''
+    )
 
 
 PILOT = (
