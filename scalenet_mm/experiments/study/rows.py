@@ -10,11 +10,12 @@ from typing import Any
 SOURCE_STEPS, STEPS = 12_000, 4_000  # a third, as the paper's 100 of 300 epochs
 RANK = 4  # adapters of 6.1 % of the parameters of three layers of width 64, twice: the share is DeiT-S's to DeiT-T's
 
-# By what is trained, chosen on the pilot's seed: `scalenet experiment study pilot`. 'deep': all of a scaled net.
-LEARNING_RATES = {'scratch': 8e-3, 'all': 2e-3, 'deep': 2e-3, 'increments': 16e-3}
+# By what is trained, chosen on the pilot's seed: `scalenet experiment study pilot`. 'deep': all of a net of twice the
+# source's depth or more.
+LEARNING_RATES = {'scratch': 8e-3, 'deep scratch': 6e-3, 'all': 2e-3, 'deep': 2e-3, 'increments': 16e-3}
 # Drop path of scenes without end and of fixed ones, chosen the same way.
 DROP_PATH = dict.fromkeys(LEARNING_RATES, 0.0)
-DROP_PATH_FIXED = {'scratch': 0.1, 'all': 0.1, 'deep': 0.2, 'increments': 0.2}
+DROP_PATH_FIXED = {'scratch': 0.1, 'deep scratch': 0.2, 'all': 0.1, 'deep': 0.2, 'increments': 0.2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +68,12 @@ class Row:
     @property
     def kind(self) -> str:
         """What it takes its learning rate and drop path from."""
-        if self.source is None:
-            return 'scratch'
         if self.train != 'all':
             return 'increments'
-        return 'deep' if self.depth >= 2 else 'all'
+        deep = self.depth >= 2
+        if self.source is None:
+            return 'deep scratch' if deep else 'scratch'
+        return 'deep' if deep else 'all'
 
     @property
     def rate(self) -> float:
