@@ -72,10 +72,10 @@ def _tried(row: Row, **settings: float) -> Row:
 
 _RATES = {
     'source': (4e-3, 16e-3),  # beside its own, 8e-3
-    'scratch3': (3e-3, 6e-3, 12e-3),
+    'scratch3': (1.5e-3, 3e-3, 6e-3, 12e-3),
     **dict.fromkeys(('on', 'stack'), (5e-4, 1e-3, 2e-3, 4e-3)),
-    **dict.fromkeys(('scalenet', 'tied'), (1e-3, 2e-3, 4e-3, 8e-3)),
-    'scalenet_increments': (4e-3, 8e-3, 16e-3, 32e-3),
+    **dict.fromkeys(('scalenet', 'tied'), (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)),
+    'scalenet_increments': (2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
 }
 
 
