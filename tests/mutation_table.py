@@ -1412,9 +1412,9 @@ MUTATIONS = (
     Mutation(
         'ops',
         'a kept bias outlives a change of its table',
-        'scalenet_mm/ops/window.py',
-        '(table._version, table.data_ptr(), table.device)',
-        '(table.data_ptr(), table.device)',
+        'scalenet_mm/ops/gemm.py',
+        'tuple((t._version, t.data_ptr(), t.device) for t in of)',
+        'tuple((t.data_ptr(), t.device) for t in of)',
         'tests/test_ops.py::test_a_frozen_tables_bias_is_made_once_for_all_its_instances_and_anew_when_it_changes',
     ),
     Mutation(
@@ -2336,8 +2336,8 @@ MUTATIONS = (
         'ops',
         'GELU comes before the adapter is added',
         'scalenet_mm/ops/linear.py',
-        '    elif z is None:\n',
-        '    elif True:\n',
+        'act if z is None else None, rest if',
+        'act, rest if',
         'tests/test_inference_ops.py::test_every_form_of_a_layer_in_inference_is_its_sum[20-6-gelu-False-plain]',
     ),
     Mutation(

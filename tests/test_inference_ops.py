@@ -173,7 +173,7 @@ def test_windows_in_half_precision_are_attended_in_fp32_on_a_cpu_piece_by_piece(
     at = window.layout(1, side, side, 3, shift, torch.device('cpu'))
     qkv = torch.randn(len(at.sorts), 9, 3, 2, 8)
     biases = [window.biases(table, index, 3, shift, dtype) for dtype in (torch.float32, torch.float32)]
-    monkeypatch.setattr(window, 'PIECE', 2 * qkv[0].numel() * 4)  # two windows
+    monkeypatch.setattr(window, 'CACHED', 2 * qkv[0].numel() * 4)  # two windows
     exact = window.attend(qkv.bfloat16().float(), biases[0], at, 0.3, 'matmul')
     half = window.attend(qkv.bfloat16(), biases[1], at, 0.3, 'sdpa')
     assert half.dtype is torch.bfloat16

@@ -409,7 +409,7 @@ def test_an_mlp_in_pieces_gives_the_outputs_and_gradients_of_the_whole(monkeypat
     whole = trained(net, x, 'plain')
     calls = []
     monkeypatch.setattr(blocks, 'LARGE', 2000)
-    monkeypatch.setattr(blocks, 'PIECE', 900)
+    monkeypatch.setattr(blocks, 'CACHED', 900)
     for m in net.modules():
         if isinstance(m, nn.GELU):
             m.register_forward_hook(lambda m, args, out: calls.append(out.nbytes))

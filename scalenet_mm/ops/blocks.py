@@ -20,7 +20,7 @@ from ..core.adapters import AdaptedLinear
 from . import FAST, Ops
 from .compile import branch_weights, compiled, filled, signature
 from .drop_path import sparse_residual
-from .gemm import compute_dtype, traced
+from .gemm import CACHED, compute_dtype, traced
 from .linear import FastLinear, inferred, is_hooked, ordinary
 from .window import Layout, attend, attend_any, biases, fastest, from_windows, layout, mask_dtype, to_windows
 
@@ -275,9 +275,6 @@ FAST.update(
 LARGE = 16 * 2**20  # bytes of hidden features from which on pieces pay
 
 
-PIECE = 8 * 2**20
-
-
 def in_pieces(branch: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
     """``branch(x)`` for a branch that treats tokens independently.
 
@@ -288,5 +285,5 @@ def in_pieces(branch: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tens
     nbytes = x.numel() // x.shape[-1] * width * x.element_size()
     if x.device.type != 'cpu' or nbytes <= LARGE:
         return branch(x)
-    rows = x.reshape(-1, x.shape[-1]).tensor_split(-(-nbytes // PIECE))
+    rows = x.reshape(-1, x.shape[-1]).tensor_split(-(-nbytes // CACHED))
     return torch.cat([branch(r) for r in rows]).view(*x.shape[:-1], -1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 LIBRARIES = ('auto', 'onednn', 'plain')
+CACHED = 8 * 2**20  # bytes of a piece that stays in a CPU's cache from one operation to the next
 
 
 @functools.cache
@@ -62,8 +63,16 @@ def product(
     bias: Tensor | None = None,
     library: str = 'auto',
     act: Callable[[Tensor], Tensor] | None = None,
+    add: Tensor | None = None,
 ) -> Tensor:
-    """act(x W^T + b), (N, d_in) -> (N, d_out), without a gradient; any strides. oneDNN computes GELU on the way."""
+    """act(x W^T + b) + add, (N, d_in) -> (N, d_out), without a gradient; any strides. All of one dtype.
+
+    oneDNN computes GELU, or the sum, as it writes the product.
+    """
+    if add is not None and (act is not None or not by_onednn(x, weight, library)):
+        return product(x, weight, bias, library, act) + add
+    if add is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, bias, 'add')
     if by_onednn(x, weight, library):
         post = ('gelu', [], 'none') if act is F.gelu else ('none', [], '')
         y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *post)

@@ -76,15 +76,12 @@ def inferred(
         a, z, weight = torch.cat([a, z], 1), None, packed(weight, dtype, up)
     else:
         weight = packed(weight, dtype) if ready else in_dtype(weight, dtype)
-    if ready and act is None and rest is not None and rest.dtype is dtype:
-        y, rest = torch.ops.mkldnn._linear_pointwise.binary(a, rest, weight, bias, 'add'), None
-    elif z is None:
-        y, act = product(a, weight, bias, library, act), None
-    else:
-        y = product(a, weight, bias, library)
-    y = y if z is None else torch.addmm(y, z, up.to(dtype).t(), out=y)
-    y = y if act is None else act(y)
-    y = y if rest is None else y + rest
+    sooner = rest is not None and rest.dtype is dtype and (z is None or act is None)
+    y = product(a, weight, bias, library, act if z is None else None, rest if sooner else None)
+    if z is not None:
+        y = torch.addmm(y, z, up.to(dtype).t(), out=y)
+        y = y if act is None else act(y)
+    y = y if rest is None or sooner else y + rest
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
+
+from .gemm import CACHED, kept
 
 METHODS = ('auto', 'sdpa', 'matmul', 'plain')
 MAX_WINDOWS = 65_535  # of one call: the largest grid dimension of CUDA kernels
 MASKED = -100.0  # the host's
-PIECE = 8 * 2**20  # bytes of qkv in fp32 that are cast at a time
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -113,9 +113,6 @@ def shift_masks(window: int, shift: int) -> Tensor:
     return torch.stack(sorts) * MASKED
 
 
-_biases: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
 def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype, every: bool = False) -> Tensor:
     """Position bias plus shift mask, (4, heads, N, N); (1, heads, N, N) without a shift, unless for ``every`` sort.
 
@@ -125,13 +122,10 @@ def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.d
         table: ((2 window - 1)², heads).
         index: (N, N), row of the table for each pair of places.
     """
-    if (torch.is_grad_enabled() and table.requires_grad) or table.is_inference():
+    if torch.is_grad_enabled() and table.requires_grad:
         return _biases_of(table, index, window, shift, dtype, every)
-    key, state = (shift, dtype, every), (table._version, table.data_ptr(), table.device)
-    kept = _biases.setdefault(table, {})
-    if kept.get(key, (None,))[0] != state:
-        kept[key] = (state, constant(_biases_of)(table.detach(), index, window, shift, dtype, every))
-    return kept[key][1]
+    make = functools.partial(_biases_of, table.detach(), index, window, shift, dtype, every)
+    return kept(('bias', shift, dtype, every), (table,), make)
 
 
 def _biases_of(
@@ -216,7 +210,7 @@ def fastest(dtype: torch.dtype, device: torch.device, bias_grad: bool, dropout: 
 def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float) -> Tensor:
     outs, end = [], 0
     cast = bias.dtype is not qkv.dtype  # a piece at a time, which stays in the cache
-    most = max(1, PIECE // (qkv[0].numel() * bias.element_size())) if cast else MAX_WINDOWS
+    most = max(1, CACHED // (qkv[0].numel() * bias.element_size())) if cast else MAX_WINDOWS
     calls = list(zip(bias.split(1), at.counts))
     if len(bias) > 1 and set(at.counts) == {1}:  # every window has a mask of its own
         calls, most = [(bias, len(bias))], len(bias)

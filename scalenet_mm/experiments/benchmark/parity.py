@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -26,10 +25,6 @@ class Net:
     head: Callable = lambda output: output  # done to its output, so that both sides give the same
     rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict  # gradients by the other side's names
     call: Callable | None = None  # stands in for ``model``, such as its compiled form
-
-    def deployed(self) -> Net:
-        """For inference: its weights change no more. A compiled network stays as it is."""
-        return self if self.call is not None else replace(self, model=deploy(copy.deepcopy(self.model).eval()))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         output = self.head((self.model if self.call is None else self.call)(images))
@@ -116,24 +111,25 @@ def compare(
 def compare_deployed(
     net: Net, reference: Net, images: Tensor, stock: Net | None = None, size: Callable[[Tensor], Tensor] = largest
 ) -> Parity:
-    """Outputs in inference, all weights frozen, with those of a reference that is stored in fp32.
+    """Outputs in inference, deployed, with those of a reference that is stored in fp32.
 
     Args:
         stock: a network of the dtype that is timed, whose own distance bounds that of ``net``, as in ``compare_half``.
     """
-    got, expected, theirs = (_deployed(n, images) if n else [] for n in (net, reference, stock))
-    mine, allowed = (
-        max((relative(a, b, size) for a, b in zip(outputs, expected)), key=_nan_last, default=0.0)
-        for outputs in (got, theirs)
-    )
-    bound = max(SLACK * allowed, BF16) if stock else FP32
-    return Parity('the plain reference in inference', mine, bounds=(bound, FP32))
+    expected = _deployed(reference, images)
+
+    def apart(one: Net) -> float:
+        return max((relative(a, b, size) for a, b in zip(_deployed(one, images), expected, strict=True)), key=_nan_last)
+
+    bound = max(SLACK * apart(stock), BF16) if stock else FP32
+    return Parity('the plain reference in inference', apart(net), bounds=(bound, FP32))
 
 
 def _deployed(net: Net, images: Tensor) -> list[Tensor]:
-    stored = next(net.model.parameters()).dtype
+    net.model.eval()
+    deploy(net.model)
     with torch.inference_mode():
-        return list(net.deployed()(images.to(stored)))
+        return list(net(images.to(next(net.model.parameters()).dtype)))
 
 
 def compare_half(net: Net, stock: Net, reference: Net, images: Tensor, context: Callable = nullcontext) -> Parity:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...core.flops import on_meta
-from ...ops import set_ops
+from ...ops import deploy, set_ops
 from .parity import Net, objective
 from .settings import DTYPES, Settings
 
@@ -49,13 +49,13 @@ def train_step(net: Net, batch: Tensor, context: Callable = nullcontext) -> Call
 
 
 def forward_pass(net: Net, batch: Tensor) -> Callable[[], object]:
-    """Inference, with frozen weights."""
+    """Inference of a deployed network."""
     net.model.eval()
-    deployed = net.deployed()
+    deploy(net.model)
 
     def run():
         with torch.inference_mode():
-            return deployed(batch)
+            return net(batch)
 
     return run
 
