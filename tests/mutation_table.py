@@ -1315,6 +1315,14 @@ MUTATIONS = (
     ),
     Mutation(
         'study',
+        'where it pays is told against the source itself',
+        'scalenet_mm/experiments/study/pays.py',
+        "BASE = 'on'",
+        "BASE = 'source'",
+        'tests/test_study.py::test_where_it_pays_compares_each_place_with_training_on_there',
+    ),
+    Mutation(
+        'study',
         'the temperature does not weigh the loss',
         'scalenet_mm/models/distill.py',
         'return temperature**2 * (p.exp()',

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from scalenet_mm.commands.main import main
 from scalenet_mm.experiments.paper.recount import ROWS as PAPER
-from scalenet_mm.experiments.study import paper_scale, rank, runs
+from scalenet_mm.experiments.study import paper_scale, pays, rank, runs
 from scalenet_mm.experiments.study.claims import (
     EARLY,
     FAMILIES,
@@ -274,6 +274,20 @@ def test_jobs_come_sources_first_each_once():
     assert len(names) == len(set(names)) == 6
     assert all(j.needs is None or names.index((j.needs.row, j.needs.seed)) < i for i, j in enumerate(jobs))
     assert {j.row for j in jobs if j.needs} == {'deit/on'}
+
+
+def test_where_it_pays_compares_each_place_with_training_on_there(tmp_path):
+    rows = {rows.format(name) for places in pays.PANELS.values() for rows in places.values() for name in pays.LINES}
+    assert rows < set(STUDIES['pays'])
+    level = {'deit/on_of_3000': [70.0, 71.0], 'deit/scalenet_of_3000': [72.0, 73.5], 'deit/on': [75.0]}
+    found = pays.gains(records(level))
+    assert found['steps of the source']['3,000'].keys() == {'scalenet'}
+    assert found['steps of the source']['3,000']['scalenet'].mean == pytest.approx(2.25)
+    assert not any(found['steps of the source']['12,000'].values()), 'one row is no comparison'
+    (page,) = pays.report(records(level), tmp_path, tmp_path, 'a command')
+    assert '| 3,000 | +2.25 ± 3.18 | not run | not run | 2 |' in page.read_text()
+    assert (tmp_path / 'pays.png').stat().st_size > 10_000
+    assert not list(pays.report(records({'deit/on': [75.0]}), tmp_path, tmp_path, 'a command'))
 
 
 # ------------------------------------------------------------------------------- the pool

@@ -114,6 +114,15 @@ function > scalenet | ? the function-preserving start is better than the paper's
 distill_logits > scalenet | ? distillation of logits helps
 distill_layers > scalenet | ? distillation of layers helps
 """
+_WHY = """
+increments_r8 > scalenet_increments | ? increments of twice the rank are better
+increments_r16 > scalenet_increments | ? increments of four times the rank are better
+increments_r32 > scalenet_increments | ? increments of eight times the rank are better
+increments_head > scalenet_increments | ? training the head besides is better
+increments_embed > scalenet_increments | ? training the embedding besides is better
+increments_function > scalenet_increments | ? the function-preserving start is better for increments
+scalenet_increments > adjustments | ? training the norms besides adapters is better
+"""
 
 FAMILIES = (
     Family('Primary: DeiT, scenes without end', 10, _claims(_PRIMARY)),
@@ -123,6 +132,7 @@ FAMILIES = (
     Family('A fixed set of 2,000 scenes', 3, _claims(_PRIMARY, 'deit2000')),
     Family('A fixed set of 20,000 scenes', 2, _claims(_PRIMARY, 'deit20000')),
     Family('Secondary', 5, _claims(_SECONDARY)),
+    Family('What holds increments back', 5, _claims(_WHY)),
 )
 PRIMARY = FAMILIES[0]
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ...tables import markdown_table
 from ..paper.recount import ROWS as PAPER
-from . import gradient_curves
+from . import gradient_curves, pays
 from .claims import FAMILIES, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, Family, verdicts
 from .stats import MOST_SEEDS, Records, interval, minus, paired, pooled_spread, values
 from .studies import PILOT_SEEDS, PILOTS, ROWS, STUDIES
@@ -35,6 +35,9 @@ LEGEND = (
     'seed. seen digits: 2,000 scenes of the digit images of training. CPU minutes: of training, one core, median. '
     'paper: top-1 % on ImageNet, as printed, of the row that this one stands for.'
 )
+
+
+OWN_PAGES = {'gradients': gradient_curves.report, 'pays': pays.report}  # studies that are no table of rows
 
 
 def groups(rows: Sequence[str]) -> list[list[str]]:
@@ -204,8 +207,8 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
     out.mkdir(parents=True, exist_ok=True)
     for name in studies:
         rows, mine = STUDIES[name], pilot if name in PILOTS else counted
-        if name == 'gradients':
-            yield from gradient_curves.report(records, root, out, command)
+        if name in OWN_PAGES:
+            yield from OWN_PAGES[name](counted, root, out, command)
         elif any(values(mine, key, 'top1') for key in rows):
             plot(mine, rows, out / f'{name}.png', f'{name}: rank task, demo scale')
             (out / f'{name}.md').write_text(page(name, mine, rows, command))

@@ -100,6 +100,14 @@ DEEP = dict(growth='interpolate', times=2)
 OLD_DEPTH = dict(times=1, adjust=adapter(2 * RANK))
 
 
+def _of_rank(rank: int) -> dict:
+    return dict(TWICE, adjust=adapter(rank))
+
+
+def _also(*patterns: str) -> dict:
+    return {'optim_wrapper.paramwise_cfg.policy': dict(train='increments', also=list(patterns))}
+
+
 def _distilled(**weights: float) -> dict:
     return {'model.type': 'DistilledClassifier', 'model.distill': dict(weights)}
 
@@ -159,10 +167,30 @@ DEIT = (
         _deit(f'layer{i + 1}', f'ScaleNet, layer {i + 1} reused', scale=dict(TWICE, layers=(i,), adjust_on='reused'))
         for i in range(3)
     ),
-    _deit('adapter_r2', 'adapter r=2', scale=dict(times=2, adjust=adapter(2)), paper='table6/deit_b/adapter_r8'),
-    _deit('adapter_r8', 'adapter r=8', scale=dict(times=2, adjust=adapter(8)), paper='table6/deit_b/adapter_r32'),
+    _deit('adapter_r2', 'adapter r=2', scale=_of_rank(2), paper='table6/deit_b/adapter_r8'),
+    _deit('adapter_r8', 'adapter r=8', scale=_of_rank(8), paper='table6/deit_b/adapter_r32'),
     _deit('lora_r4', 'LoRA r=4', scale=dict(times=2, adjust=lora(4)), paper='table6/deit_b/lora_r16'),
     *(_deit(f'drop_path_{p}', f'drop path {p}', scale=TWICE, drop_path=p) for p in (0.05, 0.1, 0.2)),
+    # What holds increments back, one factor a row.
+    *(
+        _deit(f'increments_r{r}', f'increments trained, adapters of rank {r}', scale=_of_rank(r), train='increments')
+        for r in (8, 16, 32)
+    ),
+    _deit('adjustments', 'adapters alone trained, no norms', scale=TWICE, train='adjustments'),
+    _deit('increments_head', 'increments and head trained', scale=TWICE, train='increments', options=_also('head')),
+    _deit(
+        'increments_embed',
+        'increments and embedding trained',
+        scale=TWICE,
+        train='increments',
+        options=_also('backbone.patch_embed', 'backbone.pos_embed'),
+    ),
+    _deit(
+        'increments_function',
+        'increments trained, function-preserving start',
+        scale=dict(TWICE, start='function'),
+        train='increments',
+    ),
 )
 
 LAST = dict(stages=(1,))

@@ -17,7 +17,7 @@ def named(names: str) -> list[Row]:
 
 
 PRIMARY = named('source on on_time random stack interpolate swa adapter tied scalenet stacked times3 scratch3')
-CONTROLS = 'on on_time scalenet scalenet_increments'
+CONTROLS = named('on on_time scalenet scalenet_increments')
 
 
 def _fixed(scenes: int) -> tuple[Row, ...]:
@@ -39,12 +39,13 @@ def _younger(steps: int) -> tuple[Row, ...]:
     source = replace(DEIT_SOURCE, name=f'source_{steps}', title=f'source of {steps:,} steps', steps=steps, paper='')
     rows = (
         replace(r, name=f'{r.name}_of_{steps}', title=f'{r.title}, of {steps:,} steps', source=source, paper='')
-        for r in named(CONTROLS)
+        for r in CONTROLS
     )
     return (source, *rows)
 
 
-YOUNGER = tuple(row for steps in (3_000, 6_000) for row in _younger(steps))
+YOUNGER_STEPS = (3_000, 6_000)
+YOUNGER = tuple(row for steps in YOUNGER_STEPS for row in _younger(steps))
 LENGTHS = (500, 1_000, 2_000, 8_000)
 OF_LENGTH = tuple(
     replace(
@@ -55,7 +56,7 @@ OF_LENGTH = tuple(
         paper='',
     )
     for steps in LENGTHS
-    for row in named(CONTROLS)
+    for row in CONTROLS
 )
 
 # On seeds of their own: learning rates and drop path on the first, the spread on all three.
@@ -114,8 +115,9 @@ STUDIES = {
     'primary': keys(PRIMARY),
     'swin': keys(SWIN),
     **{f'fixed{scenes}': keys(row for row in FIXED if row.scenes == scenes) for scenes in SETS},
-    'younger': (*keys(YOUNGER), *_keys(deit=f'source {CONTROLS}')),
-    'length': (*keys(OF_LENGTH), *_keys(deit=f'source {CONTROLS}')),
+    'younger': keys((*YOUNGER, DEIT_SOURCE, *CONTROLS)),
+    'length': keys((*OF_LENGTH, DEIT_SOURCE, *CONTROLS)),
+    'pays': keys((*YOUNGER, *OF_LENGTH, *CONTROLS, *(row for row in FIXED if row.name in {r.name for r in CONTROLS}))),
     'table1': _keys(deit='source on on_time random stack interpolate swa zero peft scalenet scalenet_increments'),
     'table2': _keys(deit='source on tied lora adapter adapter_increments tied_lora scalenet scalenet_increments'),
     'table3': _keys(deit='source on layer1 layer2 layer3 scalenet'),
@@ -123,6 +125,10 @@ STUDIES = {
     'table5': _keys(deit='scalenet stacked', swin='scalenet interpolated'),
     'table6': _keys(deit='source on adapter_r2 scalenet adapter_r8 tied_lora lora_r4'),
     'table7': _keys(deit='source on scratch scratch3 untied scalenet scalenet_increments'),
+    'increments': _keys(
+        deit='on scalenet scalenet_increments increments_r8 increments_r16 increments_r32 adjustments increments_head '
+        'increments_embed increments_function'
+    ),
     'fig6': _keys(deit='scalenet drop_path_0.05 drop_path_0.1 drop_path_0.2'),
     'start': _keys(deit='on scalenet function'),
     'distill': _keys(deit='on scalenet distill_logits distill_layers'),
