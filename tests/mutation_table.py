@@ -2310,6 +2310,14 @@ MUTATIONS = (
     ),
     Mutation(
         'ops',
+        'queries, keys and values are cut out one by one',
+        'scalenet_mm/ops/window.py',
+        'for part in qkv.unbind(2)]',
+        'for part in (qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])]',
+        'tests/test_ops.py::test_attention_is_the_hosts_with_one_gradient_of_queries_keys_and_values[settings0]',
+    ),
+    Mutation(
+        'ops',
         'patches merge with their channels last',
         'scalenet_mm/ops/blocks.py',
         '.permute(0, 1, 3, 5, 2, 4)',

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import DEIT, SWIN, perturb
 from mmcv.cnn.bricks.drop import DropPath
-from mmpretrain.models.utils.attention import ShiftWindowMSA
+from mmpretrain.models.utils.attention import MultiheadAttention, ShiftWindowMSA
 from torch import nn
 
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
@@ -193,6 +193,31 @@ def test_patches_merge_by_one_copy_as_the_host_unfolds_them(size):
     x = torch.randn(2, size[0] * size[1], SWIN['embed_dims'], dtype=torch.float64)
     (a, sa), (b, sb) = host(x, size), fast(x, size)
     assert torch.equal(a, b) and tuple(sa) == tuple(sb)
+
+
+def graph(tensor):
+    """Names of the steps of its backward pass."""
+    names, todo = set(), [tensor.grad_fn]
+    while todo:
+        step = todo.pop()
+        names.add(type(step).__name__)
+        todo += [s for s, _ in step.next_functions if s is not None]
+    return names
+
+
+@pytest.mark.parametrize('settings', [{}, dict(v_shortcut=True, embed_dims=6, num_heads=1), dict(qk_scale=1.0)])
+def test_attention_is_the_hosts_with_one_gradient_of_queries_keys_and_values(settings):
+    torch.manual_seed(0)
+    host = MultiheadAttention(**{**dict(embed_dims=12, num_heads=3, input_dims=6), **settings}).double()
+    fast = set_ops(copy.deepcopy(host))
+    assert type(fast) is blocks.FastMultiheadAttention
+    x = torch.randn(2, 1 if 'v_shortcut' in settings else 5, 6, dtype=torch.float64, requires_grad=True)
+    outs = [net(x) for net in (host, fast)]
+    torch.testing.assert_close(*outs)
+    assert 'SelectBackward0' in graph(outs[0])
+    assert 'SelectBackward0' not in graph(outs[1]) or host.v_shortcut, 'a pass over all three for each'
+    grads = [torch.autograd.grad(o.square().sum(), [x, *n.parameters()]) for o, n in zip(outs, (host, fast))]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize('shape', [(6, 9), (9, 3), (3, 3), (12, 6)])

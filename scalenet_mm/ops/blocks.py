@@ -13,7 +13,7 @@ from mmcv.cnn.bricks.transformer import FFN, PatchMerging
 from mmcv.cnn.bricks.wrappers import Linear
 from mmpretrain.models.backbones.swin_transformer import SwinBlock
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
-from mmpretrain.models.utils.attention import ShiftWindowMSA, WindowMSA
+from mmpretrain.models.utils.attention import MultiheadAttention, ShiftWindowMSA, WindowMSA
 from torch import Tensor, nn
 
 from ..core.adapters import AdaptedLinear
@@ -22,7 +22,7 @@ from .compile import branch_weights, compiled, filled, signature
 from .drop_path import sparse_residual
 from .gemm import CACHED, compute_dtype, traced
 from .linear import FastLinear, inferred, is_hooked, ordinary
-from .window import Layout, attend, attend_any, biases, fastest, from_windows, layout, mask_dtype, to_windows
+from .window import Layout, attend, attend_any, biases, fastest, from_windows, heads, layout, mask_dtype, to_windows
 
 
 def store(weight: nn.Parameter, dtype: torch.dtype) -> None:
@@ -99,6 +99,24 @@ class FastShiftWindowMSA(ShiftWindowMSA):
                 'set pad_small_map=True, take a smaller window_size or larger images.'
             )
         return 0 if short == self.window_size and not self.pad_small_map else self.shift_size
+
+
+class FastMultiheadAttention(MultiheadAttention):
+    """The host's attention; the gradients of queries, keys and values become one by one copy, not by six."""
+
+    @staticmethod
+    def wanted(ops: Ops) -> bool:
+        return ops.window != 'plain'
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C') -> (B, N, C)."""
+        if self.v_shortcut or traced():
+            return super().forward(x)
+        q, k, v = heads(self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dims))
+        dropout = self.attn_drop if self.training else 0.0
+        x = self.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        x = self.proj(x.transpose(1, 2).flatten(2))
+        return self.out_drop(self.gamma1(self.proj_drop(x)))
 
 
 class FastBlock:
@@ -264,6 +282,7 @@ class FastPatchMerging(PatchMerging):
 FAST.update(
     {
         Linear: FastLinear,
+        MultiheadAttention: FastMultiheadAttention,
         PatchMerging: FastPatchMerging,
         ShiftWindowMSA: FastShiftWindowMSA,
         SwinBlock: FastSwinBlock,

@@ -166,19 +166,26 @@ class _Linear(torch.autograd.Function):
                     narrow = narrow.contiguous()  # MKL is up to three times as slow with the other order
                 s, dz = _through(ctx.act, z, product(g, narrow, None, ctx.library))
                 if need_up:
-                    d_up = product(s.t(), g.t(), None, ctx.library).t().to(up.dtype)
+                    d_up = _over_rows(g, s, ctx.library).to(up.dtype)
                 if need_down:
-                    d_down = product(dz.t(), a.t(), None, ctx.library).to(down.dtype)
+                    d_down = _over_rows(dz, a, ctx.library).to(down.dtype)
             if need_x:
                 dx = product(g, in_dtype(weight, dtype).t(), None, ctx.library)
                 if down is not None:
                     torch.addmm(dx, dz, down.to(dtype), out=dx)
                 dx = dx.view(shape).to(x_dtype)
             if need_w:
-                dw = product(g.t(), a.t(), None, ctx.library).to(weight.dtype)
+                dw = _over_rows(g, a, ctx.library).to(weight.dtype)
             if need_b:
                 db = g.sum(0)
         return dx, dw, db, d_down, d_up, None, None, None
+
+
+def _over_rows(g: Tensor, a: Tensor, library: str) -> Tensor:
+    """G^T A of (N, d_out) and (N, d_in): the narrower comes first, as oneDNN copies a transposed first factor."""
+    if a.shape[1] < g.shape[1]:
+        return product(a.t(), g.t(), None, library).t().contiguous()
+    return product(g.t(), a.t(), None, library)
 
 
 def _through(act, z: Tensor, ds: Tensor) -> tuple[Tensor, Tensor]:

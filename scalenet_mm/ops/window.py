@@ -189,6 +189,13 @@ def attend(qkv: Tensor, bias: Tensor, at: Layout, scale: float, method: str, dro
     return _sdpa(qkv, bias, at, scale, dropout).flatten(2)
 
 
+def heads(qkv: Tensor) -> list[Tensor]:
+    """Queries, keys and values, each (B, heads, N, C / heads), of (B, N, 3, heads, C / heads); gradients come back by
+    one copy.
+    """
+    return [part.transpose(1, 2) for part in qkv.unbind(2)]
+
+
 def mask_dtype(method: str, dtype: torch.dtype, table: Tensor) -> torch.dtype:
     """Of bias plus mask for tokens of a dtype. torch's fused kernel for the CPU is slow in half precision."""
     if method == 'matmul':
@@ -208,20 +215,18 @@ def fastest(dtype: torch.dtype, device: torch.device, bias_grad: bool, dropout: 
 
 
 def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float) -> Tensor:
-    outs, end = [], 0
     cast = bias.dtype is not qkv.dtype  # a piece at a time, which stays in the cache
     most = max(1, CACHED // (qkv[0].numel() * bias.element_size())) if cast else MAX_WINDOWS
     calls = list(zip(bias.split(1), at.counts))
     if len(bias) > 1 and set(at.counts) == {1}:  # every window has a mask of its own
         calls, most = [(bias, len(bias))], len(bias)
-    for one, count in calls:
-        start, end = end, end + count
-        for first in range(start, end, most):
-            part = qkv[first : min(first + most, end)].to(bias.dtype)
-            q, k, v = part.permute(2, 0, 3, 1, 4).unbind(0)
-            out = F.scaled_dot_product_attention(q, k, v, one.expand(len(q), -1, -1, -1), dropout, scale=scale)
-            out = out.transpose(1, 2)
-            outs.append(out.to(qkv.dtype, memory_format=torch.contiguous_format) if cast else out)
+    pieces = [(one, min(most, count - first)) for one, count in calls for first in range(0, count, most)]
+    outs = []
+    for (one, _), part in zip(pieces, qkv.split([size for _, size in pieces])):
+        q, k, v = heads(part.to(bias.dtype))
+        out = F.scaled_dot_product_attention(q, k, v, one.expand(len(q), -1, -1, -1), dropout, scale=scale)
+        out = out.transpose(1, 2)
+        outs.append(out.to(qkv.dtype, memory_format=torch.contiguous_format) if cast else out)
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
@@ -240,6 +245,6 @@ def _matmul(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float)
 
 def attend_any(qkv: Tensor, bias: Tensor, sorts: Tensor, scale: float, dropout: nn.Module) -> Tensor:
     """``attend`` for a compiler: shapes depend on nothing but the number of windows, (windows,) ``sorts`` is data."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = heads(qkv)
     scores = (q * scale) @ k.transpose(-2, -1) + bias[sorts]
     return (dropout(scores.softmax(-1)).to(v.dtype) @ v).transpose(1, 2).flatten(2)
