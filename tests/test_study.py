@@ -32,12 +32,12 @@ from scalenet_mm.experiments.study.claims import (
     Family,
     verdicts,
 )
-from scalenet_mm.experiments.study.evidence_page import pilot_spread, verdict_lines
-from scalenet_mm.experiments.study.pool import RESULTS, Job, alone, latest, read_results, run_all
+from scalenet_mm.experiments.study.evidence_page import pilot_spread, short_table, verdict_lines
+from scalenet_mm.experiments.study.pool import RESULTS, Job, alone, latest, read_results, records_of, run_all
 from scalenet_mm.experiments.study.rank import RankBatches, RankHead, RankMetric
 from scalenet_mm.experiments.study.runs import HELD_OUT, PRETRAINING, TRAINING, digest, jobs_of, shortened
 from scalenet_mm.experiments.study.stats import detectable, holm, interval, seeds_needed
-from scalenet_mm.experiments.study.studies import PILOT, PILOT_FIXED, PILOTS, ROWS, STUDIES
+from scalenet_mm.experiments.study.studies import PILOT, PILOT_FIXED, PILOT_SEEDS, PILOTS, ROWS, STUDIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -288,6 +288,16 @@ def test_where_it_pays_compares_each_place_with_training_on_there(tmp_path):
     assert '| 3,000 | +2.25 ± 3.18 | not run | not run | 2 |' in page.read_text()
     assert (tmp_path / 'pays.png').stat().st_size > 10_000
     assert not list(pays.report(records({'deit/on': [75.0]}), tmp_path, tmp_path, 'a command'))
+
+
+def test_the_page_shows_the_claims_as_the_records_judge_them():
+    docs = Path(__file__).parents[1] / 'docs'
+    root = docs / 'results' / 'evidence' / 'demo'
+    pilot = records_of(runs.jobs(['spread'], PILOT_SEEDS), root)
+    lines = verdict_lines(records_of(runs.jobs(['primary'], range(PRIMARY.seeds)), root), PRIMARY, pilot_spread(pilot))
+    if any(line[4] != 'not run' for line in lines):
+        for page in (docs / 'evidence.md', root.parent / 'claims.md'):
+            assert short_table(lines) in page.read_text(), f'{page} is not of these records: make it again'
 
 
 # ------------------------------------------------------------------------------- the pool

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ...tables import markdown_table
 from ..paper.recount import ROWS as PAPER
 from . import gradient_curves, pays
-from .claims import FAMILIES, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, Family, verdicts
+from .claims import FAMILIES, NOT_REPRODUCED, PRIMARY, REPRODUCED, UNDECIDED, Claim, Family, verdicts
 from .stats import MOST_SEEDS, Records, interval, minus, paired, pooled_spread, values
 from .studies import PILOT_SEEDS, PILOTS, ROWS, STUDIES
 
@@ -164,6 +164,15 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
     return lines
 
 
+SHORT = ('claim', 'seeds', 'top-1 difference', 'verdict', 'paper', 'decidable')
+
+
+def short_table(lines: Sequence[Sequence[str]]) -> str:
+    """Of ``verdict_lines`` what docs/evidence.md shows."""
+    columns = [VERDICT_HEAD.index(name) for name in SHORT]
+    return markdown_table(SHORT, [[line[i] for i in columns] for line in lines])
+
+
 def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:
     """Paired differences from each host's reference row with 95 % intervals, seeds beside them; means as text."""
     panels = [[k for k in group if values(records, k, 'top1')] for group in groups(rows)]
@@ -213,12 +222,11 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
             plot(mine, rows, out / f'{name}.png', f'{name}: rank task, demo scale')
             (out / f'{name}.md').write_text(page(name, mine, rows, command))
             yield out / f'{name}.md'
-    tables = [
-        f'## {family.title}\n\n{markdown_table(VERDICT_HEAD, verdict_lines(counted, family, pilot_spread(pilot)))}'
-        for family in FAMILIES
-        if verdicts(counted, family)
-    ]
-    if tables:
+    judged = {f: verdict_lines(counted, f, pilot_spread(pilot)) for f in FAMILIES if verdicts(counted, f)}
+    if judged:
         begin = f'# Claims, demo scale\n\nMade by `{command}`.'
+        if PRIMARY in judged:
+            begin += f'\n\n{short_table(judged[PRIMARY])}'
+        tables = [f'## {family.title}\n\n{markdown_table(VERDICT_HEAD, lines)}' for family, lines in judged.items()]
         (out / 'claims.md').write_text('\n\n'.join([begin, *tables, VERDICT_LEGEND]) + '\n')
         yield out / 'claims.md'

@@ -20,7 +20,7 @@ from ..data.digits import load_raw, split_indices
 
 GRID, CELL = 4, 8  # cells a side, pixels a cell
 CELLS = GRID * GRID
-CONTRAST, NOISE = (0.8, 1.2), 0.15  # chosen on pilot seeds: docs/evidence.md
+CONTRAST, NOISE = (0.8, 1.2), 0.15  # chosen on pilot seeds: docs/evidence_plan.md
 DEGREES, SCALE, SHEAR, SHIFT = 15.0, 0.15, 0.15, 1.0  # of the digits: half-ranges; the shift in pixels
 MEAN, STD = 0.26, 0.38  # of the scenes' pixels
 LAYOUTS = 9  # stream of a seed that fixed layouts are drawn from
