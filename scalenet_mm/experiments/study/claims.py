@@ -157,8 +157,8 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """By the rule of docs/evidence_plan.md: different if the 95 % interval leaves out 0 and the corrected p is at most
-        5 %; else no difference if the interval lies within a margin; else undecided.
+        """By the rule of docs/evidence_plan.md: different if the 95 % interval leaves out 0 and the corrected p is at
+        most 5 %; else no difference if the interval lies within a margin; else undecided.
         """
         if self.top1.n < self.family.seeds:
             return EARLY
