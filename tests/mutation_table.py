@@ -2310,6 +2310,22 @@ MUTATIONS = (
     ),
     Mutation(
         'ops',
+        'on a GPU the adjustment is added beside the output',
+        'scalenet_mm/ops/linear.py',
+        'y.addmm_(z if',
+        'y = y.addmm(z if',
+        'tests/test_ops.py::test_the_form_for_a_gpu_adds_in_place_and_casts_deployed_weights_once',
+    ),
+    Mutation(
+        'ops',
+        'a deployed network that is trained loses its gradients on a GPU',
+        'scalenet_mm/ops/linear.py',
+        'deployed and not torch.is_grad_enabled()',
+        'deployed',
+        'tests/test_ops.py::test_the_form_for_a_gpu_adds_in_place_and_casts_deployed_weights_once',
+    ),
+    Mutation(
+        'ops',
         'queries, keys and values are cut out one by one',
         'scalenet_mm/ops/window.py',
         'for part in qkv.unbind(2)]',
@@ -2376,8 +2392,8 @@ MUTATIONS = (
         'ops',
         'a trained weight has no gradient on a GPU',
         'scalenet_mm/ops/linear.py',
-        't if t is None else t.to(dtype) if t.requires_grad else in_dtype(t, dtype)',
-        't if t is None else in_dtype(t, dtype)',
+        't.to(dtype) if t.requires_grad and not fixed else in_dtype(t, dtype, fixed)',
+        'in_dtype(t, dtype, fixed)',
         'tests/test_ops.py::test_the_form_for_a_gpu_casts_as_autocast_does',
     ),
     Mutation(

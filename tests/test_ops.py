@@ -11,6 +11,7 @@ from conftest import DEIT, SWIN, perturb
 from mmcv.cnn.bricks.drop import DropPath
 from mmpretrain.models.utils.attention import MultiheadAttention, ShiftWindowMSA
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
 from scalenet_mm.core.adapters import ACTIVATIONS, AdaptedLinear, LoRA, ParallelAdapter
@@ -168,6 +169,32 @@ def test_the_form_for_a_gpu_casts_as_autocast_does():
         assert grads.keys() == others.keys() and ('weight' in grads) is not frozen
         for a, b in ((y, other), *((grads[n], others[n]) for n in grads)):
             assert (a - b).norm() <= 0.02 * a.norm()
+
+
+class Called(TorchDispatchMode):
+    """The operations that were called, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func).removeprefix('aten.'))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_form_for_a_gpu_adds_in_place_and_casts_deployed_weights_once():
+    layer = perturb(AdaptedLinear.wrap(nn.Linear(5, 8), ParallelAdapter(5, 8)))
+    x, calls = torch.randn(2, 3, 5), []
+    for deployed, grad in ((False, True), (True, True), (True, False), (True, False)):
+        with torch.set_grad_enabled(grad), torch.autocast('cpu', torch.bfloat16), Called() as called:
+            y = composed(x, layer.weight, layer.bias, layer.adapter.low_rank(), deployed)
+        calls.append(called.names)
+        if grad:
+            assert all(g is not None for g in torch.autograd.grad(y.sum(), list(layer.parameters())))
+    casts = [names.count('_to_copy.default') for names in calls]
+    assert casts == [5, 5, 5, 1], 'at last of the input alone'
+    assert all('addmm_.default' in names and 'copy_.default' not in names for names in calls)
 
 
 @pytest.mark.parametrize('shape', [(5,), (0, 5), (2, 0, 5), (2, 3, 5)])

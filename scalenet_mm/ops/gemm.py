@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import platform
+import weakref
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 LIBRARIES = ('auto', 'onednn', 'plain')
 CACHED = 8 * 2**20  # bytes of a piece that stays in a CPU's cache from one operation to the next
@@ -86,32 +86,47 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
-_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# id of a tensor -> the tensor and what is kept of it; torch's own weak dictionary takes ten times as long to look up
+_kept: dict[int, tuple[weakref.ref, dict]] = {}
+
+
+def _kept_of(tensor: Tensor) -> dict:
+    key = id(tensor)
+    found = _kept.get(key)
+    if found is None or found[0]() is not tensor:
+
+        def drop(gone: weakref.ref) -> None:
+            if key in _kept and _kept[key][0] is gone:
+                del _kept[key]
+
+        found = _kept[key] = weakref.ref(tensor, drop), {}
+    return found[1]
 
 
 def kept(what: Hashable, of: tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:
     """``make()`` of some tensors, kept as long as the last of them and until values change (not through ``.data``)."""
-    if any(t.is_inference() for t in of):
-        return make()
-    state = tuple((t._version, t.data_ptr(), t.device) for t in of)
-    mine = _kept.setdefault(of[-1], {})
+    state = []
+    for t in of:
+        if t.is_inference():
+            return make()
+        state.append((t._version, t.data_ptr(), t.device))
+    mine = _kept_of(of[-1])
     if mine.get(what, (None,))[0] != state:
         with torch.inference_mode(False):
             mine[what] = (state, make())
     return mine[what][1]
 
 
-def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` in ``dtype``; of a frozen one the copy is kept until its values change.
+def in_dtype(tensor: Tensor, dtype: torch.dtype, deployed: bool = False) -> Tensor:
+    """``tensor`` in ``dtype``, without a gradient; of a frozen or deployed one it is kept until its values change.
 
     Autocast keeps such copies only of tensors that require a gradient, and casts frozen ones at every use.
     """
     if tensor.dtype is dtype:
         return tensor
-    source = tensor.detach()
-    if tensor.requires_grad or tensor.element_size() < dtype.itemsize:
-        return source.to(dtype)
-    return kept(dtype, (tensor,), lambda: source.to(dtype))
+    if (tensor.requires_grad and not deployed) or tensor.element_size() < dtype.itemsize:
+        return tensor.detach().to(dtype)
+    return kept(dtype, (tensor,), lambda: tensor.detach().to(dtype))
 
 
 ROWS = 784  # that a packed weight is laid out for; oneDNN's layout for them is good for any number

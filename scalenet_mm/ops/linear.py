@@ -44,7 +44,7 @@ def linear(
         return plain(x, weight, bias, low_rank)
     recipe = getattr(x, 'recipe', None)
     if x.device.type != 'cpu' and recipe is None:
-        return composed(x, weight, bias, low_rank)
+        return composed(x, weight, bias, low_rank, deployed)
     if not torch.is_grad_enabled():
         return inferred(x, weight, bias, low_rank, library, deployed)
     down, up, act = low_rank or (None, None, None)
@@ -85,22 +85,29 @@ def inferred(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def composed(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | None) -> Tensor:
+def composed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | None, deployed: bool = False
+) -> Tensor:
     """``linear`` of torch's own operations, for a GPU, which waits for Python: they launch faster than ``_Linear``.
 
-    Frozen weights are cast once, and the adjustment is accumulated by the product.
+    Frozen and deployed weights are cast once, and the adjustment is added in place: out of it, CUDA copies the wide
+    output first.
     """
-    dtype = compute_dtype(x)
-    x = x.to(dtype)
-    weight, bias = (t if t is None else t.to(dtype) if t.requires_grad else in_dtype(t, dtype) for t in (weight, bias))
-    y = F.linear(x, weight, bias)
+    dtype, fixed = compute_dtype(x), deployed and not torch.is_grad_enabled()
+
+    def ready(t: Tensor) -> Tensor:
+        if t.dtype is dtype:
+            return t
+        return t.to(dtype) if t.requires_grad and not fixed else in_dtype(t, dtype, fixed)
+
+    x, weight, bias = x.to(dtype), ready(weight), None if bias is None else ready(bias)
     if low_rank is None:
-        return y
+        return F.linear(x, weight, bias)
     down, up, act = low_rank
-    z = F.linear(x, down.to(dtype))
-    z = z if act is None else act(z)
-    y2, z2 = (t.reshape(-1, t.shape[-1]) for t in (y, z))
-    return torch.addmm(y2, z2, up.to(dtype).t()).view(y.shape)
+    rows = x.reshape(-1, x.shape[-1])  # a view of the output could not be added to in place without more kernels
+    y, z = F.linear(rows, weight, bias), F.linear(rows, ready(down))
+    y.addmm_(z if act is None else act(z), ready(up).t())
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def ordinary(x: Tensor, weight: Tensor) -> bool:
