@@ -1421,8 +1421,8 @@ MUTATIONS = (
         'ops',
         'a kept bias outlives a change of its table',
         'scalenet_mm/ops/gemm.py',
-        'tuple((t._version, t.data_ptr(), t.device) for t in of)',
-        'tuple((t.data_ptr(), t.device) for t in of)',
+        'state.append((t._version, t.data_ptr(), t.device))',
+        'state.append((t.data_ptr(), t.device))',
         'tests/test_ops.py::test_a_frozen_tables_bias_is_made_once_for_all_its_instances_and_anew_when_it_changes',
     ),
     Mutation(
