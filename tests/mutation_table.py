@@ -1315,6 +1315,14 @@ MUTATIONS = (
     ),
     Mutation(
         'study',
+        'every step of a run faults its memory in again',
+        'scalenet_mm/experiments/study/pool.py',
+        '((-1, 2**31 - 1), (-3, 2**25))',
+        '()',
+        'tests/test_study.py::test_a_step_finds_the_memory_that_the_one_before_freed',
+    ),
+    Mutation(
+        'study',
         'where it pays is told against the source itself',
         'scalenet_mm/experiments/study/pays.py',
         "BASE = 'on'",

@@ -1,6 +1,7 @@
 """The study: its task, its statistics, its rows, and runs that stop, crash and continue."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -358,6 +359,21 @@ def test_a_source_whose_checkpoint_is_gone_is_made_again_for_those_that_need_it_
     (tmp_path / 'source' / 'seed1' / 'x.pth').touch()
     run_all([*sources, *rows, Job('other', 1, 'd', needs=sources[1])], tmp_path, fake_train, tell=told.append)
     assert [line.split()[0] for line in (tmp_path / 'started').read_text().splitlines()] == ['other1']
+
+
+def faults_of_a_step(job, folder, source):
+    """Pages that the last of some steps faults in, each of which frees 128 MB in pieces."""
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        pieces = [torch.ones(2**18) for _ in range(128)]
+        del pieces
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    return dict(minutes=0, faults=after - before)
+
+
+def test_a_step_finds_the_memory_that_the_one_before_freed(tmp_path):
+    found = run_all([Job('a', 0, 'd')], tmp_path, faults_of_a_step)
+    assert found['a', 0]['faults'] < 2**10, 'of 32768 pages'
 
 
 def test_two_calls_in_one_folder_are_refused(tmp_path):
