@@ -38,11 +38,12 @@ def fake(monkeypatch) -> Iterator[Callable[[Tensor], Tensor]]:
 
     for module in (linear, blocks):
         monkeypatch.setattr(module, 'traced', lambda: False)
-    monkeypatch.setattr(linear, 'ordinary', lambda x, weight: True)
+    monkeypatch.setattr(linear, 'ordinary', lambda *tensors: True)
     monkeypatch.setattr(window, 'image_layout', window.image_layout.__wrapped__)
     monkeypatch.setattr(window, 'layout', window.layout.__wrapped__)
     monkeypatch.setattr(blocks, 'layout', window.layout)
-    monkeypatch.setattr(blocks, 'biases', window._biases_of)  # kept ones are told apart by their address
+    # kept ones are told apart by their address
+    monkeypatch.setattr(blocks, 'biases', lambda *given: window._biases_of(*given[:-1]))
     monkeypatch.setattr(linear, 'in_dtype', lambda tensor, dtype: tensor.to(dtype))
     on_gpu.mode = mode
     before = torch.is_autocast_enabled('cuda')

@@ -10,6 +10,7 @@ from conftest import DEIT, SWIN, perturb
 from torch import nn
 
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
+from scalenet_mm.core.kept import _kept
 from scalenet_mm.ops import blocks, deploy, gemm, set_ops, window
 from scalenet_mm.ops import linear as layers
 from scalenet_mm.ops.linear import inferred, plain
@@ -112,11 +113,11 @@ def test_a_packed_weight_is_kept_for_all_that_share_it_until_it_changes_or_goes(
                 x @ weight.T + x[:, :2] @ tail.T,
             )
     gc.collect()
-    before = len(gemm._kept)
+    before = len(_kept)
     tails.clear()
     del tail, made, again, change
     gc.collect()
-    assert len(gemm._kept) == before - 2
+    assert len(_kept) == before - 2
 
 
 @ONEDNN

@@ -59,6 +59,11 @@ class Adjustment(nn.Module):
         nn.init.normal_(self.down, std=self.init_std)
         nn.init.zeros_(self.up)
 
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        if 'forward' in vars(cls) and 'low_rank' not in vars(cls):  # it computes something else than its base
+            cls.low_rank = Adjustment.low_rank
+
     def low_rank(self) -> LowRank | None:
         """A, B and the non-linearity between them, of an adjustment that is B σ(A x) and nothing else."""
         return None

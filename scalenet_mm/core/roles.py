@@ -14,6 +14,7 @@ from torch import nn
 
 from .adapters import Adjustment
 from .growth import GrownLayers
+from .kept import declare_constant
 from .tying import TiedLayers, is_norm
 
 
@@ -187,6 +188,7 @@ class TrainPolicy:
                 setattr(module, BY_POLICY, names)
         for name, p in model.named_parameters():
             p.requires_grad_(name in trainable)
+        declare_frozen(model)
         for leaf in _frozen_leaves(model, spared):
             leaf.register_forward_pre_hook(_stay_in_eval)
             leaf.eval()
@@ -197,6 +199,13 @@ def frozen_by_policy(model: nn.Module) -> set[str]:
     """Names of the parameters that a policy froze."""
     held = {id(m._parameters[name]) for m in model.modules() for name in getattr(m, BY_POLICY, ())}
     return {name for name, p in model.named_parameters() if id(p) in held and not p.requires_grad}
+
+
+def declare_frozen(model: nn.Module) -> None:
+    """Declares constant what a policy froze, so that its casts may be kept; a copy of a network is asked for anew."""
+    names = frozen_by_policy(model)
+    for name, p in model.named_parameters():
+        declare_constant(p, name in names)
 
 
 def frozen_by_model(model: nn.Module) -> set[str]:

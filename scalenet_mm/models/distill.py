@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..backbones.scaled import UNSCALED, ScaledBackbone
 from ..checkpoint.strict import CheckpointError
+from ..core.kept import declare_constant
 from ..core.layer_map import LayerMap
 from ..core.layers import watched
 from ..core.tying import scaled_layers
@@ -124,7 +125,9 @@ class Teacher:
                 getattr(e, 'differences', None),
             ) from e
         print_log(f'DistilledClassifier: the teacher is {self.checkpoint}', 'current')
-        return net.requires_grad_(False)  # in eval mode, as `load` returns it
+        for p in net.requires_grad_(False).parameters():
+            declare_constant(p)
+        return net  # in eval mode, as `load` returns it
 
 
 @MODELS.register_module()

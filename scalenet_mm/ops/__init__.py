@@ -16,7 +16,7 @@ from torch import nn
 from ..core import scale as live
 from ..core.adapters import AdaptedLinear
 from .gemm import LIBRARIES
-from .linear import FastAdaptedLinear, FastLinear, keep_recipe
+from .linear import Deployable, FastAdaptedLinear, FastLinear, keep_recipe
 from .window import METHODS
 
 
@@ -106,12 +106,14 @@ def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None, only: type
     """
     ops = Ops.read(ops)
     for module in [m for m in model.modules() if isinstance(m, only)]:
-        host = module.__dict__.pop('host_class', type(module))
+        host = vars(module).get('host_class', type(module))
         fast = FAST.get(host)
-        if fast is not None and fast.wanted(ops):
-            module.__class__, module.host_class = fast, host
-        elif fast is not None:
-            module.__class__ = host
+        if type(module) in (host, fast):  # else its class was changed since: parametrized
+            vars(module).pop('host_class', None)
+            if fast is not None and fast.wanted(ops):
+                module.__class__, module.host_class = fast, host
+            elif fast is not None:
+                module.__class__ = host
         if hasattr(module, 'use_ops'):
             module.use_ops(ops)
     recomputed(model, bool(ops.recompute))
@@ -121,14 +123,15 @@ def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None, only: type
 def deploy(model: nn.Module) -> nn.Module:
     """Says that the weights of a network change no more: on a CPU they are laid out once for inference. In place.
 
-    Costs the memory of a copy of them. Changes by ``load_state_dict`` or an optimizer are seen all the same, those
-    through ``.data`` (peft merges so, averages of weights are kept so) are not. ``set_ops`` takes it back.
+    Costs the memory of a copy of them. Changes by ``load_state_dict`` and torch's own operations are seen all the same;
+    those through ``.data`` (peft merges so, averages of weights are kept so) and by an optimizer with ``fused=True``
+    are not. ``train()`` and ``set_ops`` take it back.
 
     Returns:
         ``model``.
     """
     for module in model.modules():
-        if isinstance(module, FastLinear):
+        if isinstance(module, Deployable):
             module.deployed = True
     return model
 
@@ -154,4 +157,4 @@ def recomputed(model: nn.Module, on: bool) -> None:
                 if hook is keep_recipe:
                     del module._forward_hooks[key]
             if on:
-                module.register_forward_hook(keep_recipe)
+                module.register_forward_hook(keep_recipe, prepend=True)  # of what the module made

@@ -21,7 +21,7 @@ from . import FAST, Ops
 from .compile import branch_weights, compiled, filled, signature
 from .drop_path import sparse_residual
 from .gemm import CACHED, compute_dtype, traced
-from .linear import FastLinear, inferred, is_hooked, ordinary
+from .linear import Deployable, FastLinear, inferred, is_hooked, ordinary
 from .window import Layout, attend, attend_any, biases, fastest, from_windows, heads, layout, mask_dtype, to_windows
 
 
@@ -41,7 +41,10 @@ class BlockDropPath(DropPath):
         return x
 
 
-class FastShiftWindowMSA(ShiftWindowMSA):
+DROP_PATHS = (DropPath, BlockDropPath)
+
+
+class FastShiftWindowMSA(Deployable, ShiftWindowMSA):
     """Window attention by index, see ``ops.window``."""
 
     method = 'auto'
@@ -52,12 +55,13 @@ class FastShiftWindowMSA(ShiftWindowMSA):
         return ops.window != 'plain'
 
     def use_ops(self, ops: Ops) -> None:
-        self.method, self.recompute = ops.window, ops.recompute is True
+        self.method, self.recompute, self.deployed = ops.window, ops.recompute is True, False
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
         msa = self.w_msa
-        if type(msa) is not WindowMSA or traced():
+        called = msa, msa.softmax, msa.attn_drop
+        if type(msa) is not WindowMSA or traced() or any(map(is_hooked, called)):
             return super().forward(query, hw_shape)
         batch, _, channels = query.shape
         dtype, table = compute_dtype(query), msa.relative_position_bias_table
@@ -84,7 +88,7 @@ class FastShiftWindowMSA(ShiftWindowMSA):
         window, shift = self.window_size, self.shift_of(hw_shape)
         table, index = self.w_msa.relative_position_bias_table, self.w_msa.relative_position_index
         at = layout(len(x), *map(int, hw_shape), window, shift, x.device)
-        return at, biases(table, index, window, shift, dtype, every)
+        return at, biases(table, index, window, shift, dtype, every, self.deployed)
 
     def shift_of(self, hw_shape: tuple[int, int]) -> int:
         """How far windows are shifted on a map of this size, by the host's rules.
@@ -110,9 +114,10 @@ class FastMultiheadAttention(MultiheadAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C') -> (B, N, C)."""
-        if self.v_shortcut or traced():
+        if self.v_shortcut or not isinstance(x, Tensor) or traced():
             return super().forward(x)
-        q, k, v = heads(self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dims))
+        batch, length, _ = x.shape
+        q, k, v = heads(self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dims))
         dropout = self.attn_drop if self.training else 0.0
         x = self.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         x = self.proj(x.transpose(1, 2).flatten(2))
@@ -129,6 +134,7 @@ class FastBlock:
     ops: Ops = Ops.read('plain')
     checkpointed = False
     stored = False
+    owned = False  # whether the drop paths are the block's own
     graph = None
 
     @staticmethod
@@ -138,9 +144,7 @@ class FastBlock:
     def use_ops(self, ops: Ops) -> None:
         self.ops = ops
         self.graph = signature(self) if ops.compile else None
-        for drop in self.drops() if type(self.ffn) is FFN else ():
-            if isinstance(drop, DropPath):
-                drop.__class__ = BlockDropPath if self.own_path() else DropPath
+        self.own_path()
         if ops.weights or self.stored:
             self.stored = bool(ops.weights)
             for linear in self.modules():
@@ -148,14 +152,24 @@ class FastBlock:
                     store(linear.weight, torch.bfloat16 if ops.weights else torch.float32)
 
     def own_path(self) -> bool:
-        """Whether the block adds its branches by itself; the host's forward does it for another MLP than its usual."""
-        ops = self.ops
-        wanted = ops.mlp != 'plain' or ops.drop_path != 'dense' or ops.compile
-        usual = type(self.ffn) is FFN and self.ffn.add_identity
-        return (wanted or ops.recompute == 'attention') and usual
+        """Whether the block adds its branches, and applies their drop paths, by itself.
+
+        The host's forward does it for another MLP than its usual and where somebody waits for its call.
+        """
+        ops, ffn = self.ops, self.ffn
+        wanted = ops.mlp != 'plain' or ops.drop_path != 'dense' or ops.compile or ops.recompute == 'attention'
+        own = wanted and type(ffn) is FFN and ffn.add_identity and not is_hooked(ffn)
+        own = own and all(type(d) in (*DROP_PATHS, nn.Identity) and not is_hooked(d) for d in self.drops())
+        if own is not self.owned:
+            self.owned = own
+            for drop in self.drops():
+                if type(drop) in DROP_PATHS:
+                    drop.__class__ = BlockDropPath if own else DropPath
+        return own
 
     def drops(self) -> list[nn.Module]:
-        return [self.attention_drop(), self.ffn.dropout_layer]
+        """Drop paths of both branches, which are ``BlockDropPath`` where the block applies them."""
+        return [self.attention_drop(), getattr(self.ffn, 'dropout_layer', None)]
 
     def forward(self, x: Tensor, *args) -> Tensor:
         if self.checkpointed and torch.is_grad_enabled():
@@ -198,11 +212,12 @@ class FastBlock:
         if torch.is_grad_enabled() or 'plain' in (ops.mlp, ops.linear) or x.device.type != 'cpu' or traced():
             return None
         ffn, hidden = self.ffn, self.ffn.layers[0]
-        if self.training or len(ffn.layers) != 3 or type(hidden[1]) is not nn.GELU or hidden[1].approximate != 'none':
+        if len(ffn.layers) != 3 or type(hidden[1]) is not nn.GELU or hidden[1].approximate != 'none':
             return None
         linears = hidden[0], ffn.layers[1]
-        called = (ffn, ffn.layers, ffn.layers[2], hidden, *hidden, linears[1])
-        if type(ffn.gamma2) is not nn.Identity or any(map(is_hooked, called)):
+        dropped = (*hidden[2:], ffn.layers[2], ffn.dropout_layer)  # some ask for drop-out in inference
+        called = (ffn.layers, hidden, *hidden, *ffn.layers[1:], ffn.gamma2)
+        if type(ffn.gamma2) is not nn.Identity or any(m.training for m in dropped) or any(map(is_hooked, called)):
             return None
         parts = [linear.parts() for linear in linears if isinstance(linear, FastLinear)]
         return parts if len(parts) == 2 and all(p and ordinary(x, p[0]) for p in parts) else None
@@ -214,6 +229,8 @@ class FastBlock:
 
     def mlp_in_pieces(self, x: Tensor) -> Tensor:
         wide = self.ffn.feedforward_channels if self.ops.mlp != 'plain' and not traced() else 0
+        if is_large(x, wide) and any(map(is_hooked, self.ffn.layers.modules())):
+            wide = 0
         return in_pieces(self.mlp, x, wide)
 
     def residual(self, x: Tensor, branch, drop: nn.Module) -> Tensor:
@@ -294,6 +311,15 @@ FAST.update(
 LARGE = 16 * 2**20  # bytes of hidden features from which on pieces pay
 
 
+def hidden_bytes(x: Tensor, width: int) -> int:
+    return x.numel() // x.shape[-1] * width * x.element_size()
+
+
+def is_large(x: Tensor, width: int) -> bool:
+    """Whether features of this width, of the tokens of x (..., C), do not fit into a CPU's cache."""
+    return x.device.type == 'cpu' and hidden_bytes(x, width) > LARGE
+
+
 def in_pieces(branch: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
     """``branch(x)`` for a branch that treats tokens independently.
 
@@ -301,8 +327,7 @@ def in_pieces(branch: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tens
         x: (..., C).
         width: of the branch's widest features.
     """
-    nbytes = x.numel() // x.shape[-1] * width * x.element_size()
-    if x.device.type != 'cpu' or nbytes <= LARGE:
+    if not is_large(x, width):
         return branch(x)
-    rows = x.reshape(-1, x.shape[-1]).tensor_split(-(-nbytes // CACHED))
+    rows = x.reshape(-1, x.shape[-1]).tensor_split(-(-hidden_bytes(x, width) // CACHED))
     return torch.cat([branch(r) for r in rows]).view(*x.shape[:-1], -1)

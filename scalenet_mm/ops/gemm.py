@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import functools
 import platform
-import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..core.kept import is_constant, kept
 
 LIBRARIES = ('auto', 'onednn', 'plain')
 CACHED = 8 * 2**20  # bytes of a piece that stays in a CPU's cache from one operation to the next
@@ -82,49 +84,26 @@ def product(
 
 
 def traced() -> bool:
-    """Whether a compiler, an exporter or a counter reads along, which should see torch's own operations only."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-
-
-# id of a tensor -> the tensor and what is kept of it; torch's own weak dictionary takes ten times as long to look up
-_kept: dict[int, tuple[weakref.ref, dict]] = {}
-
-
-def _kept_of(tensor: Tensor) -> dict:
-    key = id(tensor)
-    found = _kept.get(key)
-    if found is None or found[0]() is not tensor:
-
-        def drop(gone: weakref.ref) -> None:
-            if key in _kept and _kept[key][0] is gone:
-                del _kept[key]
-
-        found = _kept[key] = weakref.ref(tensor, drop), {}
-    return found[1]
-
-
-def kept(what: Hashable, of: tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:
-    """``make()`` of some tensors, kept as long as the last of them and until values change (not through ``.data``)."""
-    state = []
-    for t in of:
-        if t.is_inference():
-            return make()
-        state.append((t._version, t.data_ptr(), t.device))
-    mine = _kept_of(of[-1])
-    if mine.get(what, (None,))[0] != state:
-        with torch.inference_mode(False):
-            mine[what] = (state, make())
-    return mine[what][1]
+    """Whether a compiler, an exporter, a counter, ``torch.func`` or forward-mode differentiation reads along, which
+    should see torch's own operations only.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype, deployed: bool = False) -> Tensor:
-    """``tensor`` in ``dtype``, without a gradient; of a frozen or deployed one it is kept until its values change.
+    """``tensor`` in ``dtype``, without a gradient; of a constant or deployed one it is kept, see ``core.kept``.
 
     Autocast keeps such copies only of tensors that require a gradient, and casts frozen ones at every use.
     """
     if tensor.dtype is dtype:
         return tensor
-    if (tensor.requires_grad and not deployed) or tensor.element_size() < dtype.itemsize:
+    if tensor.element_size() < dtype.itemsize or not (deployed or is_constant(tensor)):
         return tensor.detach().to(dtype)
     return kept(dtype, (tensor,), lambda: tensor.detach().to(dtype))
 
@@ -151,7 +130,9 @@ AUTOCASTED = frozenset(kind for kind in ('cpu', 'cuda', 'xpu', 'mps') if torch.a
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a product of ``x``: autocast's where it is on."""
+    """The dtype of a product of ``x``: autocast's where it is on, which leaves float64 as it is."""
+    if x.dtype is torch.float64:
+        return x.dtype
     kind = x.device.type
     known = kind in AUTOCASTED or (not torch.compiler.is_compiling() and torch.amp.is_autocast_available(kind))
     return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else x.dtype

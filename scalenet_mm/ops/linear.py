@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from ..core.adapters import AdaptedLinear, LowRank
 from .gemm import by_onednn, compute_dtype, in_dtype, packed, product, traced
@@ -40,9 +42,11 @@ def linear(
     Returns:
         (..., d_out).
     """
-    if library == 'plain' or not ordinary(x, weight) or traced():
+    if library == 'plain' or not ordinary(x, weight, low_rank) or traced():
         return plain(x, weight, bias, low_rank)
     recipe = getattr(x, 'recipe', None)
+    if recipe is not None and recipe.version != x._version:  # changed in place since
+        recipe = None
     if x.device.type != 'cpu' and recipe is None:
         return composed(x, weight, bias, low_rank, deployed)
     if not torch.is_grad_enabled():
@@ -110,9 +114,13 @@ def composed(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def ordinary(x: Tensor, weight: Tensor) -> bool:
-    """Whether both are torch's own, and no quantized, distributed or wrapped ones."""
-    return type(x) is Tensor and type(weight) in (nn.Parameter, Tensor)
+OWN = (nn.Parameter, Tensor)
+
+
+def ordinary(x: Tensor, weight: Tensor, low_rank: LowRank | None = None) -> bool:
+    """Whether they are torch's own real numbers, some, and no quantized, distributed or wrapped ones."""
+    own = type(x) is Tensor and type(weight) in OWN and (low_rank is None or type(low_rank[0]) in OWN)
+    return own and x.is_floating_point() and weight.is_floating_point() and weight.numel() > 0
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | None = None) -> Tensor:
@@ -120,7 +128,8 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | No
 
     ``torch.fx`` reads it with a stand-in of x, which has no dtype to ask for.
     """
-    if isinstance(x, Tensor) and weight.dtype is not x.dtype and compute_dtype(x) is x.dtype:
+    other = isinstance(x, Tensor) and x.is_floating_point() and weight.dtype is not x.dtype
+    if other and compute_dtype(x) is x.dtype:
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     y = F.linear(x, weight, bias)
     if low_rank is None:
@@ -150,8 +159,8 @@ class _Linear(torch.autograd.Function):
         ctx.act, ctx.library, ctx.dtype = act, library, compute_dtype(x)
         ctx.x_meta = x.shape, x.dtype, x.device.type
         needs_input = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
-        source, ctx.again = recipe or (x, None)
-        kept = source if needs_input else None
+        ctx.again = recipe and recipe.again
+        kept = (recipe.source if recipe else x) if needs_input else None
         ctx.save_for_backward(kept, weight, down, up, z)
         return y
 
@@ -205,15 +214,24 @@ def _through(act, z: Tensor, ds: Tensor) -> tuple[Tensor, Tensor]:
     return s.detach(), torch.autograd.grad(s, z, ds)[0]
 
 
+class Recipe(NamedTuple):
+    """How a tensor is made again."""
+
+    source: Tensor
+    again: Callable[[Tensor], Tensor]
+    version: int  # of the tensor that it makes
+
+
 def keep_recipe(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
     """A forward hook for norms and activations: a linear layer that follows saves the recipe of its input.
 
     The module itself saves its own input already, so the recipe costs no memory.
     """
-    if torch.is_grad_enabled() and not traced() and type(output) is Tensor:
+    first = next(iter(module._forward_hooks.values())) is keep_recipe and 'forward' not in vars(module)
+    if first and torch.is_grad_enabled() and not traced() and type(output) is Tensor and output is not args[0]:
         kind = output.device.type
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        output.recipe = args[0], partial(_again, module, kind, enabled, dtype)
+        output.recipe = Recipe(args[0], partial(_again, module, kind, enabled, dtype), output._version)
 
 
 def _again(module: nn.Module, kind: str, enabled: bool, dtype: torch.dtype, source: Tensor):
@@ -221,11 +239,21 @@ def _again(module: nn.Module, kind: str, enabled: bool, dtype: torch.dtype, sour
         return type(module).forward(module, source)
 
 
-class FastLinear(nn.Linear):
+class Deployable:
+    """Mixed in before a module: ``ops.deploy`` says that its weights change no more, training takes it back."""
+
+    deployed = False
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode:
+            self.deployed = False
+        return super().train(mode)
+
+
+class FastLinear(Deployable, nn.Linear):
     """``nn.Linear`` through ``linear``; made from one by changing its class, see ``ops.set_ops``."""
 
     library = 'auto'
-    deployed = False
 
     @staticmethod
     def wanted(ops) -> bool:
@@ -270,7 +298,7 @@ class FastAdaptedLinear(FastLinear, AdaptedLinear, nn.Linear):
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody waits for the module to be called, or replaced its forward (accelerate)."""
+    """Whether somebody waits for the call of this or of every module, or replaced its forward (accelerate)."""
     others = module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     waiting = any(hook is not keep_recipe for hook in module._forward_hooks.values())
-    return 'forward' in vars(module) or waiting or any(others)
+    return 'forward' in vars(module) or waiting or any(others) or torch_module._has_any_global_hook()

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .gemm import CACHED, kept
+from ..core.kept import is_constant, kept
+from .gemm import CACHED
 
 METHODS = ('auto', 'sdpa', 'matmul', 'plain')
 MAX_WINDOWS = 65_535  # of one call: the largest grid dimension of CUDA kernels
@@ -104,27 +105,37 @@ def image_layout(height: int, width: int, window: int, shift: int, device: torch
     return Layout(rows, padding, places, sorts, counts)
 
 
-def shift_masks(window: int, shift: int) -> Tensor:
+def shift_masks(window: int, shift: int, device: torch.device | None = None) -> Tensor:
     """(4, N, N): what is added to the attention of a window of each sort."""
-    late = torch.arange(window) >= window - shift
+    late = torch.arange(window, device=device) >= window - shift
     row, column = late.repeat_interleave(window), late.repeat(window)
     apart = [c[:, None] != c for c in (row, column)]
     sorts = [torch.zeros_like(apart[0]), apart[1], apart[0], apart[0] | apart[1]]
     return torch.stack(sorts) * MASKED
 
 
-def biases(table: Tensor, index: Tensor, window: int, shift: int, dtype: torch.dtype, every: bool = False) -> Tensor:
+def biases(
+    table: Tensor,
+    index: Tensor,
+    window: int,
+    shift: int,
+    dtype: torch.dtype,
+    every: bool = False,
+    deployed: bool = False,
+) -> Tensor:
     """Position bias plus shift mask, (4, heads, N, N); (1, heads, N, N) without a shift, unless for ``every`` sort.
 
-    A frozen table's are kept with it, and so for all instances that share it; a trained one's carry its gradient.
+    Those of a constant or deployed table are kept with it (``core.kept``), and so for all instances that share it; a
+    trained one's carry its gradient.
 
     Args:
         table: ((2 window - 1)², heads).
         index: (N, N), row of the table for each pair of places.
     """
-    if torch.is_grad_enabled() and table.requires_grad:
-        return _biases_of(table, index, window, shift, dtype, every)
-    make = functools.partial(_biases_of, table.detach(), index, window, shift, dtype, every)
+    trained = torch.is_grad_enabled() and table.requires_grad
+    make = functools.partial(_biases_of, table if trained else table.detach(), index, window, shift, dtype, every)
+    if trained or not (deployed or is_constant(table)):
+        return make()
     return kept(('bias', shift, dtype, every), (table,), make)
 
 
@@ -134,7 +145,7 @@ def _biases_of(
     pairs = window**2
     bias = table[index.flatten()].view(1, pairs, pairs, -1).permute(0, 3, 1, 2)
     if shift or every:
-        bias = bias + shift_masks(window, shift).to(table.device, table.dtype)[:, None]
+        bias = bias + shift_masks(window, shift, table.device).to(table.dtype)[:, None]
     # kernels read 8 values at once, and copy a bias whose rows do not begin at multiples of 8
     bias = F.pad(bias.to(dtype), (0, -pairs % 8))
     return bias.contiguous()[..., :pairs]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...backbones import ScaleNetDeiT, ScaleNetSwin
 from ...core.adapters import AdaptedLinear, Adjustment
-from ...core.roles import TrainPolicy
+from ...core.roles import TrainPolicy, declare_frozen
 from ...ops import set_ops
 from .parity import Net
 from .settings import Settings
@@ -181,7 +181,9 @@ def in_fp32(net: Net) -> Net:
 
 
 def switched(net: Net, ops: Mapping) -> Net:
-    return Net(set_ops(copy.deepcopy(net.model), ops), net.head, net.rename)
+    model = set_ops(copy.deepcopy(net.model), ops)
+    declare_frozen(model)
+    return Net(model, net.head, net.rename)
 
 
 def compiled(net: Net) -> Net:
