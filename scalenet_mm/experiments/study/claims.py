@@ -146,6 +146,7 @@ class Verdict:
         top1: of the paired differences, in points.
         p: Holm-corrected over the family.
         family: what it is judged in.
+        failed: seeds left out because a run on them failed.
     """
 
     claim: Claim
@@ -154,19 +155,25 @@ class Verdict:
     loss: Interval
     p: float
     family: Family
+    failed: int = 0
 
     @property
     def word(self) -> str:
         """By the rule of docs/evidence_plan.md: different if the 95 % interval leaves out 0 and the corrected p is at
         most 5 %; else no difference if the interval lies within a margin; else undecided.
         """
-        if self.top1.n < self.family.seeds:
+        if self.top1.n + self.failed < self.family.seeds:
             return EARLY
         if self.p <= 1 - CONFIDENCE and not self.top1.low <= 0 <= self.top1.high:
             return REPRODUCED if self.top1.mean > 0 else NOT_REPRODUCED
         if self.top1.low > -EQUIVALENT and self.top1.high < EQUIVALENT:
             return NO_DIFFERENCE
         return UNDECIDED
+
+    @property
+    def decidable(self) -> float:
+        """The smallest difference, in points, that the family's seeds find with a chance of 80 % at this spread."""
+        return self.family.detectable(self.top1.spread)
 
     @property
     def needed(self) -> int:
@@ -187,7 +194,8 @@ def rival(records: Records, claim: Claim) -> str | None:
 
 
 def verdicts(records: Records, family: Family = PRIMARY) -> list[Verdict]:
-    """Judges the claims whose rows have at least two common seeds."""
+    """Judges the claims whose rows have at least two common seeds, on the seeds of the family."""
+    records = {(row, seed): r for (row, seed), r in records.items() if seed < family.seeds}
     tested = []
     for claim in family.claims:
         row = rival(records, claim)
@@ -196,4 +204,5 @@ def verdicts(records: Records, family: Family = PRIMARY) -> list[Verdict]:
             tested.append((claim, row, interval(top1), interval(paired(records, claim.better, row, 'loss'))))
     missing = len(family.claims) - len(tested)  # they count: the family was fixed beforehand
     corrected = holm([top1.p for _, _, top1, _ in tested] + [1.0] * missing)
-    return [Verdict(*t, p, family) for t, p in zip(tested, corrected)]
+    failed = [len({s for (row, s), r in records.items() if row in t[0].rows and r['status'] != 'done'}) for t in tested]
+    return [Verdict(*t, p, family, n) for t, p, n in zip(tested, corrected, failed)]

@@ -109,8 +109,9 @@ VERDICT_HEAD = (
 VERDICT_LEGEND = (
     'Differences are paired by seed: mean ± half-width of the 95 % t-interval, top-1 in points. paper: the same '
     'difference between its rows on ImageNet. decidable: the smallest difference that the planned seeds find with a '
-    'chance of 80 %, the correction of the family included, if differences spread as those of the pilot did. seeds '
-    'needed: for an undecided claim, to decide a difference as large as the one seen or that it lies within the margin.'
+    'chance of 80 %, the correction of the family included, at the spread of the seeds that are there, or before there '
+    'are two at that of the pilot. seeds needed: for an undecided claim, to decide with that chance a difference as '
+    'large as the one seen or that it lies within the margin.'
 )
 
 
@@ -135,14 +136,14 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
     Args:
         spread: of the pilot; nan where it was not run.
     """
-    decidable = f'{family.detectable(spread):.2f}' if isfinite(spread) else '–'
+    before = f'{family.detectable(spread):.2f}' if isfinite(spread) else '–'
     found = {v.claim: v for v in verdicts(records, family)}
     lines = []
     for claim in family.claims:
         v = found.get(claim)
         better, worse = ROWS[claim.better].title, ' or '.join(ROWS[key].title for key in claim.worse)
         if v is None:
-            lines.append([claim.text, better, worse, '–', 'not run', *['–'] * 3, printed(claim), decidable, '–'])
+            lines.append([claim.text, better, worse, '–', 'not run', *['–'] * 3, printed(claim), before, '–'])
             continue
         word = OURS.get(v.word, v.word) if claim.ours else v.word
         needed = f'{v.needed}' if v.needed < MOST_SEEDS else f'over {MOST_SEEDS}'
@@ -151,13 +152,13 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
                 claim.text,
                 better,
                 ROWS[v.worse].title,
-                f'{v.top1.n} of {family.seeds}',
+                f'{v.top1.n} of {family.seeds}' + (f' ({v.failed} failed)' if v.failed else ''),
                 v.top1.signed,
                 f'{v.loss.mean:+.3f} ± {v.loss.half:.3f}',
                 f'{v.p:.4f}',
                 f'**{word}**',
                 printed(claim),
-                decidable,
+                f'{v.decidable:.2f}',
                 needed if v.word == UNDECIDED else '–',
             ]
         )

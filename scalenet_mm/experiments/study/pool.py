@@ -55,6 +55,13 @@ class Job:
         return f'{self.row}/seed{self.seed}'
 
 
+DONE, FAILED, DIVERGED = 'done', 'failed', 'diverged'  # how a run ended; only one that failed is run again
+
+
+class Diverged(ArithmeticError):
+    """A run whose loss is not a number: another try with the same seed would end the same way."""
+
+
 Train = Callable[[Job, Path, str | None], dict[str, Any]]  # of a job, its folder and the checkpoint that it starts from
 
 
@@ -131,7 +138,7 @@ def conduct(
     written = list(report(records)) if records else []
     for file in written:
         print(f'wrote {file}')
-    failed = [r for r in records.values() if r['status'] != 'done']
+    failed = [r for r in records.values() if r['status'] != DONE]
     for record in failed:
         print(f'FAILED: {record["row"]} seed {record["seed"]}: {record["error"]}', file=sys.stderr)
     if not written and not failed:
@@ -151,7 +158,8 @@ def run_all(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Runs what is not done yet and appends each record to ``root/results.jsonl`` as it comes.
 
-    A process that fails or dies costs its own run (and what starts from it), never the others. A run whose checkpoint
+    A process that fails or dies costs its own run (and what starts from it), never the others; one that diverged is not
+    run again. A run whose checkpoint
     is gone, as after the records were copied to another machine, is made again where others still need it.
 
     Args:
@@ -170,20 +178,29 @@ def run_all(
         context.set_forkserver_preload([train.__module__])
     running: dict[Any, tuple[Job, int | None]] = {}
     with alone(root) as file:
-        done = {k: r for k, r in records_of(jobs, root).items() if r['status'] == 'done'}
+        done = {k: r for k, r in records_of(jobs, root).items() if r['status'] != FAILED}
         for needed in {j.needs.key for j in jobs if j.needs and j.key not in done}.intersection(done):
-            if not (root / done[needed].get('checkpoint', '')).exists():
+            if done[needed]['status'] == DONE and not (root / done[needed].get('checkpoint', '')).exists():
                 del done[needed]
         todo = [j for j in jobs if j.key not in done]
         tell(f'{len(jobs)} runs, {len(done)} of them done before.')
         work, begin = 0.0, time.time()
+
+        def keep(job: Job, record: dict[str, Any]) -> dict[str, Any]:
+            done[job.key] = record
+            with file.open('a') as out:
+                out.write(json.dumps(record) + '\n')
+            return record
+
         try:
             while todo or running:
                 for job in list(todo):
-                    origin = done.get(job.needs.key) if job.needs else {'status': 'done'}
-                    if origin and origin['status'] != 'done':
+                    origin = done.get(job.needs.key) if job.needs else {'status': DONE}
+                    if origin and origin['status'] != DONE:
                         todo.remove(job)
-                        tell(f'{job.folder} left out: {job.needs.folder} failed')
+                        tell(f'{job.folder} left out: {job.needs.folder} {origin["status"]}')
+                        if origin['status'] == DIVERGED:
+                            keep(job, dict(_begun(job), status=DIVERGED, error=f'{job.needs.folder} diverged'))
                     elif origin and len(running) < at_once:
                         todo.remove(job)
                         taken = [device for _, device in running.values()]
@@ -195,13 +212,11 @@ def run_all(
                 time.sleep(0.2)
                 for process in [p for p in running if not p.is_alive()]:
                     job, _ = running.pop(process)
-                    record = done[job.key] = _record(job, root, process.exitcode)
-                    with file.open('a') as out:
-                        out.write(json.dumps(record) + '\n')
+                    record = keep(job, _record(job, root, process.exitcode))
                     work += job.cost
                     left = sum(j.cost for j in (*todo, *(j for j, _ in running.values())))
                     eta = timedelta(seconds=round((time.time() - begin) * left / work))
-                    result = told.format_map(record) if record['status'] == 'done' else f'FAILED: {record["error"]}'
+                    result = told.format_map(record) if record['status'] == DONE else f'FAILED: {record["error"]}'
                     tell(f'{job.row} seed {job.seed}: {result}; {len(todo) + len(running)} runs left, {eta} to go')
         finally:
             for process in running:
@@ -234,12 +249,13 @@ def _child(train: Train, job: Job, root: Path, source: str | None, device: int |
         torch.cuda.set_device(device)
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
     keep_freed_memory()
-    record = dict(row=job.row, seed=job.seed, digest=job.digest)
+    record = _begun(job)
     try:
-        record |= dict(status='done', **train(job, folder, source))
+        record |= dict(status=DONE, **train(job, folder, source))
     except Exception as e:
         traceback.print_exc()
-        record |= dict(status='failed', error=f'{type(e).__name__}: {e}'[:500])
+        status = DIVERGED if isinstance(e, Diverged) else FAILED
+        record |= dict(status=status, error=f'{type(e).__name__}: {e}'[:500])
     write_atomically(folder / RECORD, json.dumps(record).encode())
     sys.stdout.flush()
 
@@ -249,5 +265,9 @@ def _record(job: Job, root: Path, code: int) -> dict[str, Any]:
     record = json.loads(file.read_text()) if file.exists() else {}
     if record.get('digest') != job.digest:
         error = f'the process ended with code {code} and left no record; see {job.folder}/console.log'
-        record = dict(row=job.row, seed=job.seed, digest=job.digest, status='failed', error=error)
+        record = dict(_begun(job), status=FAILED, error=error)
     return record
+
+
+def _begun(job: Job) -> dict[str, Any]:
+    return dict(row=job.row, seed=job.seed, digest=job.digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ from ...runner.progress_hook import show_progress
 from ...runner.resume import make_resumable
 from ..benchmark.machine import describe
 from ..figures.given import load
-from .pool import Job
+from .pool import Diverged, Job
 from .rank import CELL, GRID
 from .rows import Row
 from .studies import ROWS, STUDIES
@@ -127,6 +128,9 @@ def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
         ``top1`` (percent of the cells) and ``loss`` (nats) on held-out digits, ``seen_top1`` and ``seen_loss`` on those
         of training; ``params``, ``trainable``, ``mflops`` an image; ``minutes`` of the wall clock, ``cpu_minutes``;
         ``checkpoint``; ``made_with``: versions and processor.
+
+    Raises:
+        Diverged: if the loss is not a number.
     """
     row, seed = job.settings, job.seed
     work_dir = folder / job.digest  # what a stopped run left there is of the same settings
@@ -145,6 +149,8 @@ def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
     share = row.steps / max(1, row.steps - begun)  # of a continued run the part seen here stands for the whole
     minutes, cpu_minutes = share * (time.time() - wall) / 60, share * (time.process_time() - cpu) / 60
     held_out = runner.val_loop.run()
+    if not math.isfinite(held_out['rank/loss']):
+        raise Diverged(f'the loss is {held_out["rank/loss"]} after {row.steps} steps at a learning rate of {row.rate}')
     seen = runner.test()
     counts = total(count(runner.model).values())
     cost = measure(runner.model, (GRID * CELL, GRID * CELL))

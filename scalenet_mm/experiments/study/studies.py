@@ -92,6 +92,15 @@ PILOT = (
     *(_tried(row, drop_path=p) for row in named('scalenet') for p in (0.05, 0.1)),
     _longer(DEIT_SOURCE),
 )
+# Rates of their own for rows that borrow one, asked after the first counted runs (docs/evidence_plan.md).
+_OWN = {
+    'interpolate': (1e-3, 2e-3, 4e-3, 8e-3),
+    'adapter': (1e-3, 2e-3, 4e-3),
+    'on_time': (5e-4, 1e-3, 2e-3),
+    'stacked': (1e-3, 2e-3, 4e-3, 8e-3),
+    'times3': (4e-3, 8e-3, 16e-3),
+}
+PILOT_OWN = tuple(_tried(row, lr=lr) for name, rates in _OWN.items() for row in named(name) for lr in rates)
 _DROPPED = {'source': (0.0, 0.1, 0.2), 'on': (0.0, 0.1, 0.2), 'scalenet': (0.1, 0.2, 0.3)}
 _OF_5000 = {row.name: row for row in FIXED if row.scenes == SETS[1]}
 PILOT_FIXED = (
@@ -99,7 +108,7 @@ PILOT_FIXED = (
     _longer(_OF_5000['source']),
 )
 
-ROWS = {row.key: row for row in (*DEIT, *SWIN, *FIXED, *YOUNGER, *OF_LENGTH, *PILOT, *PILOT_FIXED)}
+ROWS = {row.key: row for row in (*DEIT, *SWIN, *FIXED, *YOUNGER, *OF_LENGTH, *PILOT, *PILOT_OWN, *PILOT_FIXED)}
 
 
 def keys(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -134,7 +143,8 @@ STUDIES = {
     'distill': _keys(deit='on scalenet distill_logits distill_layers'),
     'gradients': _keys(deit='source tied scalenet'),
     'pilot': ('deit/source', *keys(PILOT)),
+    'pilot_own': keys(PILOT_OWN),
     'pilot_fixed': keys(PILOT_FIXED),
     'spread': _keys(deit='source on stack tied scalenet scalenet_increments'),
 }
-PILOTS = ('pilot', 'pilot_fixed', 'spread')
+PILOTS = ('pilot', 'pilot_own', 'pilot_fixed', 'spread')
