@@ -85,6 +85,20 @@ def test_a_step_that_fails_costs_itself_and_what_needs_it_alone(tmp_path, monkey
     assert [r['why'] for r in run(DRY, tmp_path, 0.1)] == ['no time was left', 'fails is not done', 'no time was left']
 
 
+def test_what_is_compiled_is_not_begun_without_a_compiler(tmp_path, monkeypatch):
+    words = '--compiled', 'model.backbone.ops.compile=True'
+    todo = [Step(word, (sys.executable, '-c', 'pass', word)) for word in words]
+    monkeypatch.setattr(first_minutes, 'chains', lambda size, out: {'one': [*todo, one('pass', 'another')]})
+    monkeypatch.setattr(first_minutes, 'speeds', lambda size, out: [])
+    monkeypatch.delenv('CC', raising=False)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    records = run(DRY, tmp_path, 1, str)
+    assert [r['status'] for r in records] == ['not run', 'not run', 'done'] and 'set CC' in records[0]['why']
+    (tmp_path / 'gcc').write_text('')
+    (tmp_path / 'gcc').chmod(0o755)
+    assert {r['status'] for r in run(DRY, tmp_path, 1, str)} == {'done'}
+
+
 WORKER = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
 
 

@@ -26,6 +26,7 @@ SWITCHED = [
     {},
     dict(window='matmul'),
     dict(window='sdpa'),
+    dict(window='efficient'),
     dict(linear='plain'),
     dict(recompute=True),
     dict(recompute='attention'),
@@ -87,7 +88,7 @@ def test_more_windows_than_a_grid_has_places_for(dtype):
     qkv = torch.randn(len(at.sorts), 49, 3, 1, 8, device=GPU, dtype=dtype)
     bias = torch.randn(4, 1, 49, 56, device=GPU, dtype=dtype)[..., :49]
     grads, outs = [], []
-    for method in ('sdpa', 'matmul'):
+    for method in ('efficient', 'sdpa', 'matmul'):
         one = qkv.clone().requires_grad_()
         out = attend(one, bias, at, 8**-0.5, method)
         out.float().square().sum().backward()

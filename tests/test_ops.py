@@ -142,7 +142,7 @@ def test_the_gradients_of_an_adjusted_linear_layer_are_right(form, act, bias_gra
     )
 
 
-@pytest.mark.parametrize('method', ['sdpa', 'matmul'])
+@pytest.mark.parametrize('method', ['efficient', 'sdpa', 'matmul'])
 def test_the_gradients_of_window_attention_are_right(method):
     at = layout(2, 3, 5, 2, 1, torch.device('cpu'))
     x = torch.randn(2 * 15, 3, dtype=torch.float64, requires_grad=True)
@@ -210,7 +210,7 @@ def test_a_constant_first_made_in_inference_can_be_saved_by_autograd():
 
     filled.cache_clear()
     with torch.inference_mode():
-        assert not filled(1.0, (2, 1, 1), torch.device('cpu')).is_inference()
+        assert not filled(1.0, (2, 1, 1), 0, torch.device('cpu')).is_inference()
 
 
 @pytest.mark.parametrize('size', [(6, 4), (7, 5)])

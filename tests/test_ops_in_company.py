@@ -17,7 +17,7 @@ from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
 from scalenet_mm.core.adapters import AdaptedLinear, ParallelAdapter
 from scalenet_mm.core.kept import is_constant
 from scalenet_mm.core.roles import TrainPolicy, declare_frozen
-from scalenet_mm.ops import blocks, deploy, set_ops
+from scalenet_mm.ops import blocks, deploy, set_ops, window
 from scalenet_mm.ops.gemm import in_dtype
 from scalenet_mm.ops.linear import linear, plain
 
@@ -346,6 +346,22 @@ def test_readers_of_graphs_and_another_default_device():
     expected = plain_copy(net)(x)[-1]
     with torch.device('meta'):
         torch.testing.assert_close(set_ops(net)(x)[-1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_that_a_cuda_graph_captured_is_kept(monkeypatch):
+    """It lies in the graph's memory, and holds no values until the graph is replayed."""
+    calls = []
+
+    @window.by_size(4)
+    def computed(size, device):
+        calls.append(size)
+        return size
+
+    gpu = torch.device('cuda')
+    for captured, expected in ((True, 2), (False, 3)):
+        monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda captured=captured: captured)
+        computed(1, gpu), computed(1, gpu)
+        assert len(calls) == expected and computed.cache_info().currsize == (not captured)
 
 
 def test_outputs_that_keep_recipes_go_with_their_last_reference():

@@ -42,6 +42,7 @@ class BlockDropPath(DropPath):
 
 
 DROP_PATHS = (DropPath, BlockDropPath)
+APPLIED = (*DROP_PATHS, nn.Identity)  # what a block applies by itself
 
 
 class FastShiftWindowMSA(Deployable, ShiftWindowMSA):
@@ -158,11 +159,12 @@ class FastBlock:
         """
         ops, ffn = self.ops, self.ffn
         wanted = ops.mlp != 'plain' or ops.drop_path != 'dense' or ops.compile or ops.recompute == 'attention'
-        own = wanted and type(ffn) is FFN and ffn.add_identity and not is_hooked(ffn)
-        own = own and all(type(d) in (*DROP_PATHS, nn.Identity) and not is_hooked(d) for d in self.drops())
+        first, second = self.drops()
+        usual = type(ffn) is FFN and ffn.add_identity and type(first) in APPLIED and type(second) in APPLIED
+        own = wanted and usual and not (is_hooked(ffn) or is_hooked(first) or is_hooked(second))
         if own is not self.owned:
             self.owned = own
-            for drop in self.drops():
+            for drop in (first, second):
                 if type(drop) in DROP_PATHS:
                     drop.__class__ = BlockDropPath if own else DropPath
         return own
@@ -252,7 +254,7 @@ class FastSwinBlock(FastBlock, SwinBlock):
             raise ValueError("ops=dict(compile=True) compiles window attention by index; leave ops.window at 'auto'.")
         table = attn.w_msa.relative_position_bias_table
         at, bias = attn.constants(x, hw_shape, table.dtype, every=True)  # another shape would be another graph
-        padding = filled(False, (1, 1), x.device) if at.padding is None else at.padding
+        padding = filled(False, (1, 1), 0, x.device) if at.padding is None else at.padding
         return at.rows, padding, at.places, at.sorts, bias
 
     def attention(self, x: Tensor, rows, padding, places, sorts, bias) -> Tensor:

@@ -6,7 +6,6 @@ are compiled once as they are and once for all others (torch's automatic dynamic
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable, Hashable
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .drop_path import draw
-from .window import constant
+from .window import by_size
 
 _compiled: dict[Hashable, Callable] = {}
 
@@ -47,13 +46,12 @@ def branch_weights(x: Tensor, drops: list[nn.Module]) -> list[Tensor]:
             keep = draw(len(x), rate) / (1 - rate)
             weights.append(keep.to(x.device, non_blocking=True)[:, None, None])
         else:
-            weights.append(filled(1.0, (len(x), 1, 1), x.device, place))
+            weights.append(filled(1.0, (len(x), 1, 1), place, x.device))
     return weights
 
 
-@functools.lru_cache(maxsize=64)
-@constant
-def filled(value: float | bool, shape: tuple[int, ...], device: torch.device, place: int = 0) -> Tensor:
+@by_size(64)
+def filled(value: float | bool, shape: tuple[int, ...], place: int, device: torch.device) -> Tensor:
     """A constant that is made once: on a GPU making it takes as long as a small layer.
 
     Args:

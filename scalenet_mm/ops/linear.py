@@ -299,6 +299,9 @@ class FastAdaptedLinear(FastLinear, AdaptedLinear, nn.Linear):
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether somebody waits for the call of this or of every module, or replaced its forward (accelerate)."""
-    others = module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    waiting = any(hook is not keep_recipe for hook in module._forward_hooks.values())
-    return 'forward' in vars(module) or waiting or any(others) or torch_module._has_any_global_hook()
+    own = module.__dict__
+    if 'forward' in own or own['_forward_pre_hooks'] or own['_backward_hooks'] or own['_backward_pre_hooks']:
+        return True
+    hooks = own['_forward_hooks']
+    waiting = bool(hooks) and any(hook is not keep_recipe for hook in hooks.values())
+    return waiting or torch_module._has_any_global_hook()

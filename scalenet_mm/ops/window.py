@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core.kept import is_constant, kept
 from .gemm import CACHED
 
-METHODS = ('auto', 'sdpa', 'matmul', 'plain')
+METHODS = ('auto', 'efficient', 'sdpa', 'matmul', 'plain')
 MAX_WINDOWS = 65_535  # of one call: the largest grid dimension of CUDA kernels
 MASKED = -100.0  # the host's
 HALF = (torch.bfloat16, torch.float16)
@@ -53,8 +53,27 @@ def constant(compute):
     return plainly
 
 
-@functools.lru_cache(maxsize=16)  # four stages, with and without shift, training and evaluation
-@constant
+def by_size(maxsize: int):
+    """Keeps what is computed of sizes and a device, the last argument; not while a CUDA graph is captured, in whose
+    memory it would lie.
+    """
+
+    def decorate(compute):
+        compute = constant(compute)
+        cached = functools.lru_cache(maxsize)(compute)
+
+        @functools.wraps(compute)
+        def found(*args):
+            captured = args[-1].type == 'cuda' and torch.cuda.is_current_stream_capturing()
+            return compute(*args) if captured else cached(*args)
+
+        found.cache_clear, found.cache_info = cached.cache_clear, cached.cache_info
+        return found
+
+    return decorate
+
+
+@by_size(64)  # four stages, with and without shift, some numbers of images that drop path keeps
 def layout(batch: int, height: int, width: int, window: int, shift: int, device: torch.device) -> Layout:
     """The layout of maps of (height, width) tokens, padded at the right and at the bottom to whole windows.
 
@@ -79,8 +98,7 @@ def layout(batch: int, height: int, width: int, window: int, shift: int, device:
     )
 
 
-@functools.lru_cache(maxsize=256)
-@constant
+@by_size(256)
 def image_layout(height: int, width: int, window: int, shift: int, device: torch.device) -> Layout:
     """The layout of one image."""
     high, wide = -(-height // window), -(-width // window)
@@ -189,15 +207,15 @@ def attend(qkv: Tensor, bias: Tensor, at: Layout, scale: float, method: str, dro
 
     Args:
         qkv: (windows, N, 3, heads, C / heads), windows as in ``at``.
-        bias: (sorts, heads, N, N); for 'sdpa' of the dtype that ``mask_dtype`` says.
-        method: 'sdpa' or 'matmul', see ``fastest``.
+        bias: (sorts, heads, N, N); but for 'matmul' of the dtype that ``mask_dtype`` says.
+        method: 'efficient', 'sdpa' or 'matmul', see ``fastest``.
 
     Returns:
         (windows, N, C).
     """
     if method == 'matmul':
         return _matmul(qkv, bias, at, scale, dropout).flatten(2)
-    return _sdpa(qkv, bias, at, scale, dropout).flatten(2)
+    return _sdpa(qkv, bias, at, scale, dropout, method == 'efficient').flatten(2)
 
 
 def heads(qkv: Tensor) -> list[Tensor]:
@@ -218,14 +236,19 @@ def fastest(dtype: torch.dtype, device: torch.device, bias_grad: bool, dropout: 
     """The faster method as measured, see docs/performance.md.
 
     torch's fused kernels give a bias no gradient; on the CPU they know no drop-out. In half precision there SDPA
-    computes in fp32, and a backward pass would keep that.
+    computes in fp32, and a backward pass would keep that. On newer GPUs torch prefers cuDNN's in half precision, which
+    plans each new number of windows for a good part of a second, and image sizes and drop path make many: 'efficient'
+    is the kernel that torch takes elsewhere.
     """
     if bias_grad or dropout:
         return 'matmul'
-    return 'matmul' if device.type == 'cpu' and dtype in HALF and torch.is_grad_enabled() else 'sdpa'
+    if dtype not in HALF or device.type not in ('cpu', 'cuda'):
+        return 'sdpa'
+    on_cpu = 'matmul' if torch.is_grad_enabled() else 'sdpa'
+    return on_cpu if device.type == 'cpu' else 'efficient'
 
 
-def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float) -> Tensor:
+def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float, efficient: bool = False) -> Tensor:
     cast = bias.dtype is not qkv.dtype  # a piece at a time, which stays in the cache
     most = max(1, CACHED // (qkv[0].numel() * bias.element_size())) if cast else MAX_WINDOWS
     calls = list(zip(bias.split(1), at.counts))
@@ -235,10 +258,20 @@ def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float) -
     outs = []
     for (one, _), part in zip(pieces, qkv.split([size for _, size in pieces])):
         q, k, v = heads(part.to(bias.dtype))
-        out = F.scaled_dot_product_attention(q, k, v, one.expand(len(q), -1, -1, -1), dropout, scale=scale)
+        out = _masked(q, k, v, one.expand(len(q), -1, -1, -1), dropout, scale, efficient)
         out = out.transpose(1, 2)
         outs.append(out.to(qkv.dtype, memory_format=torch.contiguous_format) if cast else out)
     return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _masked(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float, scale: float, efficient: bool = False
+) -> Tensor:
+    """SDPA with a bias, by torch's memory-efficient kernel if asked for and there."""
+    if efficient and q.is_cuda and torch.version.hip is None and q.shape[-1] % 8 == 0:
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        return kernel(q, k, v, bias, q.requires_grad, dropout, False, scale=scale)[0]
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
 
 
 def _matmul(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,14 @@ class Step:
     told: Callable[[], dict[str, Any]] = dict
     needs: str = ''
 
+    @property
+    def compiles(self) -> bool:
+        return any(word == '--compiled' or word.endswith('.compile=True') for word in self.command)
+
+
+def has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get('CC', ''), 'cc', 'gcc', 'clang') if name)
+
 
 def prepare(family: str, size: Size, out: Path) -> None:
     """Makes a family's images, the config of its runs and a checkpoint of its stock model with random weights."""
@@ -220,6 +229,8 @@ def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = pri
             left = until - time.monotonic()
             if step.needs and records[step.needs]['status'] != 'done':
                 record = dict(status='not run', why=f'{step.needs} is not done')
+            elif step.compiles and not has_compiler():
+                record = dict(status='not run', why='torch.compile needs a C compiler: put gcc on PATH or set CC')
             elif left < LEAST:
                 record = dict(status='not run', why='no time was left')
             else:

@@ -1,9 +1,10 @@
-"""The forms among which ``ops`` chose, side by side: three ways to add an adapter, two ways to attend in windows."""
+"""The forms among which ``ops`` chose, side by side: three ways to add an adapter, ways to attend in windows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,30 @@ def _attention(s: Settings, dtype: str, side: int, heads: int) -> Timed:
         attend(qkv, bias, at, 32**-0.5, method).sum().backward()
         return qkv.grad
 
-    return compared(dtype, {m: partial(step, m) for m in ('matmul', 'sdpa')})
+    return compared(dtype, {m: partial(step, m) for m in methods(s)})
+
+
+def _new_sizes(s: Settings, dtype: str, side: int, heads: int) -> Timed:
+    """Attention of a number of windows that was never seen: a kernel that plans each of them anew shows it here."""
+    device = torch.device(s.device)
+    bias = torch.randn(4, heads, WINDOW**2, WINDOW**2, device=device).to(DTYPES[dtype])
+    images = {m: count(1) for m in methods(s)}
+
+    def step(method: str) -> Tensor:
+        number = next(images[method])
+        at = layout(number, side, side, WINDOW, WINDOW // 2, device)
+        same = torch.Generator(device).manual_seed(number)
+        qkv = torch.randn(len(at.sorts), WINDOW**2, 3, heads, 32, device=device, generator=same)
+        qkv = qkv.to(DTYPES[dtype]).requires_grad_()
+        attend(qkv, bias, at, 32**-0.5, method).sum().backward()
+        return qkv.grad
+
+    return compared(dtype, {m: partial(step, m) for m in images})
+
+
+def methods(s: Settings) -> tuple[str, ...]:
+    """Of window attention."""
+    return ('matmul', 'sdpa', 'efficient') if s.device == 'cuda' else ('matmul', 'sdpa')
 
 
 def batch(s: Settings) -> int:
@@ -117,6 +141,7 @@ def cases(s: Settings) -> list[Case]:
             ('adapter', _adapters, dims),
             ('narrow', _narrow, dims),
             ('attention', _attention, stages),
+            ('attention, new sizes', _new_sizes, stages[-1:]),
         )
         for dtype in s.timed('fp32', 'bf16')
         for a, b in shapes

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from .rows import DEIT, DEIT_SOURCE, STEPS, SWIN, Row
 
 SETS = (2_000, 5_000, 20_000)  # fixed scenes; 12,000 steps of 128 are 300 epochs of 5,000
-_BY_NAME = {row.name: row for row in DEIT}
+_BY_KEY = {row.key: row for row in (*DEIT, *SWIN)}
 
 
-def named(names: str) -> list[Row]:
-    """DeiT rows."""
-    return [_BY_NAME[name] for name in names.split()]
+def named(names: str, host: str = 'deit') -> list[Row]:
+    """Rows on scenes without end."""
+    return [_BY_KEY[f'{host}/{name}'] for name in names.split()]
 
 
 PRIMARY = named('source on on_time random stack interpolate swa adapter tied scalenet stacked times3 scratch3')
@@ -93,14 +93,27 @@ PILOT = (
     _longer(DEIT_SOURCE),
 )
 # Rates of their own for rows that borrow one, asked after the first counted runs (docs/evidence_plan.md).
-_OWN = {
+_OWN_RATES = {
     'interpolate': (1e-3, 2e-3, 4e-3, 8e-3),
     'adapter': (1e-3, 2e-3, 4e-3),
     'on_time': (5e-4, 1e-3, 2e-3),
     'stacked': (1e-3, 2e-3, 4e-3, 8e-3),
     'times3': (4e-3, 8e-3, 16e-3),
 }
-PILOT_OWN = tuple(_tried(row, lr=lr) for name, rates in _OWN.items() for row in named(name) for lr in rates)
+_SWIN_RATES = {
+    'on': (5e-4, 1e-3, 2e-3),
+    'stack': (1e-3, 2e-3, 4e-3),
+    'scalenet': (4e-3, 8e-3, 16e-3),
+    'scalenet_increments': (2e-3, 4e-3, 8e-3),
+    'scratch3': (1.5e-3, 3e-3, 6e-3),
+}
+
+
+def _sweep(rates: Mapping[str, tuple[float, ...]], host: str = 'deit') -> tuple[Row, ...]:
+    return tuple(_tried(row, lr=lr) for name, some in rates.items() for row in named(name, host) for lr in some)
+
+
+PILOT_OWN, PILOT_SWIN = _sweep(_OWN_RATES), _sweep(_SWIN_RATES, 'swin')
 _DROPPED = {'source': (0.0, 0.1, 0.2), 'on': (0.0, 0.1, 0.2), 'scalenet': (0.1, 0.2, 0.3)}
 _OF_5000 = {row.name: row for row in FIXED if row.scenes == SETS[1]}
 PILOT_FIXED = (
@@ -108,7 +121,9 @@ PILOT_FIXED = (
     _longer(_OF_5000['source']),
 )
 
-ROWS = {row.key: row for row in (*DEIT, *SWIN, *FIXED, *YOUNGER, *OF_LENGTH, *PILOT, *PILOT_OWN, *PILOT_FIXED)}
+ROWS = {
+    row.key: row for row in (*DEIT, *SWIN, *FIXED, *YOUNGER, *OF_LENGTH, *PILOT, *PILOT_OWN, *PILOT_SWIN, *PILOT_FIXED)
+}
 
 
 def keys(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -144,7 +159,8 @@ STUDIES = {
     'gradients': _keys(deit='source tied scalenet'),
     'pilot': ('deit/source', *keys(PILOT)),
     'pilot_own': keys(PILOT_OWN),
+    'pilot_swin': keys(PILOT_SWIN),
     'pilot_fixed': keys(PILOT_FIXED),
     'spread': _keys(deit='source on stack tied scalenet scalenet_increments'),
 }
-PILOTS = ('pilot', 'pilot_own', 'pilot_fixed', 'spread')
+PILOTS = ('pilot', 'pilot_own', 'pilot_swin', 'pilot_fixed', 'spread')
