@@ -38,16 +38,7 @@ from scalenet_mm.experiments.study.pool import RESULTS, Diverged, Job, alone, la
 from scalenet_mm.experiments.study.rank import RankBatches, RankHead, RankMetric
 from scalenet_mm.experiments.study.runs import HELD_OUT, PRETRAINING, TRAINING, digest, jobs_of, shortened
 from scalenet_mm.experiments.study.stats import detectable, holm, interval, seeds_needed
-from scalenet_mm.experiments.study.studies import (
-    PILOT,
-    PILOT_FIXED,
-    PILOT_OWN,
-    PILOT_SEEDS,
-    PILOT_SWIN,
-    PILOTS,
-    ROWS,
-    STUDIES,
-)
+from scalenet_mm.experiments.study.studies import PILOT_ROWS, PILOT_SEEDS, PILOTS, ROWS, STUDIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -267,7 +258,7 @@ def test_studies_and_claims_name_rows_and_every_row_is_in_a_study():
     assert studied == set(ROWS)
     claims = [claim for family in FAMILIES for claim in family.claims]
     assert {row for claim in claims for row in claim.rows} <= studied
-    pilot = {row.key for row in (*PILOT, *PILOT_OWN, *PILOT_SWIN, *PILOT_FIXED)}
+    pilot = {row.key for row in PILOT_ROWS}
     assert not {name for name, keys in STUDIES.items() if name not in PILOTS and pilot & set(keys)}
     printed = {row.key for row in PAPER}
     assert not {row.key: row.paper for row in ROWS.values() if row.paper and row.paper not in printed}

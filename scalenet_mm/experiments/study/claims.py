@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .rows import OWN_RATES
 from .stats import CONFIDENCE, Interval, Records, detectable, holm, interval, paired, seeds_needed, values
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = 'reproduced', 'not reproduced', 'undecided'
@@ -69,6 +70,13 @@ def _claims(table: str, group: str = 'deit') -> tuple[Claim, ...]:
     return tuple(found)
 
 
+def _at_own_rates(table: str) -> tuple[Claim, ...]:
+    """The rival by its row of ``OWN_RATES`` where it has one; where the rate that it borrowed is its best, as it is."""
+    for name in OWN_RATES:
+        table = table.replace(f'> {name} |', f'> {name}_own_rate |')
+    return _claims(table)
+
+
 _OWN = ('random', 'stack', 'interpolate', 'swa')
 _TABLE_1 = ' '.join(f'table1/deit_t/{row}' for row in ('scalenet', *_OWN))
 _TABLE_7 = 'table7/deit_s/scalenet table7/deit_s/scratch_300_epochs'
@@ -82,6 +90,13 @@ scalenet > adapter | Table II: sharing adds to adapters | table2/deit_t/wspt_ada
 scalenet > stacked | Table V: interpolated is better than stacked | table5/deit_b/interpolate table5/deit_b/stack
 scalenet > times3 | Table IV: twice is better than three times | table4/deit_b/x2 table4/deit_b/x3
 scalenet > scratch3 | Table VII: better than the deep net from scratch, 3 x the steps | {_TABLE_7}
+"""
+_OWN_RATES = """
+scalenet > interpolate | Table I: better than Interpolate | table1/deit_t/scalenet table1/deit_t/interpolate
+scalenet > adapter | Table II: sharing adds to adapters | table2/deit_t/wspt_adapter_r16 table2/deit_t/adapter_r32
+scalenet > on_time | ? better than its source trained on, equal time
+scalenet > stacked | Table V: interpolated is better than stacked | table5/deit_b/interpolate table5/deit_b/stack
+scalenet > times3 | Table IV: twice is better than three times | table4/deit_b/x2 table4/deit_b/x3
 """
 _INCREMENTS = f"""
 scalenet_increments > on | ? increments alone are better than the source trained on, equal steps
@@ -126,6 +141,7 @@ scalenet_increments > adjustments | ? training the norms besides adapters is bet
 
 FAMILIES = (
     Family('Primary: DeiT, scenes without end', 10, _claims(_PRIMARY)),
+    Family('Rivals at learning rates of their own (asked after the first counted runs)', 10, _at_own_rates(_OWN_RATES)),
     Family('Increments alone trained', 5, _claims(_INCREMENTS)),
     Family('Swin, its last stage scaled', 5, _claims(_SWIN, 'swin')),
     Family('A fixed set of 5,000 scenes', 5, _claims(_PRIMARY + _INCREMENTS.lstrip(), 'deit5000')),

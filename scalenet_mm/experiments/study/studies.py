@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from .rows import DEIT, DEIT_SOURCE, STEPS, SWIN, Row
+from .rows import DEIT, DEIT_SOURCE, OWN_RATES, STEPS, SWIN, Row
 
 SETS = (2_000, 5_000, 20_000)  # fixed scenes; 12,000 steps of 128 are 300 epochs of 5,000
 _BY_KEY = {row.key: row for row in (*DEIT, *SWIN)}
@@ -20,11 +20,18 @@ PRIMARY = named('source on on_time random stack interpolate swa adapter tied sca
 CONTROLS = named('on on_time scalenet scalenet_increments')
 
 
+OWN_RATE = tuple(
+    replace(row, name=f'{row.name}_own_rate', title=f'{row.title}, own rate', lr=OWN_RATES[row.name], paper='')
+    for row in named(' '.join(OWN_RATES))
+)
+
+
 def _fixed(scenes: int) -> tuple[Row, ...]:
     """The rows on a fixed set, in as many epochs as on 5,000 scenes."""
 
     def on(row: Row, source: Row | None = None) -> Row:
-        return replace(row, scenes=scenes, steps=row.steps * scenes // SETS[1], source=source)
+        steps = row.steps * scenes // SETS[1]
+        return replace(row, scenes=scenes, steps=steps, source=source, lr=OWN_RATES.get(row.name, row.lr))
 
     source = on(DEIT_SOURCE)
     others = [row for row in (*PRIMARY, *named('scalenet_increments untied')) if row is not DEIT_SOURCE]
@@ -121,9 +128,8 @@ PILOT_FIXED = (
     _longer(_OF_5000['source']),
 )
 
-ROWS = {
-    row.key: row for row in (*DEIT, *SWIN, *FIXED, *YOUNGER, *OF_LENGTH, *PILOT, *PILOT_OWN, *PILOT_SWIN, *PILOT_FIXED)
-}
+PILOT_ROWS = (*PILOT, *PILOT_OWN, *PILOT_SWIN, *PILOT_FIXED)
+ROWS = {row.key: row for row in (*DEIT, *OWN_RATE, *SWIN, *FIXED, *YOUNGER, *OF_LENGTH, *PILOT_ROWS)}
 
 
 def keys(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -137,6 +143,7 @@ def _keys(**names: str) -> tuple[str, ...]:
 # Study -> rows, in the order of its table; `evidence_page.reference` is what the others are compared with.
 STUDIES = {
     'primary': keys(PRIMARY),
+    'own_rates': (*_keys(deit='source on interpolate adapter on_time scalenet stacked times3'), *keys(OWN_RATE)),
     'swin': keys(SWIN),
     **{f'fixed{scenes}': keys(row for row in FIXED if row.scenes == scenes) for scenes in SETS},
     'younger': keys((*YOUNGER, DEIT_SOURCE, *CONTROLS)),
