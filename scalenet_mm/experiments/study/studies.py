@@ -103,9 +103,9 @@ PILOT = (
 _OWN_RATES = {
     'interpolate': (1e-3, 2e-3, 4e-3, 8e-3),
     'adapter': (1e-3, 2e-3, 4e-3),
-    'on_time': (5e-4, 1e-3, 2e-3),
-    'stacked': (1e-3, 2e-3, 4e-3, 8e-3),
-    'times3': (4e-3, 8e-3, 16e-3),
+    'on_time': (5e-4, 1e-3, 2e-3, 4e-3),
+    'stacked': (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    'times3': (2e-3, 4e-3, 8e-3, 16e-3),
 }
 _SWIN_RATES = {
     'on': (5e-4, 1e-3, 2e-3),
