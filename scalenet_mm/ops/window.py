@@ -42,30 +42,22 @@ class Layout(NamedTuple):
     counts: tuple[int, ...]
 
 
-def constant(compute):
-    """Results that are kept can be saved by autograd, also if they are first asked for in inference mode."""
-
-    @functools.wraps(compute)
-    def plainly(*args):
-        with torch.inference_mode(False), torch.no_grad():
-            return compute(*args)
-
-    return plainly
-
-
 def by_size(maxsize: int):
-    """Keeps what is computed of sizes and a device, the last argument; not while a CUDA graph is captured, in whose
-    memory it would lie.
+    """Keeps what is computed of sizes and a device, the last argument; autograd can save it, also if it is first asked
+    for in inference mode. Not while a CUDA graph is captured, in whose memory it would lie.
     """
 
     def decorate(compute):
-        compute = constant(compute)
-        cached = functools.lru_cache(maxsize)(compute)
+        def plainly(*args):
+            with torch.inference_mode(False), torch.no_grad():
+                return compute(*args)
+
+        cached = functools.lru_cache(maxsize)(plainly)
 
         @functools.wraps(compute)
         def found(*args):
             captured = args[-1].type == 'cuda' and torch.cuda.is_current_stream_capturing()
-            return compute(*args) if captured else cached(*args)
+            return plainly(*args) if captured else cached(*args)
 
         found.cache_clear, found.cache_info = cached.cache_clear, cached.cache_info
         return found
@@ -242,13 +234,12 @@ def fastest(dtype: torch.dtype, device: torch.device, bias_grad: bool, dropout: 
     """
     if bias_grad or dropout:
         return 'matmul'
-    if dtype not in HALF or device.type not in ('cpu', 'cuda'):
-        return 'sdpa'
-    on_cpu = 'matmul' if torch.is_grad_enabled() else 'sdpa'
-    return on_cpu if device.type == 'cpu' else 'efficient'
+    if device.type == 'cuda' and dtype in HALF:
+        return 'efficient'
+    return 'matmul' if device.type == 'cpu' and dtype in HALF and torch.is_grad_enabled() else 'sdpa'
 
 
-def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float, efficient: bool = False) -> Tensor:
+def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float, efficient: bool) -> Tensor:
     cast = bias.dtype is not qkv.dtype  # a piece at a time, which stays in the cache
     most = max(1, CACHED // (qkv[0].numel() * bias.element_size())) if cast else MAX_WINDOWS
     calls = list(zip(bias.split(1), at.counts))
@@ -264,9 +255,7 @@ def _sdpa(qkv: Tensor, bias: Tensor, at: Layout, scale: float, dropout: float, e
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _masked(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float, scale: float, efficient: bool = False
-) -> Tensor:
+def _masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float, scale: float, efficient: bool) -> Tensor:
     """SDPA with a bias, by torch's memory-efficient kernel if asked for and there."""
     if efficient and q.is_cuda and torch.version.hip is None and q.shape[-1] % 8 == 0:
         kernel = torch.ops.aten._scaled_dot_product_efficient_attention
