@@ -19,7 +19,7 @@ from scalenet_mm.core.kept import is_constant
 from scalenet_mm.core.roles import TrainPolicy, declare_frozen
 from scalenet_mm.ops import blocks, deploy, set_ops, window
 from scalenet_mm.ops.gemm import in_dtype
-from scalenet_mm.ops.linear import linear, plain
+from scalenet_mm.ops.linear import linear, plain, remakable
 
 
 def swin(**options):
@@ -140,7 +140,7 @@ class Between(nn.Module):
         self.norm, self.linear, self.change = norm or nn.LayerNorm(6), nn.Linear(6, 8), change
 
     def forward(self, x):
-        y = self.norm(x)
+        y = remakable(self.norm, x)
         self.change(y)
         return self.linear(y)
 
@@ -162,7 +162,7 @@ def test_what_changed_since_is_not_made_again(change, norm, hook):
     if hook is False:
         model.norm.register_forward_hook(halve)
     grads = []
-    for ops in (dict(recompute=True), 'plain'):
+    for ops in (None, 'plain'):
         one = set_ops(copy.deepcopy(model), ops)
         if hook:
             one.norm.register_forward_hook(halve, prepend=True)
@@ -364,12 +364,13 @@ def test_nothing_that_a_cuda_graph_captured_is_kept(monkeypatch):
         assert len(calls) == expected and computed.cache_info().currsize == (not captured)
 
 
-def test_outputs_that_keep_recipes_go_with_their_last_reference():
+@pytest.mark.parametrize('inplace', [False, True])
+def test_outputs_that_keep_recipes_go_with_their_last_reference(inplace):
     gc.collect()
     gc.disable()
     try:
-        net = set_ops(nn.Sequential(nn.Linear(4, 4), nn.SiLU(inplace=True)), dict(recompute=True))
-        out = net(torch.randn(2, 4))
+        out = remakable(nn.SiLU(inplace=inplace), nn.Linear(4, 4)(torch.randn(2, 4)))
+        assert hasattr(out, 'recipe') is not inplace
         gone = torch._C._WeakTensorRef(out)
         del out
         assert gone.expired()

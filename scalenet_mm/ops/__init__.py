@@ -16,7 +16,7 @@ from torch import nn
 from ..core import scale as live
 from ..core.adapters import AdaptedLinear
 from .gemm import LIBRARIES
-from .linear import Deployable, FastAdaptedLinear, FastLinear, keep_recipe
+from .linear import Deployable, FastAdaptedLinear, FastLinear
 from .window import METHODS
 
 
@@ -35,9 +35,9 @@ SWITCHES = {
     'mlp': Switch('auto', ('auto', 'plain'), 'on the CPU, wide MLPs go through the cache in pieces of rows'),
     'drop_path': Switch('sparse', ('sparse', 'dense'), 'branches run on the kept samples only'),
     'recompute': Switch(
-        False,
-        (True, 'attention', False),
-        "norm and activation outputs and attention computed again in backward; 'attention': qkv too",
+        'auto',
+        ('auto', True, 'attention', False),
+        "outputs of norms and activations computed again in backward (auto: on the CPU); 'attention': attention too",
     ),
     'weights': Switch(None, ('bfloat16', None), 'dtype in which the big frozen weights of the blocks are stored'),
     'compile': Switch(False, (True, False), 'torch.compile of one block a stage'),
@@ -116,7 +116,6 @@ def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None, only: type
                 module.__class__ = host
         if hasattr(module, 'use_ops'):
             module.use_ops(ops)
-    recomputed(model, bool(ops.recompute))
     return model
 
 
@@ -147,14 +146,3 @@ def _fast(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 scale, rescale, scale_layers = map(_fast, (live.scale, live.rescale, live.scale_layers))
-
-
-def recomputed(model: nn.Module, on: bool) -> None:
-    """Whether linear layers save the recipe of their input behind a norm or an activation, see ``keep_recipe``."""
-    for module in model.modules():
-        if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU)):
-            for key, hook in list(module._forward_hooks.items()):
-                if hook is keep_recipe:
-                    del module._forward_hooks[key]
-            if on:
-                module.register_forward_hook(keep_recipe, prepend=True)  # of what the module made

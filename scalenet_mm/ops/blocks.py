@@ -21,7 +21,7 @@ from . import FAST, Ops
 from .compile import branch_weights, compiled, filled, signature
 from .drop_path import sparse_residual
 from .gemm import CACHED, compute_dtype, traced
-from .linear import Deployable, FastLinear, inferred, is_hooked, ordinary
+from .linear import Deployable, FastLinear, inferred, is_hooked, ordinary, remakable
 from .window import Layout, attend, attend_any, biases, fastest, from_windows, heads, layout, mask_dtype, to_windows
 
 
@@ -49,14 +49,13 @@ class FastShiftWindowMSA(Deployable, ShiftWindowMSA):
     """Window attention by index, see ``ops.window``."""
 
     method = 'auto'
-    recompute = False
 
     @staticmethod
     def wanted(ops: Ops) -> bool:
         return ops.window != 'plain'
 
     def use_ops(self, ops: Ops) -> None:
-        self.method, self.recompute, self.deployed = ops.window, ops.recompute is True, False
+        self.method, self.deployed = ops.window, False
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
@@ -74,11 +73,7 @@ class FastShiftWindowMSA(Deployable, ShiftWindowMSA):
         at, bias = self.constants(query, hw_shape, mask_dtype(method, dtype, table))
         qkv = msa.qkv(to_windows(query.to(dtype), at))
         qkv = qkv.view(-1, self.window_size**2, 3, msa.num_heads, channels // msa.num_heads)
-        args = qkv, bias, at, msa.scale, method, dropout
-        if self.recompute and torch.is_grad_enabled():
-            out = checkpoint(attend, *args)
-        else:
-            out = attend(*args)
+        out = attend(qkv, bias, at, msa.scale, method, dropout)
         out = from_windows(out.view(-1, channels), at, batch)
         return self.drop(msa.proj_drop(msa.proj(out)))
 
@@ -158,7 +153,7 @@ class FastBlock:
         The host's forward does it for another MLP than its usual and where somebody waits for its call.
         """
         ops, ffn = self.ops, self.ffn
-        wanted = ops.mlp != 'plain' or ops.drop_path != 'dense' or ops.compile or ops.recompute == 'attention'
+        wanted = ops.mlp != 'plain' or ops.drop_path != 'dense' or ops.compile or ops.recompute
         first, second = self.drops()
         usual = type(ffn) is FFN and ffn.add_identity and type(first) in APPLIED and type(second) in APPLIED
         own = wanted and usual and not (is_hooked(ffn) or is_hooked(first) or is_hooked(second))
@@ -195,7 +190,12 @@ class FastBlock:
     def attention_branch(self, x: Tensor, args: tuple) -> Tensor:
         if self.ops.recompute == 'attention' and torch.is_grad_enabled():
             return checkpoint(lambda x: self.attn(self.norm1(x), *args), x)
-        return self.attn(self.norm1(x), *args)
+        return self.attn(remakable(self.norm1, x) if self.remakes(x) else self.norm1(x), *args)
+
+    def remakes(self, x: Tensor) -> bool:
+        """Whether linear layers save how to make the outputs of norms and activations again, instead of these."""
+        mode = self.ops.recompute
+        return bool(mode) and (mode != 'auto' or x.device.type == 'cpu') and torch.is_grad_enabled() and not traced()
 
     def body(self, x: Tensor, first: Tensor, second: Tensor, *constants) -> Tensor:
         """``run`` as a function of tensors only; ``first``, ``second``: (B, 1, 1) weights of the branches."""
@@ -204,7 +204,15 @@ class FastBlock:
 
     def mlp(self, x: Tensor) -> Tensor:
         """The second branch, without its shortcut and drop path."""
-        return self.ffn.gamma2(self.ffn.layers(self.norm2(x)))
+        layers = self.ffn.layers
+        nested = [layer for layer in layers if isinstance(layer, nn.Sequential)]
+        if not self.remakes(x) or any(map(is_hooked, (layers, *nested))):
+            return self.ffn.gamma2(layers(self.norm2(x)))
+        x = remakable(self.norm2, x)
+        for layer in layers:
+            for part in layer if layer in nested else (layer,):
+                x = remakable(part, x)
+        return self.ffn.gamma2(x)
 
     def mlp_parts(self, x: Tensor) -> list | None:
         """Of both linear layers of the MLP what ``inferred`` takes, where no gradient is wanted and nothing else is

@@ -3,7 +3,7 @@
 The reference is the plain sum ``F.linear(x, W, b) + adapter(x)``; against it
   * the adjustment is accumulated into the wide output by the product itself (one pass instead of three),
   * nothing is saved for a gradient that is not computed: of a frozen layer without adjustment, nothing at all,
-  * an input that is cheap to compute again (a norm's or an activation's output) need not be saved, see ``keep_recipe``,
+  * an input that is cheap to compute again (a norm's or an activation's output) need not be saved, see ``remakable``,
   * frozen weights are cast once and not at every use under autocast.
 """
 
@@ -222,16 +222,17 @@ class Recipe(NamedTuple):
     version: int  # of the tensor that it makes
 
 
-def keep_recipe(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-    """A forward hook for norms and activations: a linear layer that follows saves the recipe of its input.
+REMADE = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU)  # they save their input, so that a recipe costs no memory
 
-    The module itself saves its own input already, so the recipe costs no memory.
-    """
-    first = next(iter(module._forward_hooks.values())) is keep_recipe and 'forward' not in vars(module)
-    if first and torch.is_grad_enabled() and not traced() and type(output) is Tensor and output is not args[0]:
-        kind = output.device.type
+
+def remakable(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``; of a norm's or an activation's output a linear layer that follows saves the recipe."""
+    y = module(x)
+    if isinstance(module, REMADE) and type(y) is Tensor and y is not x and not is_hooked(module):
+        kind = y.device.type
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        output.recipe = Recipe(args[0], partial(_again, module, kind, enabled, dtype), output._version)
+        y.recipe = Recipe(x, partial(_again, module, kind, enabled, dtype), y._version)
+    return y
 
 
 def _again(module: nn.Module, kind: str, enabled: bool, dtype: torch.dtype, source: Tensor):
@@ -302,6 +303,4 @@ def is_hooked(module: nn.Module) -> bool:
     own = module.__dict__
     if 'forward' in own or own['_forward_pre_hooks'] or own['_backward_hooks'] or own['_backward_pre_hooks']:
         return True
-    hooks = own['_forward_hooks']
-    waiting = bool(hooks) and any(hook is not keep_recipe for hook in hooks.values())
-    return waiting or torch_module._has_any_global_hook()
+    return bool(own['_forward_hooks']) or torch_module._has_any_global_hook()

@@ -26,8 +26,9 @@ MEGA = 2**20
 HEADER = 64 * 1024  # bytes that P8 grants a file beside its tensors
 OURS = {  # P6: settings of ours: its switches
     '': {},
-    'recompute': dict(recompute=True),
+    'recompute': dict(recompute=True),  # the default on a CPU
     'recompute attention': dict(recompute='attention'),
+    'recompute nothing': dict(recompute=False),
 }
 PEER = 'peer'
 

@@ -100,14 +100,12 @@ def _seeded() -> Iterator[None]:
 
 
 def variants(s: Settings) -> dict[str, dict]:
-    """Switches by a name: none, each choice alone, all defaults, all but one, and those that are off by default beside
-    the defaults: recomputation alone, with plain linear layers, would change nothing.
-    """
+    """Switches by a name: none, each default alone, other choices beside the defaults, all defaults, all but one."""
     plain, default = (Ops.read(x).as_dict() for x in ('plain', None))
     found = {'none (plain)': plain}
     for name in ABLATED:
         for choice in SWITCHES[name].choices[:-1]:
-            if default[name] != plain[name]:
+            if choice == default[name]:
                 found[f'{name}={choice} alone'] = {**plain, name: choice}
             elif name != 'compile' or s.compiled:
                 found[f'defaults and {name}={choice}'] = {**default, name: choice}
