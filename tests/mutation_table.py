@@ -1515,6 +1515,14 @@ MUTATIONS = (
         'tests/test_ops_in_company.py::test_what_changed_since_is_not_made_again[True-norm0-<lambda>2]',
     ),
     Mutation(
+        'interop',
+        'what a library leaves unfilled stays what lies in memory',
+        'scalenet_mm/models/adoption_proofs.py',
+        'if p.numel() and not p.abs().max() < 1e3:',
+        'if False:',
+        'tests/test_init.py::test_what_a_library_leaves_unfilled_is_drawn',
+    ),
+    Mutation(
         'bench',
         'a round does not go back',
         'scalenet_mm/experiments/benchmark/timing.py',

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,6 +190,21 @@ def test_the_last_layers_are_found_by_structure(name, tmp_path):
     unread = ('backbone.norm0.bias', 'backbone.norm0.weight') if name == 'RetinaNet' else ()
     assert adopted.proofs.unused == unread
     assert bool(adopted.config.get('find_unused_parameters')) == bool(unread)
+
+
+def test_what_a_library_leaves_unfilled_is_drawn(upernet, monkeypatch):
+    """Else what lies in memory decides whether mmdet's DETRs take the trial step."""
+
+    def unfilled(cfg):
+        model = build_model(cfg)
+        model.decode_head.conv_seg.weight.data.fill_(math.nan)
+        model.auxiliary_head.conv_seg.weight.data.fill_(1e30)
+        return model
+
+    monkeypatch.setattr(adoption_proofs, 'build_model', unfilled)
+    drawn = adoption_proofs._built(read_config(upernet[0]))
+    for head in (drawn.decode_head, drawn.auxiliary_head):
+        assert 0 < head.conv_seg.weight.abs().max() < 1
 
 
 def test_of_a_plain_transformer_the_outputs_are_those_of_its_layers_last_use(tmp_path):

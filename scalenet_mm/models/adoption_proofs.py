@@ -71,7 +71,7 @@ def prove(cfg: Config, wanted: Config, where: str, checkpoint: str, also: Sequen
         size = at(cfg, where).get('img_size') or SIZES[cfg.default_scope]
         size = size if isinstance(size, int) and cfg.default_scope == 'mmpretrain' else SIZES[cfg.default_scope]
         same_function_unscaled(cfg, wanted, where, size, same_code)
-        model = revert_sync_batchnorm(build_model(wanted))
+        model = _built(wanted)
         images, samples = made_up(cfg, size)
         try:
             last, unused = final_layers(model, images, samples, where)
@@ -208,7 +208,19 @@ def _own_model(cfg: Config, where: str) -> nn.Module:
     own = copy.deepcopy(cfg)
     parent, _, key = where.rpartition('.')
     at(own, parent)[key] = without_weights(at(own, where))
-    return revert_sync_batchnorm(build_model(own))
+    return _built(own)
+
+
+def _built(cfg: Config) -> nn.Module:
+    """The model of a config, on one process. What a library leaves unfilled until its ``init_weights`` (embeddings of
+    mmdet's DETRs), which may ask for files, is drawn.
+    """
+    model = revert_sync_batchnorm(build_model(cfg))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.numel() and not p.abs().max() < 1e3:  # nor if it is no number
+                p.normal_(std=0.02)
+    return model
 
 
 def _unused_in_both(cfg: Config, where: str, images: list[Tensor], samples: list, unused: set[str]) -> None:
