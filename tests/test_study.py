@@ -204,8 +204,8 @@ def test_the_best_of_several_rows_is_the_one_to_beat():
 def test_pairs_are_of_one_seed_and_failed_runs_do_not_count():
     found = records({'h/a': [3.0, 5.0, 9.0], 'h/b': [1.0, 4.0, 2.0]})
     found['h/b', 2]['status'] = 'failed'
-    (verdict,) = verdicts(found, Family('', 2, (Claim('', 'h/a', ('h/b',)),)))
-    assert verdict.top1.n == 2 and verdict.top1.mean == pytest.approx(1.5)
+    (verdict,) = verdicts(found, Family('', 3, (Claim('', 'h/a', ('h/b',)),)))
+    assert verdict.failed == 1 and verdict.top1.n == 2 and verdict.top1.mean == pytest.approx(1.5)
 
 
 def test_the_power_that_is_printed_is_the_share_of_trials_that_find_it():
