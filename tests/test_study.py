@@ -208,6 +208,15 @@ def test_pairs_are_of_one_seed_and_failed_runs_do_not_count():
     assert verdict.failed == 1 and verdict.top1.n == 2 and verdict.top1.mean == pytest.approx(1.5)
 
 
+def test_what_is_seen_early_of_a_claim_decides_no_other():
+    """The smallest p of two needs 2.5 %, whatever the other's few seeds say so far."""
+    sure = {'h/a': [10.0, 10.3, 10.1, 10.4], 'h/b': [9.9, 10.0, 10.0, 10.15], 'h/c': [1.0, 1.1]}
+    claims = Claim('', 'h/a', ('h/b',)), Claim('', 'h/a', ('h/c',))
+    verdict, early = verdicts(records(sure), Family('', 4, claims))
+    assert early.word == EARLY and verdict.p == pytest.approx(2 * verdict.top1.p)
+    assert 0.025 < verdict.top1.p < 0.05 and verdict.word == UNDECIDED
+
+
 def test_the_power_that_is_printed_is_the_share_of_trials_that_find_it():
     rng, seeds, tests, spread = np.random.default_rng(0), 10, 8, 0.2
     trials = rng.normal(detectable(spread, seeds, tests), spread, (4000, seeds))

@@ -205,12 +205,12 @@ class FastBlock:
     def mlp(self, x: Tensor) -> Tensor:
         """The second branch, without its shortcut and drop path."""
         layers = self.ffn.layers
-        nested = [layer for layer in layers if isinstance(layer, nn.Sequential)]
-        if not self.remakes(x) or any(map(is_hooked, (layers, *nested))):
+        if not self.remakes(x) or is_hooked(layers):
             return self.ffn.gamma2(layers(self.norm2(x)))
         x = remakable(self.norm2, x)
         for layer in layers:
-            for part in layer if layer in nested else (layer,):
+            inside = isinstance(layer, nn.Sequential) and not is_hooked(layer)
+            for part in layer if inside else (layer,):
                 x = remakable(part, x)
         return self.ffn.gamma2(x)
 

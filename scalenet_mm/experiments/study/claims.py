@@ -49,6 +49,10 @@ class Family:
     seeds: int
     claims: tuple[Claim, ...]
 
+    def has(self, seeds: int) -> bool:
+        """Whether a claim with so many seeds, failed ones too, is judged."""
+        return seeds >= self.seeds
+
     def detectable(self, spread: float) -> float:
         """The smallest difference, in points, that its seeds find with a chance of 80 % if paired differences have this
         standard deviation.
@@ -178,7 +182,7 @@ class Verdict:
         """By the rule of docs/evidence_plan.md: different if the 95 % interval leaves out 0 and the corrected p is at
         most 5 %; else no difference if the interval lies within a margin; else undecided.
         """
-        if self.top1.n + self.failed < self.family.seeds:
+        if not self.family.has(self.top1.n + self.failed):
             return EARLY
         if self.p <= 1 - CONFIDENCE and not self.top1.low <= 0 <= self.top1.high:
             return REPRODUCED if self.top1.mean > 0 else NOT_REPRODUCED
@@ -218,7 +222,10 @@ def verdicts(records: Records, family: Family = PRIMARY) -> list[Verdict]:
         top1 = paired(records, claim.better, row, 'top1') if row else []
         if row and len(top1) > 1:
             tested.append((claim, row, interval(top1), interval(paired(records, claim.better, row, 'loss'))))
-    missing = len(family.claims) - len(tested)  # they count: the family was fixed beforehand
-    corrected = holm([top1.p for _, _, top1, _ in tested] + [1.0] * missing)
     failed = [len({s for (row, s), r in records.items() if row in t[0].rows and r['status'] != 'done'}) for t in tested]
+    # The family was fixed beforehand, so claims without all their seeds count, as showing nothing: an early look at one
+    # decides no other.
+    unseen = len(family.claims) - len(tested)
+    ps = [t[2].p if family.has(t[2].n + n) else 1.0 for t, n in zip(tested, failed)]
+    corrected = holm(ps + [1.0] * unseen)
     return [Verdict(*t, p, family, n) for t, p, n in zip(tested, corrected, failed)]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ...tables import markdown_table
 from ..paper.recount import ROWS as PAPER
 from . import gradient_curves, pays
-from .claims import FAMILIES, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, Family, verdicts
+from .claims import EARLY, FAMILIES, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, Family, verdicts
 from .stats import MOST_SEEDS, Records, interval, minus, paired, pooled_spread, values
 from .studies import PILOT_SEEDS, PILOTS, ROWS, STUDIES
 
@@ -155,7 +155,7 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
                 f'{v.top1.n} of {family.seeds}' + (f' ({v.failed} failed)' if v.failed else ''),
                 v.top1.signed,
                 f'{v.loss.mean:+.3f} ± {v.loss.half:.3f}',
-                f'{v.p:.4f}',
+                '–' if v.word == EARLY else f'{v.p:.4f}',
                 f'**{word}**',
                 printed(claim),
                 f'{v.decidable:.2f}',
