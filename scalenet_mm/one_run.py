@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 LOCK = '.run.lock'
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -92,7 +94,7 @@ def one_run(folder: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def ending_cleanly() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP raise SystemExit (128 + signal): files are closed and the workers of loaders end.
+    """Within it SIGTERM and SIGHUP raise Stopped (128 + signal): files are closed and the workers of loaders end.
 
     Python's default would leave those behind. A handler of somebody else's, or a signal that is ignored, stays so.
     """
@@ -107,8 +109,26 @@ def ending_cleanly() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+class Stopped(SystemExit):
+    """A signal told this process to end."""
+
+
 def _end(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+    raise Stopped(128 + number)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process as Python does, but for the last step: the interpreter is not taken down.
+
+    A run that was stopped anywhere may have daemon threads at work (those that feed the workers of its loader). Python
+    ends them within whatever C++ they are in, and a segmentation fault or an abort takes the place of the status.
+    """
+    threading._shutdown()  # both as multiprocessing ends its processes
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # whoever read it may have gone
+            stream.flush()
+    os._exit(status)
 
 
 def _in_a_child() -> None:

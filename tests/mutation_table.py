@@ -2039,6 +2039,14 @@ MUTATIONS = (
     ),
     Mutation(
         'resume',
+        'a stopped command takes the interpreter down',
+        'scalenet_mm/commands/main.py',
+        '    leave(status)',
+        '    return status',
+        'tests/test_one_run.py::test_a_stopped_command_does_not_take_the_interpreter_down[15]',
+    ),
+    Mutation(
+        'resume',
         'our own train trains where a run goes on',
         'scalenet_mm/commands/train.py',
         'with one_run(cfg.work_dir):',

@@ -21,6 +21,7 @@ LONG = ('train_cfg.max_iters=100000', 'train_dataloader.dataset.batch=2')
 def begin(folder, *more):
     """A training that goes on, once it has trained."""
     words = scalenet('train', CONFIG, '--work-dir', folder, '--cfg-options', *LONG, *more)
+    words.insert(1, '-Xfaulthandler')  # says where, should it crash
     # tests that are run by nohup ignore SIGHUP, and what they start would too
     heed = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -78,9 +79,28 @@ def test_a_signal_ends_everything_that_a_run_started(number, tmp_path):
     started = family(run.pid)
     assert len(started) >= 2, 'the workers of its loader'
     run.send_signal(number)
-    run.stdout.close()
-    assert run.wait(30) == 128 + number
+    rest, _ = run.communicate(timeout=30)
+    assert run.returncode == 128 + number, rest
     assert soon(lambda: not alive(started)), started
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_stopped_command_does_not_take_the_interpreter_down(number, tmp_path):
+    """What threads of loaders do then may crash it in place of its status; what was to be done at its end is done."""
+    script = tmp_path / 'stopped.py'
+    script.write_text(
+        'import atexit, os, signal, sys\n'
+        'class Crash:\n'
+        '    def __del__(self, crash=os._exit):\n'
+        '        crash(99)\n'
+        "atexit.register(print, 'kept')\n"
+        'sys.held = Crash()\n'
+        f'signal.raise_signal({int(number)})\n'
+    )
+    words = scalenet('run', script)
+    heed = partial(signal.signal, number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, preexec_fn=heed)
+    assert (done.returncode, done.stdout) == (128 + number, 'kept\n'), done
 
 
 def test_another_projects_runner_call_is_held_to_it_too(tmp_path):

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from ..cores import prepare_threads
-from ..one_run import ending_cleanly
+from ..one_run import Stopped, ending_cleanly, leave
 from ..version import __version__
 
 COMMANDS = {
@@ -93,7 +93,9 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         return status
     except KeyboardInterrupt:
         print(f'{called}: stopped.', file=sys.stderr)
-        return 130
+        status = 130
+    except Stopped as end:
+        status = end.code
     except SystemExit as end:
         if not isinstance(end.code, str):
             raise
@@ -105,6 +107,7 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         if not told and (name in NOT_CAUGHT or not isinstance(error, USER_ERRORS)):
             raise
         return refused(called, str(error))
+    leave(status)  # here, where nothing of the stopped run is held by its traceback
 
 
 def no_reader_is_left() -> bool:
