@@ -30,8 +30,9 @@ from scalenet_mm.checkpoint.loading import build_model, load_weights
 from scalenet_mm.compat import quiet, read_config, scope_of
 from scalenet_mm.core.flops import meta_parameters
 from scalenet_mm.models.adoption import AdoptionError, adopt, find_backbone
-from scalenet_mm.models.adoption_proofs import SIZES, at, made_up, without_weights
+from scalenet_mm.models.adoption_proofs import at, without_weights
 from scalenet_mm.models.adoption_text import difference, leaf_text
+from scalenet_mm.models.made_up import SIZES, made_up
 from scalenet_mm.progress import Progress
 from scalenet_mm.runner.config import complete_config
 from scalenet_mm.tables import markdown_table

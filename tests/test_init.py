@@ -21,6 +21,7 @@ from scalenet_mm.compat import read_config
 from scalenet_mm.models import adoption, adoption_proofs
 from scalenet_mm.models.adoption import AdoptionError, adopt
 from scalenet_mm.models.adoption_text import difference, leaf_text, without_scope
+from scalenet_mm.models.made_up import made_up
 from scalenet_mm.runner.config import share_policy
 
 WIDTHS = [16, 32, 64, 128]
@@ -495,7 +496,7 @@ def test_made_up_objects_have_masks_where_the_config_s_own_have_them(with_mask, 
     """RTMDet weighs boxes by masks wherever there are any."""
     steps = [] if with_mask is None else [dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask)]
     cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dict(dataset=dict(pipeline=steps)))))
-    _, samples = adoption_proofs.made_up(cfg, 256)
+    _, samples = made_up(cfg, 256)
     assert all(('masks' in sample.gt_instances) == there for sample in samples)
 
 

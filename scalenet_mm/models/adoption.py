@@ -22,8 +22,9 @@ from ..engine.optim import PARAMWISE_KEYS
 from ..file_names import require_suffix
 from ..runner.built import typed
 from ..runner.config import CONSTRUCTOR, move_data_root
-from .adoption_proofs import SAMPLES, Proofs, at, prove, without_weights
+from .adoption_proofs import Proofs, at, prove, without_weights
 from .adoption_text import difference, leaf_text, without_scope
+from .made_up import SAMPLES
 
 PAPERS_SHARE = 3  # Sec. IV-A1: a third of the epochs that the source had
 # What hooks and loops of the libraries do at a time, or for so long at the end
