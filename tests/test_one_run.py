@@ -84,7 +84,7 @@ def test_a_signal_ends_everything_that_a_run_started(number, tmp_path):
     assert soon(lambda: not alive(started)), started
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_command_does_not_take_the_interpreter_down(number, tmp_path):
     """What threads of loaders do then may crash it in place of its status; what was to be done at its end is done."""
     script = tmp_path / 'stopped.py'

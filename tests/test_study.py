@@ -317,7 +317,7 @@ def test_where_it_pays_compares_each_place_with_training_on_there(tmp_path):
     assert not list(pays.report(records({'deit/on': [75.0]}), tmp_path, tmp_path, 'a command'))
 
 
-@pytest.mark.parametrize('family,study', zip(SHOWN, ('primary', 'own_rates')))
+@pytest.mark.parametrize('family,study', tuple(zip(SHOWN, ('primary', 'own_rates'))))
 def test_the_page_shows_the_claims_as_the_records_judge_them(family, study):
     docs = Path(__file__).parents[1] / 'docs'
     root = docs / 'results' / 'evidence' / 'demo'
