@@ -18,7 +18,7 @@ LEARNING_RATES = {'scratch': 8e-3, 'deep scratch': 3e-3, 'all': 1e-3, 'deep': 8e
 OWN_RATES = {'interpolate': 4e-3, 'on_time': 2e-3, 'stacked': 1e-3, 'times3': 4e-3}
 # Drop path of scenes without end and of fixed ones, chosen the same way.
 DROP_PATH = dict.fromkeys(LEARNING_RATES, 0.0)
-DROP_PATH_FIXED = {'scratch': 0.1, 'deep scratch': 0.2, 'all': 0.1, 'deep': 0.2, 'increments': 0.2}
+DROP_PATH_FIXED = {'scratch': 0.0, 'deep scratch': 0.2, 'all': 0.1, 'deep': 0.2, 'increments': 0.2}
 
 
 @dataclass(frozen=True, eq=False)
