@@ -19,8 +19,7 @@ bash "$root/tools/setup_env.sh"
 unset PYTHONPATH PYTHONHOME
 # The networks are tiny: one thread in each of several processes beats several threads in one.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONNOUSERSITE=1
-# Stealing leaves a file's tests, which share fixtures, with one worker as long as both have work.
 workers=$(env -u OMP_NUM_THREADS nproc)  # nproc heeds that variable
 cd "$root"
 exec "$env/bin/python" -m pytest -m "$tier" \
-  -n "$((workers < 8 ? workers : 8))" --dist worksteal ${pytest_args[@]+"${pytest_args[@]}"}
+  -n "$((workers < 8 ? workers : 8))" ${pytest_args[@]+"${pytest_args[@]}"}
