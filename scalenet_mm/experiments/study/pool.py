@@ -175,7 +175,7 @@ def run_all(
     # importing mmengine asks for CUDA, after which a forked process cannot use it
     context = multiprocessing.get_context('spawn' if devices else 'forkserver')
     if not devices:
-        context.set_forkserver_preload([train.__module__])
+        context.set_forkserver_preload([__name__, train.__module__])  # the second where it is installed
     running: dict[Any, tuple[Job, int | None]] = {}
     with alone(root) as file:
         done = {k: r for k, r in records_of(jobs, root).items() if r['status'] != FAILED}
