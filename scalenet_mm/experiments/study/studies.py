@@ -121,7 +121,7 @@ def _sweep(rates: Mapping[str, tuple[float, ...]], host: str = 'deit') -> tuple[
 
 
 PILOT_OWN, PILOT_SWIN = _sweep(_OWN_RATES), _sweep(_SWIN_RATES, 'swin')
-_DROPPED = {'source': (0.0, 0.1, 0.2), 'on': (0.0, 0.1, 0.2), 'scalenet': (0.1, 0.2, 0.3)}
+_DROPPED = {'source': (0.0, 0.1, 0.2), 'on': (0.0, 0.1, 0.2), 'scalenet': (0.0, 0.1, 0.2, 0.3)}
 _OF_5000 = {row.name: row for row in FIXED if row.scenes == SETS[1]}
 PILOT_FIXED = (
     *(_tried(_OF_5000[name], drop_path=p) for name, swept in _DROPPED.items() for p in swept),
