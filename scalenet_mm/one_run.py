@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
+import io
 import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -118,16 +119,17 @@ def _end(number: int, frame: object) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process as Python does, but for the last step: the interpreter is not taken down.
+    """Ends this process as Python does, files written out, but for the last step: the interpreter is not taken down.
 
     A run that was stopped anywhere may have daemon threads at work (those that feed the workers of its loader). Python
     ends them within whatever C++ they are in, and a segmentation fault or an abort takes the place of the status.
     """
     threading._shutdown()  # both as multiprocessing ends its processes
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # whoever read it may have gone
-            stream.flush()
+    gc.collect()
+    for file in [o for o in gc.get_objects() if issubclass(type(o), io.IOBase)]:
+        with suppress(Exception):  # closed, or whoever read it has gone
+            file.flush()
     os._exit(status)
 
 

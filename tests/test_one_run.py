@@ -95,12 +95,15 @@ def test_a_stopped_command_does_not_take_the_interpreter_down(number, tmp_path):
         '        crash(99)\n'
         "atexit.register(print, 'kept')\n"
         'sys.held = Crash()\n'
+        f'sys.file = open({str(tmp_path / "file")!r}, "w")\n'
+        "sys.file.write('kept')\n"
         f'signal.raise_signal({int(number)})\n'
     )
     words = scalenet('run', script)
     heed = partial(signal.signal, number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, preexec_fn=heed)
     assert (done.returncode, done.stdout) == (128 + number, 'kept\n'), done
+    assert (tmp_path / 'file').read_text() == 'kept'
 
 
 def test_another_projects_runner_call_is_held_to_it_too(tmp_path):
