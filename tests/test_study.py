@@ -281,9 +281,9 @@ def test_a_row_of_a_fixed_set_has_the_epochs_of_the_paper_and_a_source_of_its_ow
         row = ROWS[f'deit{scenes}/scalenet']
         assert 100 <= row.steps * 128 / scenes < 104 and row.source.steps == 3 * row.steps
         assert row.source.scenes == row.scenes == scenes
-        cfg = runs.config(row, 7, Path('.'), 'source.pth')
+        cfg = runs.config(replace(row, drop_path=0.3), 7, Path('.'), 'source.pth')
         assert cfg.train_dataloader.dataset.scenes == scenes
-        assert cfg.model.backbone.drop_path_rate == row.dropped > 0
+        assert cfg.model.backbone.drop_path_rate == 0.3 and row.drop_path == 0
         assert cfg.val_dataloader.dataset.get('scenes', 0) == 0 and cfg.val_dataloader.dataset.seed == (7, HELD_OUT)
 
 

@@ -61,7 +61,7 @@ def config(row: Row, seed: int, work_dir: Path, source: str | None = None) -> Co
         'optim_wrapper.optimizer.lr': row.rate,
         'optim_wrapper.paramwise_cfg.policy': dict(train=row.train),
         'train_dataloader.dataset.scenes': row.scenes,
-        'model.backbone.drop_path_rate': row.dropped,
+        'model.backbone.drop_path_rate': row.drop_path,
         'randomness.seed': seed,
         'load_from': source if row.source else None,
         **row.options,
