@@ -80,7 +80,7 @@ setup(
     package_data={'scalenet_mm.experiments.quickstart': ['sources/*']},
     install_requires=['safetensors>=0.4'],
     extras_require=EXTRAS,
-    entry_points={'console_scripts': ['scalenet = scalenet_mm.commands.main:main']},
+    entry_points={'console_scripts': ['scalenet = scalenet_mm.commands.main:process']},
     cmdclass={'build_py': BuildPy},
     zip_safe=False,
 )

@@ -1,7 +1,5 @@
 """``python -m scalenet_mm`` is ``scalenet``."""
 
-import sys
+from .commands.main import process
 
-from .commands.main import main
-
-sys.exit(main())
+process()

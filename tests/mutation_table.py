@@ -2041,8 +2041,8 @@ MUTATIONS = (
         'resume',
         'a stopped command takes the interpreter down',
         'scalenet_mm/commands/main.py',
-        '    leave(status)',
-        '    return status',
+        '        leave(status)',
+        '        sys.exit(status)',
         'tests/test_one_run.py::test_a_stopped_command_does_not_take_the_interpreter_down[15]',
     ),
     Mutation(

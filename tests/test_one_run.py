@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 from conftest import ROOT, scalenet
 
+from scalenet_mm.commands.main import main
 from scalenet_mm.one_run import LOCK, ending_cleanly, one_run, only_process
 
 CONFIG = ROOT / 'configs' / 'demo' / 'rank_deit.py'
@@ -104,6 +105,20 @@ def test_a_stopped_command_does_not_take_the_interpreter_down(number, tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, preexec_fn=heed)
     assert (done.returncode, done.stdout) == (128 + number, 'kept\n'), done
     assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_a_program_that_calls_a_command_goes_on_after_ctrl_c_and_ends_itself_when_it_is_told_to(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, 'argv', ['scalenet'])
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    script = tmp_path / 'stopped.py'
+    script.write_text('import signal, sys\nsignal.raise_signal(int(sys.argv[1]))\n')
+    assert main(['run', str(script), str(int(signal.SIGINT))]) == 130
+    assert capsys.readouterr().err.endswith('scalenet run: stopped.\n')
+    with pytest.raises(SystemExit) as end:
+        main(['run', str(script), str(int(signal.SIGTERM))])
+    assert end.value.code == 143
 
 
 def test_another_projects_runner_call_is_held_to_it_too(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scalenet_mm.commands.main import main
+from scalenet_mm.commands.main import process
 
 if __name__ == '__main__':
-    sys.exit(main(['test', *sys.argv[1:]], called='test.py'))
+    process(['test', *sys.argv[1:]], called='test.py')

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from typing import NoReturn
 
 from ..cores import prepare_threads
-from ..one_run import Stopped, ending_cleanly, leave
+from ..one_run import SIGNALS, Stopped, ending_cleanly, leave
 from ..version import __version__
 
 COMMANDS = {
@@ -36,12 +38,31 @@ ALONE = {'doctor', 'experiment'}  # start without torch
 NO_LOADER = {'predict', 'compare', 'delta', 'convert', 'inspect', 'onnx', 'doctor', 'benchmark', 'cluster', 'gpu-check'}
 USER_ERRORS = (ImportError, OSError, ValueError, RuntimeError)
 NOT_CAUGHT = {'train', 'test', 'run'}  # the traceback of a run belongs to it, but for a file that is refused
-BROKEN_PIPE = 128 + 13  # what a shell says of a command that SIGPIPE ended
+STOPPED = {128 + number for number in (signal.SIGINT, *SIGNALS)}
+BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell says of a command that SIGPIPE ended
 NOT_OURS = {'run'}  # another project's script keeps its own rules
 
 
+def process(argv: Sequence[str] | None = None, called: str | None = None) -> NoReturn:
+    """A process that does nothing else than ``main``: ends with its status, once stopped as ``leave`` says."""
+    try:
+        status = main(argv, called)
+    except Stopped as end:
+        status = end.code
+    if status in STOPPED:
+        leave(status)  # here, where nothing of the stopped run is held by its traceback
+    sys.exit(status)
+
+
 def main(argv: Sequence[str] | None = None, called: str | None = None) -> int:
-    """The command line; ends the process with 2 and one line where a user can mend what is wrong."""
+    """The command line within any program.
+
+    Returns:
+        Its status: 2, with one line on stderr, where a user can mend what is wrong; 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: argparse's; and Stopped where a signal told the program to end.
+    """
     return dispatch('scalenet', __package__, COMMANDS, sys.argv[1:] if argv is None else argv, called)
 
 
@@ -93,9 +114,7 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         return status
     except KeyboardInterrupt:
         print(f'{called}: stopped.', file=sys.stderr)
-        status = 130
-    except Stopped as end:
-        status = end.code
+        return 128 + signal.SIGINT
     except SystemExit as end:
         if not isinstance(end.code, str):
             raise
@@ -107,7 +126,6 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         if not told and (name in NOT_CAUGHT or not isinstance(error, USER_ERRORS)):
             raise
         return refused(called, str(error))
-    leave(status)  # here, where nothing of the stopped run is held by its traceback
 
 
 def no_reader_is_left() -> bool:
