@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .rows import OWN_RATES
+from .rows import AT_OWN_RATE, OWN_RATES
 from .stats import CONFIDENCE, Interval, Records, detectable, holm, interval, paired, seeds_needed, values
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = 'reproduced', 'not reproduced', 'undecided'
@@ -43,11 +43,21 @@ class Family:
     Attributes:
         seeds: paired seeds that a claim needs before it is judged; looking earlier and stopping there would be a
             choice made by the results.
+        short: its title in the head of a column.
     """
 
     title: str
     seeds: int
     claims: tuple[Claim, ...]
+    short: str = ''
+
+    def again(self, claim: Claim) -> Claim | None:
+        """What it asks of the question of another family's claim: of the same row, against a rival of that one."""
+        rivals = set(map(_asked, claim.worse))
+        for mine in self.claims:
+            if _asked(mine.better) == _asked(claim.better) and rivals.issuperset(map(_asked, mine.worse)):
+                return mine
+        return None
 
     def has(self, seeds: int) -> bool:
         """Whether a claim with so many seeds, failed ones too, is judged."""
@@ -58,6 +68,11 @@ class Family:
         standard deviation.
         """
         return detectable(spread, self.seeds, len(self.claims))
+
+
+def _asked(key: str) -> str:
+    """What a row is called whatever its host, its scenes and its learning rate."""
+    return key.partition('/')[2].removesuffix(AT_OWN_RATE)
 
 
 def _claims(table: str, group: str = 'deit') -> tuple[Claim, ...]:
@@ -77,7 +92,7 @@ def _claims(table: str, group: str = 'deit') -> tuple[Claim, ...]:
 def _at_own_rates(table: str) -> tuple[Claim, ...]:
     """The rival by its row of ``OWN_RATES`` where it has one; where the rate that it borrowed is its best, as it is."""
     for name in OWN_RATES:
-        table = table.replace(f'> {name} |', f'> {name}_own_rate |')
+        table = table.replace(f'> {name} |', f'> {name}{AT_OWN_RATE} |')
     return _claims(table)
 
 
@@ -145,12 +160,23 @@ scalenet_increments > adjustments | ? training the norms besides adapters is bet
 
 FAMILIES = (
     Family('Primary: DeiT, scenes without end', 10, _claims(_PRIMARY)),
-    Family('Rivals at learning rates of their own (asked after the first counted runs)', 10, _at_own_rates(_OWN_RATES)),
+    Family(
+        'Rivals at learning rates of their own (asked after the first counted runs)',
+        10,
+        _at_own_rates(_OWN_RATES),
+        'rivals at their own rates',
+    ),
     Family('Increments alone trained', 5, _claims(_INCREMENTS)),
-    Family('Swin, its last stage scaled', 5, _claims(_SWIN, 'swin')),
-    Family('A fixed set of 5,000 scenes', 5, _claims(_PRIMARY + _INCREMENTS.lstrip(), 'deit5000')),
-    Family('A fixed set of 2,000 scenes', 3, _claims(_PRIMARY, 'deit2000')),
-    Family('A fixed set of 20,000 scenes', 2, _claims(_PRIMARY, 'deit20000')),
+    Family('Swin, its last stage scaled', 5, _claims(_SWIN, 'swin'), 'Swin'),
+    *(
+        Family(
+            f'A fixed set of {scenes:,} scenes',
+            seeds,
+            _claims(_PRIMARY + more, f'deit{scenes}'),
+            f'{scenes:,} fixed scenes',
+        )
+        for scenes, seeds, more in ((2_000, 3, ''), (5_000, 5, _INCREMENTS.lstrip()), (20_000, 2, ''))
+    ),
     Family('Secondary', 5, _claims(_SECONDARY)),
     Family('What holds increments back', 5, _claims(_WHY)),
 )

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ...tables import markdown_table
 from ..paper.recount import ROWS as PAPER
 from . import gradient_curves, pays
-from .claims import EARLY, FAMILIES, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, Family, verdicts
+from .claims import EARLY, FAMILIES, NOT_REPRODUCED, PRIMARY, REPRODUCED, UNDECIDED, Claim, Family, Verdict, verdicts
 from .stats import MOST_SEEDS, Records, interval, minus, paired, pooled_spread, values
 from .studies import PILOT_SEEDS, PILOTS, ROWS, STUDIES
 
@@ -130,6 +130,11 @@ def pilot_spread(pilot: Records) -> float:
     return pooled_spread([paired(pilot, row, main, 'top1') for row in others])
 
 
+def word(v: Verdict) -> str:
+    """The verdict, by what its claim is: the paper's or a question of ours."""
+    return OURS.get(v.word, v.word) if v.claim.ours else v.word
+
+
 def verdict_lines(records: Records, family: Family, spread: float) -> list[list[str]]:
     """Every claim of a family, those without two common seeds too.
 
@@ -145,7 +150,6 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
         if v is None:
             lines.append([claim.text, better, worse, '–', 'not run', *['–'] * 3, printed(claim), before, '–'])
             continue
-        word = OURS.get(v.word, v.word) if claim.ours else v.word
         needed = f'{v.needed}' if v.needed < MOST_SEEDS else f'over {MOST_SEEDS}'
         lines.append(
             [
@@ -156,7 +160,7 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
                 v.top1.signed,
                 f'{v.loss.mean:+.3f} ± {v.loss.half:.3f}',
                 '–' if v.word == EARLY else f'{v.p:.4f}',
-                f'**{word}**',
+                f'**{word(v)}**',
                 printed(claim),
                 f'{v.decidable:.2f}',
                 needed if v.word == UNDECIDED else '–',
@@ -165,14 +169,29 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
     return lines
 
 
-SHOWN = FAMILIES[:2]  # in docs/evidence.md
 SHORT = ('claim', 'seeds', 'top-1 difference', 'verdict', 'paper', 'decidable')
+ELSEWHERE = tuple(family for family in FAMILIES if family.short)
 
 
-def short_table(lines: Sequence[Sequence[str]]) -> str:
-    """Of ``verdict_lines`` what docs/evidence.md shows."""
+def short_tables(records: Records, spread: float) -> tuple[str, str]:
+    """What docs/evidence.md shows: the primary family, and what others say of its claims."""
     columns = [VERDICT_HEAD.index(name) for name in SHORT]
-    return markdown_table(SHORT, [[line[i] for i in columns] for line in lines])
+    primary = [[line[i] for i in columns] for line in verdict_lines(records, PRIMARY, spread)]
+    others = {family: {v.claim: v for v in verdicts(records, family)} for family in ELSEWHERE}
+    others = {family: found for family, found in others.items() if found}
+    lines = [
+        [claim.text, *(told(found.get(family.again(claim))) for family, found in others.items())]
+        for claim in PRIMARY.claims
+    ]
+    head = ('claim', *(f'{family.short}, {family.seeds} seeds' for family in others))
+    return markdown_table(SHORT, primary), markdown_table(head, lines)
+
+
+def told(v: Verdict | None) -> str:
+    """A verdict in a cell."""
+    if v is None:
+        return '–'
+    return f'{v.top1.signed}, ' + (f'{v.top1.n} seeds' if v.word == EARLY else f'**{word(v)}**')
 
 
 def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:
@@ -226,8 +245,7 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
             yield out / f'{name}.md'
     judged = {f: verdict_lines(counted, f, pilot_spread(pilot)) for f in FAMILIES if verdicts(counted, f)}
     if judged:
-        begin = f'# Claims, demo scale\n\nMade by `{command}`.'
-        begin += ''.join(f'\n\n{short_table(judged[family])}' for family in SHOWN if family in judged)
+        begin = ['# Claims, demo scale', f'Made by `{command}`.', *short_tables(counted, pilot_spread(pilot))]
         tables = [f'## {family.title}\n\n{markdown_table(VERDICT_HEAD, lines)}' for family, lines in judged.items()]
-        (out / 'claims.md').write_text('\n\n'.join([begin, *tables, VERDICT_LEGEND]) + '\n')
+        (out / 'claims.md').write_text('\n\n'.join([*begin, *tables, VERDICT_LEGEND]) + '\n')
         yield out / 'claims.md'

@@ -14,8 +14,9 @@ RANK = 4  # adapters of 6.1 % of the parameters of three layers of width 64, twi
 # source's depth or more.
 LEARNING_RATES = {'scratch': 8e-3, 'deep scratch': 3e-3, 'all': 1e-3, 'deep': 8e-3, 'increments': 4e-3}
 # Of rows that at first borrowed one of these, where `scalenet experiment study pilot_own` found a better one. Rows of
-# the primary family keep what they were run with; beside them stand rows `..._own_rate`. Fixed sets take these at once.
+# the primary family keep what they were run with; rows of this ending stand beside them. Fixed sets take these at once.
 OWN_RATES = {'interpolate': 4e-3, 'on_time': 2e-3, 'stacked': 1e-3, 'times3': 4e-3}
+AT_OWN_RATE = '_own_rate'
 
 
 @dataclass(frozen=True, eq=False)

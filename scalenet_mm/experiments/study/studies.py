@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from .rows import DEIT, DEIT_SOURCE, OWN_RATES, STEPS, SWIN, Row
+from .rows import AT_OWN_RATE, DEIT, DEIT_SOURCE, OWN_RATES, STEPS, SWIN, Row
 
 SETS = (2_000, 5_000, 20_000)  # fixed scenes; 12,000 steps of 128 are 300 epochs of 5,000
 _BY_KEY = {row.key: row for row in (*DEIT, *SWIN)}
@@ -21,7 +21,7 @@ CONTROLS = named('on on_time scalenet scalenet_increments')
 
 
 OWN_RATE = tuple(
-    replace(row, name=f'{row.name}_own_rate', title=f'{row.title}, own rate', lr=OWN_RATES[row.name], paper='')
+    replace(row, name=row.name + AT_OWN_RATE, title=f'{row.title}, own rate', lr=OWN_RATES[row.name], paper='')
     for row in named(' '.join(OWN_RATES))
 )
 
