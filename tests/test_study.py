@@ -281,11 +281,11 @@ def test_what_other_families_say_of_a_primary_claim_stands_beside_it():
     table = short_tables(records({**better, 'deit5000/on': [70.5, 70.5]}), 1.0)[1].splitlines()
     assert table[0] == '| claim | 5,000 fixed scenes, 5 seeds |' and len(table) == 2 + len(of)
     assert table[2].endswith('| +1.00 ± 6.35, 2 seeds |') and table[5].endswith('| +0.00 ± 0.00, 2 seeds |')
-    assert table[3].endswith('| – |')
+    assert table[3].endswith('| not asked |')
     (verdict,) = verdicts(
         records({'h/a': [2.0, 3.0, 4.0], 'h/b': [1.0, 2.0, 3.1]}), Family('', 3, (Claim('', 'h/a', ('h/b',)),))
     )
-    assert told(verdict).endswith(', **reproduced**')
+    assert told(verdict) == '+0.97 ± 0.14, **reproduced**' and told(verdict, 4) == '+0.97 ± 0.14 (b), **reproduced**'
 
 
 # ------------------------------------------------------------------------------- rows

@@ -53,9 +53,9 @@ class Family:
 
     def again(self, claim: Claim) -> Claim | None:
         """What it asks of the question of another family's claim: of the same row, against a rival of that one."""
-        rivals = set(map(_asked, claim.worse))
+        rivals = set(map(asked, claim.worse))
         for mine in self.claims:
-            if _asked(mine.better) == _asked(claim.better) and rivals.issuperset(map(_asked, mine.worse)):
+            if asked(mine.better) == asked(claim.better) and rivals.issuperset(map(asked, mine.worse)):
                 return mine
         return None
 
@@ -70,7 +70,7 @@ class Family:
         return detectable(spread, self.seeds, len(self.claims))
 
 
-def _asked(key: str) -> str:
+def asked(key: str) -> str:
     """What a row is called whatever its host, its scenes and its learning rate."""
     return key.partition('/')[2].removesuffix(AT_OWN_RATE)
 

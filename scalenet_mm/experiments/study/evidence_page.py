@@ -11,11 +11,25 @@ from matplotlib.figure import Figure
 from ...tables import markdown_table
 from ..paper.recount import ROWS as PAPER
 from . import gradient_curves, pays
-from .claims import EARLY, FAMILIES, NOT_REPRODUCED, PRIMARY, REPRODUCED, UNDECIDED, Claim, Family, Verdict, verdicts
+from .claims import (
+    EARLY,
+    FAMILIES,
+    NOT_REPRODUCED,
+    PRIMARY,
+    REPRODUCED,
+    UNDECIDED,
+    Claim,
+    Family,
+    Verdict,
+    asked,
+    verdicts,
+)
+from .rows import AT_OWN_RATE
 from .stats import MOST_SEEDS, Records, interval, minus, paired, pooled_spread, values
 from .studies import PILOT_SEEDS, PILOTS, ROWS, STUDIES
 
 PRINTED = {row.key: row.result['top-1'] for row in PAPER if 'top-1' in row.result}
+PAPER_MODEL = {row.key: row.model for row in PAPER}
 HEAD = (
     'row',
     'seeds',
@@ -37,6 +51,7 @@ LEGEND = (
 )
 
 
+NOT_RUN = 'not run'
 OWN_PAGES = {'gradients': gradient_curves.report, 'pays': pays.report}  # studies that are no table of rows
 
 
@@ -60,9 +75,9 @@ def table(records: Records, rows: Sequence[str]) -> list[list[str]]:
         row, done = ROWS[key], values(records, key, 'top1')
         failed = sum(r['status'] != 'done' for (k, _), r in records.items() if k == key)
         begin = [row.title, f'{len(done)}' + (f' ({failed} failed)' if failed else '')]
-        end = f'{PRINTED[row.paper]:.2f}' if row.paper in PRINTED else '–'
+        end = f'{PRINTED[row.paper]:.2f} ({PAPER_MODEL[row.paper]})' if row.paper in PRINTED else '–'
         if not done:
-            lines.append([*begin, 'not run', *['–'] * 7, end])
+            lines.append([*begin, NOT_RUN, *['–'] * 7, end])
             continue
         one = records[key, next(iter(done))]
         differences = minus(done, values(records, base, 'top1'))
@@ -148,7 +163,7 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
         v = found.get(claim)
         better, worse = ROWS[claim.better].title, ' or '.join(ROWS[key].title for key in claim.worse)
         if v is None:
-            lines.append([claim.text, better, worse, '–', 'not run', *['–'] * 3, printed(claim), before, '–'])
+            lines.append([claim.text, better, worse, '–', NOT_RUN, *['–'] * 3, printed(claim), before, '–'])
             continue
         needed = f'{v.needed}' if v.needed < MOST_SEEDS else f'over {MOST_SEEDS}'
         lines.append(
@@ -171,27 +186,38 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
 
 SHORT = ('claim', 'seeds', 'top-1 difference', 'verdict', 'paper', 'decidable')
 ELSEWHERE = tuple(family for family in FAMILIES if family.short)
+CHOICE = ('network', 'top-1 %', 'parameters', 'MFLOPs', 'CPU minutes')
+CHOICES = tuple(
+    f'deit/{name}'
+    for name in (
+        *('source', f'on_time{AT_OWN_RATE}', 'scalenet_increments', f'interpolate{AT_OWN_RATE}', 'tied', 'scalenet'),
+        *(f'times3{AT_OWN_RATE}', 'untied', 'scratch3'),
+    )
+)
 
 
-def short_tables(records: Records, spread: float) -> tuple[str, str]:
-    """What docs/evidence.md shows: the primary family, and what others say of its claims."""
+def short_tables(records: Records, spread: float) -> tuple[str, str, str]:
+    """What docs/evidence.md shows: the primary family, what others say of its claims, and what networks cost."""
     columns = [VERDICT_HEAD.index(name) for name in SHORT]
     primary = [[line[i] for i in columns] for line in verdict_lines(records, PRIMARY, spread)]
     others = {family: {v.claim: v for v in verdicts(records, family)} for family in ELSEWHERE}
     others = {family: found for family, found in others.items() if found}
     lines = [
-        [claim.text, *(told(found.get(family.again(claim))) for family, found in others.items())]
+        [claim.text, *(told(found.get(family.again(claim)), len(claim.worse)) for family, found in others.items())]
         for claim in PRIMARY.claims
     ]
+    costs = [dict(zip(HEAD, line)) for line in table(records, CHOICES)]
+    costs = [[line['row'], *(line[name] for name in CHOICE[1:])] for line in costs if line['top-1 %'] != NOT_RUN]
     head = ('claim', *(f'{family.short}, {family.seeds} seeds' for family in others))
-    return markdown_table(SHORT, primary), markdown_table(head, lines)
+    return markdown_table(SHORT, primary), markdown_table(head, lines), markdown_table(CHOICE, costs)
 
 
-def told(v: Verdict | None) -> str:
-    """A verdict in a cell."""
+def told(v: Verdict | None, rivals: int = 1) -> str:
+    """A verdict in a cell, with the rival where there were several."""
     if v is None:
-        return '–'
-    return f'{v.top1.signed}, ' + (f'{v.top1.n} seeds' if v.word == EARLY else f'**{word(v)}**')
+        return 'not asked'
+    against = f' ({asked(v.worse)})' if rivals > 1 else ''
+    return f'{v.top1.signed}{against}, ' + (f'{v.top1.n} seeds' if v.word == EARLY else f'**{word(v)}**')
 
 
 def plot(records: Records, rows: Sequence[str], file: Path, title: str) -> None:

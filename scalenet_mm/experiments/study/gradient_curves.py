@@ -23,12 +23,13 @@ STREAM = 9  # of scenes, beside those of ``run``
 # name -> (row whose network it is, row whose checkpoint it holds, colour, line)
 NETWORKS = {
     'source': ('source', 'source', '#444444', '-'),
+    'source trained on': ('on', 'on', '#444444', '--'),
     'tied x2, untrained': ('tied', 'source', '#30638e', ':'),
     'ScaleNet x2, untrained': ('scalenet', 'source', '#d1495b', ':'),
     'tied x2, trained': ('tied', 'tied', '#30638e', '-'),
     'ScaleNet x2, trained': ('scalenet', 'scalenet', '#d1495b', '-'),
 }
-OURS, OTHERS = 'ScaleNet x2, trained', ('source', 'tied x2, trained')
+OURS, OTHERS = 'ScaleNet x2, trained', ('source', 'source trained on', 'tied x2, trained')
 Norms = Mapping[str, Mapping[int, list[float]]]
 
 

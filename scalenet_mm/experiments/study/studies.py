@@ -101,8 +101,8 @@ PILOT = (
 )
 # Rates of their own for rows that borrow one, asked after the first counted runs (docs/evidence_plan.md).
 _OWN_RATES = {
-    'interpolate': (1e-3, 2e-3, 4e-3, 8e-3),
-    'adapter': (1e-3, 2e-3, 4e-3),
+    **dict.fromkeys(('random', 'interpolate', 'swa'), (1e-3, 2e-3, 4e-3, 8e-3)),
+    'adapter': (5e-4, 1e-3, 2e-3, 4e-3),
     'on_time': (5e-4, 1e-3, 2e-3, 4e-3),
     'stacked': (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     'times3': (2e-3, 4e-3, 8e-3, 16e-3),
@@ -146,7 +146,9 @@ def _keys(**names: str) -> tuple[str, ...]:
 # Study -> rows, in the order of its table; `evidence_page.reference` is what the others are compared with.
 STUDIES = {
     'primary': keys(PRIMARY),
-    'own_rates': (*_keys(deit='source on interpolate adapter on_time scalenet stacked times3'), *keys(OWN_RATE)),
+    'own_rates': keys(
+        r for row in PRIMARY for r in (row, *(own for own in OWN_RATE if own.name == row.name + AT_OWN_RATE))
+    ),
     'swin': keys(SWIN),
     **{f'fixed{scenes}': keys(row for row in FIXED if row.scenes == scenes) for scenes in SETS},
     'younger': keys((*YOUNGER, DEIT_SOURCE, *CONTROLS)),
@@ -166,7 +168,7 @@ STUDIES = {
     'fig6': _keys(deit='scalenet drop_path_0.05 drop_path_0.1 drop_path_0.2'),
     'start': _keys(deit='on scalenet function'),
     'distill': _keys(deit='on scalenet distill_logits distill_layers'),
-    'gradients': _keys(deit='source tied scalenet'),
+    'gradients': _keys(deit='source on tied scalenet'),
     'pilot': ('deit/source', *keys(PILOT)),
     'pilot_own': keys(PILOT_OWN),
     'pilot_swin': keys(PILOT_SWIN),
