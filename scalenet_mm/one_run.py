@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 LOCK = '.run.lock'
+RANKS = ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID')  # mpirun within a job of Slurm has both of the latter
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _held: dict[Path, IO] = {}
 
@@ -77,7 +78,7 @@ def one_run(folder: str | os.PathLike) -> Iterator[None]:
         SystemExit: if another process runs there; the message names it and the ways out.
     """
     path = Path(folder).resolve() / LOCK
-    first = int(os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or 0) == 0
+    first = int(next((os.environ[name] for name in RANKS if os.environ.get(name)), 0)) == 0
     refusal = (
         f"a run goes on in {folder} ({{holder}}), and two would take each other's checkpoints for their own. Wait for "
         'it, end it with kill and its number, or choose another folder.'

@@ -25,7 +25,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
+from toy_run import toy_config
 
+from scalenet_mm.checkpoint.strict import CheckpointError
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.core.tying import require_tied
 from scalenet_mm.engine import ScaleNetDistributedDataParallel, wrapper
@@ -276,6 +278,19 @@ def options(out: Path, name: str) -> dict:
         attributes_after={k: vars(ddp)[k] for k in kept},
         trainable=trainable,
     )
+
+
+def positions(out: Path, name: str) -> str:
+    """What a resumed run says in each process, where each has a work dir of its own and the first one wrote."""
+    for resume in (False, True):
+        cfg = toy_config(out / f'{name} of {dist.get_rank()}')
+        cfg.launcher, cfg.resume, cfg.train_cfg.max_epochs = 'pytorch', resume, 1 + resume
+        cfg.policy = cfg.optim_wrapper.paramwise_cfg.policy
+        try:
+            build_runner(cfg).train()
+        except CheckpointError as error:
+            return str(error)
+    return 'trained'
 
 
 def main(jobs: list[dict], out: Path) -> None:

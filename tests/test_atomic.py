@@ -16,8 +16,11 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 from toy_run import kill_at, toy_config, write_base
 
+from scalenet_mm.checkpoint.reading import read_checkpoint
 from scalenet_mm.checkpoint.writing import write_atomically
+from scalenet_mm.file_names import DIGEST
 from scalenet_mm.runner.atomic import make_atomic
+from scalenet_mm.runner.config import build_runner
 from scalenet_mm.runner.resume import make_resumable
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +139,19 @@ def fill_the_disk(path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     with pytest.raises(OSError, match=r'new\.pth \(5,000 bytes\) could not be written: File too'):
         write_atomically(path, b'x' * 5000)
+
+
+def test_a_published_checkpoint_is_read_by_the_digest_in_its_name(tmp_path):
+    cfg = toy_config(tmp_path / 'w', published_keys=['meta', 'state_dict'], save_best='acc')
+    cfg.train_cfg.max_epochs = 1
+    build_runner(cfg).train()
+    last = torch.load(tmp_path / 'w' / 'epoch_1.pth', weights_only=False)
+    published = [p for p in (tmp_path / 'w').glob('*.pth') if DIGEST.search(p.name)]
+    assert sorted(p.name.rpartition('-')[0] for p in published) == ['best_acc_epoch_1', 'epoch_1']
+    for path in published:
+        content = read_checkpoint(path)
+        assert content.keys() == {'meta', 'state_dict'}
+        assert all(torch.equal(content['state_dict'][key], value) for key, value in last['state_dict'].items())
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):

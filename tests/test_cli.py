@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 
+from scalenet_mm.checkpoint.delta_file import read_delta
 from scalenet_mm.commands import test as evaluate
 from scalenet_mm.commands import train
 from scalenet_mm.experiments.data import make_demo_data
@@ -81,7 +82,9 @@ def test_a_dry_run_measures_and_leaves_nothing_behind(loop, config, tmp_path, mo
     (tmp_path / 'here').mkdir()
     monkeypatch.chdir(tmp_path / 'here')
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
-    path = config(loop, custom_hooks=[dict(type='CountsForTest')])
+    path = config(
+        loop, **{'custom_hooks': [dict(type='CountsForTest')], 'default_hooks.checkpoint.filename_tmpl': 'model_{}.pt'}
+    )
     train.main([str(path), '--dry-run', '--work-dir', str(tmp_path / 'w')])
     assert CountsForTest.seen == dict(train=2, val=8)
     dry = capsys.readouterr().out
@@ -94,7 +97,7 @@ def test_a_dry_run_measures_and_leaves_nothing_behind(loop, config, tmp_path, mo
     # what a real run writes
     short = 'train_cfg.max_epochs=1' if loop == 'epochs' else 'train_cfg.max_iters=4'
     train.main([str(path), '--work-dir', str(tmp_path / 'w'), '--cfg-options', short])
-    (saved,) = (tmp_path / 'w').glob('*.pth')
+    (saved,) = (tmp_path / 'w').glob('*.pt')
     size = saved.stat().st_size / 2**20
     assert number(r'checkpoint +([\d.,]+) MB', dry) == pytest.approx(size, rel=0.1)
     model = torch.load(saved, weights_only=False)
@@ -176,11 +179,16 @@ def test_nothing_is_built_when_something_is_missing(config, tmp_path):
         train.main([str(path), '--work-dir', str(tmp_path / 'w'), '--no-preflight'])
 
 
-def test_a_delta_on_its_base_evaluates_to_the_full_checkpoints_numbers(config, tmp_path):
-    path, base = config(**{'train_cfg.max_epochs': 1}), tmp_path / 'base.pth'
+def source_state(path) -> dict:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        source = MODELS.build(Config.fromfile(path).model)
-    torch.save(dict(state_dict=source.state_dict()), base)
+        return MODELS.build(Config.fromfile(path).model).state_dict()
+
+
+def test_a_delta_on_its_base_evaluates_to_the_full_checkpoints_numbers(config, tmp_path):
+    matrix = [dict(type='Accuracy'), dict(type='ConfusionMatrix')]
+    path = config(**{'train_cfg.max_epochs': 1, 'val_evaluator': matrix, 'test_evaluator': matrix})
+    base = tmp_path / 'base.pth'
+    torch.save(dict(state_dict=source_state(path)), base)
     work = ['--work-dir', str(tmp_path / 'w')]
     train.main([str(path), *work, '--cfg-options', f'load_from={base}', '--tensorboard'])
     assert list((tmp_path / 'w').rglob('events.out.tfevents*'))
@@ -190,12 +198,13 @@ def test_a_delta_on_its_base_evaluates_to_the_full_checkpoints_numbers(config, t
     evaluate.main([str(path), str(base), *delta, *work, '--out', str(out[1])])
     full, with_delta = (json.loads(p.read_text()) for p in out)
     assert full and full == with_delta
+    assert len(full['confusion_matrix/result']) == 19
 
 
 def test_deltas_are_written_where_increments_of_something_pretrained_are_trained(config):
     cfg = Config.fromfile(config(load_from='base.pth'))
-    write_deltas(cfg)
-    write_deltas(cfg)
+    write_deltas(cfg, cfg.load_from)
+    write_deltas(cfg, cfg.load_from)
     assert [h.type for h in cfg.custom_hooks].count('DeltaHook') == 1
     for changes in (
         {'load_from': None},
@@ -203,8 +212,18 @@ def test_deltas_are_written_where_increments_of_something_pretrained_are_trained
         {'load_from': 'base.pth', 'optim_wrapper.constructor': 'DefaultOptimWrapperConstructor', 'policy': None},
     ):
         cfg = Config.fromfile(config(**changes))
-        write_deltas(cfg)
+        write_deltas(cfg, cfg.load_from)
         assert 'DeltaHook' not in [h.type for h in cfg.get('custom_hooks', [])]
+
+
+def test_a_resumed_run_goes_on_with_its_deltas_though_its_base_is_not_named_again(config, tmp_path):
+    path, base = config(**{'train_cfg.max_epochs': 1}), tmp_path / 'base.pth'
+    torch.save(dict(state_dict=source_state(path)), base)
+    work = ['--work-dir', str(tmp_path / 'w'), '--cfg-options']
+    train.main([str(path), *work, f'load_from={base}'])
+    train.main([str(path), *work, 'train_cfg.max_epochs=2', '--resume'])
+    assert read_delta(tmp_path / 'w' / 'epoch_2.delta.safetensors').base == 'base.pth'
+    assert not (tmp_path / 'w' / 'epoch_1.delta.safetensors').exists(), 'gone with its checkpoint'
 
 
 def test_configs_of_the_libraries_are_found_by_their_scope(tmp_path):

@@ -4,27 +4,32 @@ import copy
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import timm_vit
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
 from safetensors import safe_open
 from safetensors.torch import save_file
-from toy_run import SCALED, ToyClassifier, toy_config, write_base
+from toy_run import SCALED, ToyClassifier, ToyMetric, toy_config, write_base
 
 from scalenet_mm.checkpoint import CheckpointError
 from scalenet_mm.checkpoint.assemble import apply_to_file, assemble, export_delta, make_delta, verify_delta
 from scalenet_mm.checkpoint.config_text import parse_config
 from scalenet_mm.checkpoint.delta_file import PUSHED, SEAL, DeltaSwitch, apply_delta, read_delta
+from scalenet_mm.checkpoint.live_delta import delta_of
 from scalenet_mm.checkpoint.loading import build_model
 from scalenet_mm.checkpoint.publish import push_delta
 from scalenet_mm.checkpoint.reading import read_checkpoint
 from scalenet_mm.commands.main import main
 from scalenet_mm.core.roles import TrainPolicy
+from scalenet_mm.ops import scale
 from scalenet_mm.runner.config import build_runner
 
 ROOT = Path(__file__).parents[1]
@@ -540,6 +545,58 @@ def test_a_pushed_folder_loads_like_a_hub_repository_and_carries_a_card(toy, tmp
     assert same(here['model'].state_dict(), state)
     with pytest.raises(FileExistsError, match='--force'):
         push_delta(delta, tmp_path / 'pushed')
+
+
+@pytest.mark.parametrize(
+    ('dest', 'said'),
+    [
+        ('https://huggingface.co/me/repo', 'is neither a folder nor of the form hf://owner/repo; write hf://me/repo'),
+        ('s3://bucket/folder', 'is neither a folder nor of the form hf://owner/repo'),
+        ('hf://repo', 'is neither a folder nor of the form hf://owner/repo'),
+    ],
+)
+def test_a_push_to_another_address_than_the_hubs_is_refused(dest, said, toy, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _ = command('push', toy[-1], dest)
+    assert code == f'scalenet delta: error: {dest} {said}\n' and not list(tmp_path.iterdir())
+
+
+def test_a_delta_of_a_live_network_is_told_from_one_with_a_config(command, tmp_path):
+    source = timm_vit(2)
+    torch.save(source.state_dict(), tmp_path / 'base.pth')
+    model = scale(copy.deepcopy(source), times=2)
+    delta_of(model, source).save(tmp_path / 'live.delta.safetensors')
+    for words in (('verify', 'base.pth'), ('apply', 'base.pth')):
+        out = (tmp_path / 'out.pth',) if words[0] == 'apply' else ()
+        code, _ = command(words[0], tmp_path / words[1], tmp_path / 'live.delta.safetensors', *out)
+        assert re.search(r'delta(\.safetensors)? is of a network that scalenet_mm.scale made', code)
+        assert code.endswith('scalenet_mm.scale_by_delta(network, delta).\n') and not (tmp_path / 'out.pth').exists()
+
+
+@METRICS.register_module()
+class ManyKinds(ToyMetric):
+    def compute_metrics(self, results):
+        return dict(acc=np.float32(1), zero=torch.tensor(0), each=[1.0, 2.0], matrix=torch.eye(2), name='x')
+
+
+def test_metrics_that_are_no_numbers_are_left_out_of_a_delta(tmp_path):
+    cfg = toy_config(tmp_path / 'w', write_base(tmp_path / 'base.pth'), hooks=HOOKS)
+    cfg.val_evaluator, cfg.train_cfg.max_epochs = dict(type='ManyKinds'), 1
+    build_runner(cfg).train()
+    assert read_delta(tmp_path / 'w' / 'epoch_1.delta.safetensors').metrics == dict(acc=1.0, zero=0.0)
+
+
+@pytest.mark.parametrize('template', ['m_{}.pt', 'm_{}'])
+def test_a_delta_stays_as_long_as_its_checkpoint_whatever_that_is_called(template, tmp_path):
+    base = write_base(tmp_path / 'base.pth')
+    for epochs in (3, 4):
+        cfg = toy_config(tmp_path / 'w', base, hooks=HOOKS, filename_tmpl=template, max_keep_ckpts=2)
+        cfg.train_cfg.max_epochs, cfg.resume = epochs, epochs == 4
+        cfg.load_from = None if cfg.resume else cfg.load_from
+        build_runner(cfg).train()
+        assert {p.name for p in (tmp_path / 'w').glob('*.delta.safetensors')} == {
+            f'm_{epoch}.delta.safetensors' for epoch in (epochs - 1, epochs)
+        }
 
 
 def test_a_delta_names_a_base_on_the_hub_in_its_card(toy, tmp_path):

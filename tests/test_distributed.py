@@ -96,6 +96,7 @@ def checks(tmp_path_factory):
         dict(do='added', name='added'),
         dict(do='verdicts', name='verdicts'),
         dict(do='options', name='options'),
+        dict(do='positions', name='positions'),
     ]
     return two_processes(jobs, tmp_path_factory.mktemp('checks'))
 
@@ -234,6 +235,12 @@ def test_fsdp2_at_the_root_gives_a_single_processs_result(name, checks):
         for key, tensor in kept['alone'].items():
             torch.testing.assert_close(kept['gathered'][key], tensor, rtol=1e-4, atol=1e-5)
         assert kept['share'] < 0.6, 'a process holds about half of the parameters'
+
+
+def test_a_resumed_run_whose_processes_would_start_apart_is_refused_in_each(checks):
+    for said in checks['positions']:
+        assert 'start process 0 at epoch 1, iteration 2, and process 1 at epoch 0, iteration 0' in said
+        assert '--resume FILE' in said
 
 
 def test_what_is_put_on_the_instances_is_trained_for_each_of_them(checks):

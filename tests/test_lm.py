@@ -740,14 +740,19 @@ def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_written(sour
 
 
 def test_a_run_that_would_lose_later_checkpoints_is_refused(tmp_path):
-    for name in ('a/checkpoint-4', 'a/checkpoint-8', 'b/checkpoint-4'):
+    for name in ('a/checkpoint-4', 'a/checkpoint-8', 'a/checkpoint-12', 'a/checkpoint-x', 'b/checkpoint-4'):
         (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / 'trainer_state.json').write_text('{}')
+    (tmp_path / 'a' / 'checkpoint-12' / 'trainer_state.json').write_text('{')  # killed while it was written
+    (tmp_path / 'a' / 'checkpoint-x' / 'trainer_state.json').unlink()
     last = str(tmp_path / 'a' / 'checkpoint-8')
     assert checkpoint_of(tmp_path / 'a', True) == checkpoint_of(tmp_path / 'a', last) == last
     assert checkpoint_of(tmp_path / 'c', last) == last
     for other in ('a/checkpoint-4', 'b/checkpoint-4'):
         with pytest.raises(ValueError, match=r'a has the checkpoint \S*checkpoint-8, which .* --resume alone'):
             checkpoint_of(tmp_path / 'a', str(tmp_path / other))
+    with pytest.raises(ValueError, match=r'checkpoint-12 was not written to its end.*alone continues from \S*-8\.$'):
+        checkpoint_of(tmp_path / 'a', str(tmp_path / 'a' / 'checkpoint-12'))
 
 
 def test_a_run_is_not_resumed_with_another_scale_or_policy(source_folder, capsys):

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, scalenet
 
 from scalenet_mm.commands.main import main
-from scalenet_mm.one_run import LOCK, ending_cleanly, one_run, only_process
+from scalenet_mm.one_run import LOCK, _held, ending_cleanly, one_run, only_process
 
 CONFIG = ROOT / 'configs' / 'demo' / 'rank_deit.py'
 WORKERS = ('train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True')
@@ -174,9 +174,23 @@ def test_one_process_may_enter_twice_and_only_the_first_of_a_distributed_run_hol
             only_process(file, 'held by {holder}'),
         ):
             pass
-        monkeypatch.setenv('RANK', '1')
-        with one_run(tmp_path):
-            pass
+        # torchrun; mpirun, alone and within a job of Slurm; srun
+        for names in (
+            ('RANK',),
+            ('OMPI_COMM_WORLD_RANK',),
+            ('OMPI_COMM_WORLD_RANK', 'SLURM_PROCID'),
+            ('SLURM_PROCID',),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setitem(_held, file.resolve(), None)
+                patch.delitem(_held, file.resolve())  # as in another process
+                patch.setenv(names[-1], '0')
+                patch.setenv(names[0], '0')
+                with pytest.raises(SystemExit, match='a run goes on in'), one_run(tmp_path):
+                    pass
+                patch.setenv(names[0], '1')
+                with one_run(tmp_path):
+                    pass
 
 
 def test_a_handler_of_somebody_elses_stays():

@@ -42,6 +42,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """A folder over HTTP; `/owner/repo/resolve/REVISION/file` as a model hub answers it."""
 
     asked: list[str] = []
+    cut = 0  # so many answers end after half of the file
+
+    def copyfile(self, source, outputfile) -> None:
+        content = source.read()
+        Handler.cut, cut = max(0, Handler.cut - 1), Handler.cut
+        outputfile.write(content[: len(content) // 2] if cut else content)
 
     def log_message(self, *args) -> None:
         pass
@@ -104,6 +110,18 @@ def test_a_download_is_cached_and_addresses_with_one_file_name_are_kept_apart(we
         assert same(read_checkpoint(f'{address}/two/model.safetensors')['state_dict'], other)
         for name in ('one', 'two'):  # the second round needs no server
             (folder / name / 'model.safetensors').unlink(missing_ok=True)
+
+
+def test_a_download_that_ends_early_is_not_kept(weights, served, tmp_path):
+    folder, address = served
+    torch.save(weights, folder / 'x.pth')
+    size = (folder / 'x.pth').stat().st_size
+    Handler.cut = 2  # the size is asked for first
+    said = rf'x\.pth could not be downloaded \(the connection ended after {size // 2:,} of {size:,} bytes\)'
+    with pytest.raises(CheckpointError, match=said):
+        read_checkpoint(f'{address}/x.pth')
+    assert not [p for p in (tmp_path / 'cache').rglob('*') if p.is_file()]
+    assert same(read_checkpoint(f'{address}/x.pth'), weights)
 
 
 def test_the_hash_in_a_file_name_is_verified_and_a_date_is_no_hash(weights, served):

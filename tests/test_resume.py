@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from toy_run import toy_config
 
+from scalenet_mm.checkpoint.strict import CheckpointError
+from scalenet_mm.runner.config import build_runner
 from scalenet_mm.runner.resume import SeededDataset, SeededIndex, SeededSampler, make_resumable, seed_everything
 
 ROOT = Path(__file__).parents[1]
@@ -151,6 +154,54 @@ def test_a_killed_run_resumes_to_the_same_bits(loop, workers, digits, tmp_path):
     whole_log, resumed_log = (s['message_hub']['log_scalars']['val/accuracy/top1']._log_history for s in (a, b))
     # mmengine saves before it validates: the validation of the checkpoint's own epoch is lost with the killed process
     assert np.array_equal(np.delete(whole_log, 1), resumed_log) and len(resumed_log) == 2
+
+
+def steps_saved(folder: Path, resume: Path | None = None, **train_loader):
+    """Four epochs of four iterations, saved after each iteration, from the start or from a checkpoint."""
+    cfg = toy_config(folder)
+    cfg.default_hooks.checkpoint.update(by_epoch=False)
+    cfg.train_dataloader.update(train_loader)
+    cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
+    cfg.param_scheduler.append(dict(type='StepLR', step_size=1, gamma=0.5))
+    if resume:
+        cfg.resume, cfg.load_from = True, str(resume)
+    build_runner(cfg).train()
+    return folder
+
+
+def test_a_run_saved_within_an_epoch_continues_there_and_again(tmp_path):
+    whole = steps_saved(tmp_path / 'whole')
+    within = steps_saved(tmp_path / 'within', whole / 'iter_6.pth')
+    again = steps_saved(tmp_path / 'again', within / 'iter_7.pth')
+    at_its_end = steps_saved(tmp_path / 'end', whole / 'iter_8.pth')  # before its validation and its schedulers' step
+    last = [torch.load(folder / 'iter_16.pth', weights_only=False) for folder in (whole, within, again, at_its_end)]
+    for found in last[1:]:
+        assert (
+            found['meta']['epoch'] == last[0]['meta']['epoch']
+            and found['param_schedulers'] == last[0]['param_schedulers']
+        )
+        for key in ('state_dict', 'ema_state_dict'):
+            assert all(torch.equal(found[key][name], value) for name, value in last[0][key].items())
+    for folder, begun in ((within, 6), (again, 7), (at_its_end, 8)):
+        assert {p.name for p in folder.glob('*.pth')} == {f'iter_{n}.pth' for n in range(begun + 1, 17)}
+
+
+def test_a_run_saved_within_an_epoch_of_another_length_is_not_continued(tmp_path):
+    whole = steps_saved(tmp_path / 'whole')
+    said = (
+        r'iter_6\.pth was written after 2 of 4 iterations of epoch 2, and an epoch has 2 now; continue with the batch '
+    )
+    with pytest.raises(CheckpointError, match=said):
+        steps_saved(tmp_path / 'other', whole / 'iter_6.pth', batch_size=6)
+
+
+def test_nothing_in_a_checkpoint_is_run_when_a_run_continues_from_it(tmp_path):
+    whole = steps_saved(tmp_path / 'whole')
+    content = torch.load(whole / 'iter_12.pth', weights_only=False)
+    content['meta']['config'] = f"open({str(tmp_path / 'run')!r}, 'w')\n"
+    torch.save(content, tmp_path / 'iter_12.pth')
+    steps_saved(tmp_path / 'resumed', tmp_path / 'iter_12.pth')
+    assert not (tmp_path / 'run').exists()
 
 
 def draw() -> tuple:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def make_delta(
         base: name of the base's file, or its address.
         config: text of the config.
         meta: a checkpoint's ``meta``, for position and classes.
-        metrics: of these weights.
+        metrics: of these weights; what is no single number, as a confusion matrix, is left out.
         found: ``digests(state)``, if they are there already.
 
     Raises:
@@ -121,7 +122,7 @@ def make_delta(
         },
         versions=dict(scalenet_mm=__version__, torch=torch.__version__, mmengine=mmengine.__version__),
         position={k: meta[k] for k in ('epoch', 'iter') if k in meta},
-        metrics={k: float(v) for k, v in (metrics or {}).items()},
+        metrics=_numbers(metrics or {}),
     )
 
 
@@ -181,6 +182,14 @@ def verify_delta(base: str | Path, delta: str | Path, config: str | Path | Confi
     return read
 
 
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    for name, value in metrics.items():
+        with suppress(TypeError, ValueError, RuntimeError):  # lists, texts, tensors of several elements
+            found[name] = float(value)
+    return found
+
+
 def base_name(base: str | Path) -> str:
     """How a delta names its base: the address, or the file name of a local path."""
     return str(base) if '://' in str(base) else Path(base).name
@@ -193,7 +202,13 @@ def _config(given: Any, text: str | None, where: str | Path) -> Config:
         raise CheckpointError(
             f'{where} holds no config; name the one it was trained with: --config CFG (config=... in Python).'
         )
-    return parse_config(text, str(where))
+    cfg = parse_config(text, str(where))
+    if 'model' not in cfg:
+        raise CheckpointError(
+            f'{where} is of a network that scalenet_mm.scale made in Python, and holds no config of a model; put it on '
+            'its source with scalenet_mm.scale_by_delta(network, delta).'
+        )
+    return cfg
 
 
 def _describe(adjustment: Adjustment) -> str:

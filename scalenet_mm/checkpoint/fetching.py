@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import unquote, urlparse
+from urllib.request import Request, urlopen
 
 import torch
 from torch import distributed
@@ -30,7 +31,7 @@ def fetch_url(url: str) -> Path:
         folder for each address, as different ones share names like `model.safetensors`.
 
     Raises:
-        CheckpointError: If the download fails or its hash differs.
+        CheckpointError: If the download fails or ends early, or its hash differs; nothing of it is kept.
     """
     name = Path(unquote(urlparse(url).path)).name
     if not name:
@@ -42,13 +43,23 @@ def fetch_url(url: str) -> Path:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                size = None if digest else _announced(url)
                 torch.hub.download_url_to_file(url, str(target), digest[1] if digest else None)
+                if size not in (None, found := target.stat().st_size):
+                    target.unlink()
+                    raise OSError(f'the connection ended after {found:,} of {size:,} bytes')
             except (URLError, OSError, RuntimeError) as error:
                 raise CheckpointError(
                     f'{url} could not be downloaded ({error}). Download it in another way, and '
                     'give the path of the file instead of its address'
                 ) from error
     return target
+
+
+def _announced(url: str) -> int | None:
+    """The bytes that a server says it will send; torch's download takes a connection that ends early for the end."""
+    with urlopen(Request(url, headers={'User-Agent': 'torch.hub'})) as answer:
+        return answer.length
 
 
 def fetch_hub(address: str) -> Path:

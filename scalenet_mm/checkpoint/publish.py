@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -30,15 +31,18 @@ def push_delta(
 
     Raises:
         FileExistsError: if the folder holds one of them already.
-        CheckpointError: if the upload fails.
+        CheckpointError: if the address is none of the Hub, or the upload fails.
     """
     read = read_delta(delta)
     dest = str(dest).rstrip('/')
-    if not dest.startswith('hf://'):
+    if '://' not in dest:
         return _write(read, Path(dest), dest, license, base_model, force)
     repo = dest.removeprefix('hf://')
     if repo.count('/') != 1:
-        raise CheckpointError(f'{dest} is not of the form hf://owner/repo')
+        near = re.fullmatch(r'https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)', dest)
+        raise CheckpointError(
+            f'{dest} is neither a folder nor of the form hf://owner/repo' + (f'; write hf://{near[1]}' if near else '')
+        )
     try:
         from huggingface_hub import HfApi
     except ImportError as error:

@@ -56,4 +56,4 @@ def main(argv: Sequence[str]) -> None:
     metrics = runner.test()
     if args.out and get_rank() == 0:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(metrics, indent=1, default=float))
+        args.out.write_text(json.dumps(metrics, indent=1, default=lambda value: value.tolist()))  # numpy's and torch's

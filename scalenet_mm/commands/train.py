@@ -74,14 +74,15 @@ def main(argv: Sequence[str]) -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume and args.dry_run:
         p.error('--dry-run starts anew; leave --resume out.')
-    write_deltas(cfg)
+    base = cfg.get('load_from')
     if args.resume:
-        cfg.resume, base = True, cfg.get('load_from')
+        cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
         settle(cfg)
         if not cfg.resume:
             cfg.load_from = base
             print(f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.')
+    write_deltas(cfg, base)
     if not args.no_preflight:
         preflight(cfg)
     make_atomic(cfg)

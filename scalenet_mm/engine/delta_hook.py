@@ -36,7 +36,7 @@ class DeltaHook(Hook):
 
     def __init__(self):
         self._supplied: set[str] = set()
-        self._written: set[Path] = set()
+        self._written: dict[Path, Path] = {}  # delta -> its checkpoint
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
@@ -51,9 +51,8 @@ class DeltaHook(Hook):
 
     def before_train(self, runner) -> None:
         if runner._resume and RECORD in runner.message_hub.runtime_info:
-            self._written = {p.with_suffix(SUFFIX) for p in _folder(runner).glob('*.pth')} & {
-                *_folder(runner).glob(f'*{SUFFIX}')
-            }
+            deltas = {*_folder(runner).glob(f'*{SUFFIX}')}
+            self._written = {d: p for p in _folder(runner).glob('*') if (d := p.with_suffix(SUFFIX)) in deltas}
             return
         state = bare(runner.model).state_dict()
         found = digests(state)
@@ -111,10 +110,11 @@ class DeltaHook(Hook):
             validated = bool(metrics) and checkpoint['meta']['iter'] == runner.iter
             if not fresh or validated:
                 self._write(runner, checkpoint, target, metrics if validated else None)
-        for target in list(self._written):
-            if not target.with_name(target.name.removesuffix(SUFFIX) + '.pth').exists():
+                self._written[target] = path
+        for target, path in list(self._written.items()):
+            if not path.exists():
                 target.unlink(missing_ok=True)
-                self._written.remove(target)
+                del self._written[target]
 
     def _write(self, runner, checkpoint: dict, target: Path, metrics: dict | None) -> None:
         record, model = runner.message_hub.get_info(RECORD), bare(runner.model)
@@ -125,7 +125,6 @@ class DeltaHook(Hook):
         meta = checkpoint['meta']
         delta = make_delta(state, changed, model, record['base'], meta['cfg'], meta, metrics, found)
         delta.save(target)
-        self._written.add(target)
         runner.logger.info(f'Delta of {len(delta.tensors)} tensors, {target.stat().st_size:,} bytes: {target.name}')
 
 

@@ -19,6 +19,7 @@ from ..progress import Progress
 from ..tables import format_table
 from .alpaca import pad
 
+WRITTEN_LAST = 'trainer_state.json'  # of a checkpoint of the Trainer
 TRAINED = 'scalenet_train'  # of the model's config: which roles are trained
 
 
@@ -152,15 +153,14 @@ def make_trainer(
 
 
 def checkpoint_of(out: str | Path, resume: bool | str | None) -> str | None:
-    """The checkpoint that a run continues from: True is the last one in ``out``; None starts anew.
+    """The checkpoint that a run continues from: True is the last whole one in ``out``; None starts anew.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if the run would lose checkpoints that are there: it starts anew, or continues from another one.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
-    last = get_last_checkpoint(str(out)) if Path(out).is_dir() else None
+    whole = [folder for folder in Path(out).glob('checkpoint-*') if _is_whole(folder)]
+    last = str(max(whole, key=lambda folder: int(folder.name.rpartition('-')[2]))) if whole else None
     if resume is None and last:
         raise ValueError(f'{out} has the checkpoint {last}; continue it with --resume, or name another --out.')
     found = last if resume is True else resume
@@ -168,12 +168,25 @@ def checkpoint_of(out: str | Path, resume: bool | str | None) -> str | None:
         raise FileNotFoundError(
             f'--resume: there is no checkpoint {found or f"in {out}"}; leave --resume out to start the run.'
         )
+    if found and not _is_whole(Path(found)):
+        raise ValueError(
+            f'--resume: {found} was not written to its end: its {WRITTEN_LAST} is not there, or is none; '
+            + (f'--resume alone continues from {last}.' if last else 'leave --resume out to start the run.')
+        )
     if found and last and Path(found).resolve() != Path(last).resolve():
         raise ValueError(
             f'{out} has the checkpoint {last}, which a run that continues from {found} would write over or remove; '
             'continue from the last one with --resume alone, or name another --out.'
         )
     return found
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the Trainer, which writes a checkpoint in its place, came to its end with it."""
+    try:
+        return isinstance(json.loads((checkpoint / WRITTEN_LAST).read_text()), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def require_same_run(checkpoint: str | Path, config: Any) -> None:

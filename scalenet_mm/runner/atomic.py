@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
@@ -15,7 +16,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from ..checkpoint.delta_file import SUFFIX
-from ..checkpoint.writing import UNFINISHED, write_atomically
+from ..checkpoint.reading import read_checkpoint
+from ..checkpoint.writing import UNFINISHED, pickled, write_atomically
 from ..compat import type_class
 from .continuing import CheckpointFolder
 
@@ -118,6 +120,18 @@ class ScaleNetCheckpointHook(CheckpointHook):
         for remove, path in later.removals:
             if path not in best:
                 remove(path)
+
+    @master_only
+    def _publish_model(self, runner, ckpt_path: str) -> None:
+        """As mmengine's, with the file's own digest in its name, which is what readers compare."""
+        if '://' in ckpt_path:
+            return super()._publish_model(runner, ckpt_path)
+        content = read_checkpoint(ckpt_path)
+        data = pickled({key: value for key, value in content.items() if key in self.published_keys})
+        path = Path(ckpt_path)
+        path = path.with_name(f'{path.stem}-{hashlib.sha256(data).hexdigest()[:8]}.pth')
+        write_atomically(path, data)
+        runner.logger.info(f'{ckpt_path} is published as {path}, with {", ".join(self.published_keys)}.')
 
 
 class _RemovesLater:

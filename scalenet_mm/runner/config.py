@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
+from ..checkpoint.delta_file import SUFFIX
 from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.strict import naming
 from ..compat import bare, name_types, read_config, type_name
@@ -23,7 +25,7 @@ from ..engine.optim import FROM_CONFIG
 from ..file_names import require_folder_name
 from ..one_run import one_run
 from .atomic import make_atomic
-from .continuing import require_continuable, settle
+from .continuing import require_continuable, require_one_position, settle
 from .resume import make_resumable
 from .resumed_state import require_states
 from .slips import refuse_misspelt_arguments, refuse_slips
@@ -96,12 +98,23 @@ class ScaleNetRunner(Runner):
         if self._resume:
             require_continuable(self.cfg, filename, checkpoint)
             require_states(self, filename, checkpoint)
+            checkpoint['meta'].pop('config', None)  # mmengine would run it, to see how many GPUs it names
         with naming(filename):
             self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
             checkpoint = _load_checkpoint_to_model(bare(self.model), checkpoint, strict, revise_keys=revise_keys)
         self._has_loaded = True
         self.logger.info(f'Loaded {filename}')
         return checkpoint
+
+    def load_or_resume(self) -> None:
+        """As mmengine's, and all processes begin at one position.
+
+        Raises:
+            CheckpointError: if they do not.
+        """
+        super().load_or_resume()
+        if isinstance(self._train_loop, BaseLoop):
+            require_one_position(all_gather_object((self.epoch, self.iter)))
 
     @staticmethod
     def build_dataloader(dataloader, seed: int | None = None, diff_rank_seed: bool = False):
@@ -271,10 +284,17 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else ScaleNetRunner.from_cfg(cfg)
 
 
-def write_deltas(cfg: Config) -> None:
-    """Adds `DeltaHook`, in place, where increments of something pretrained are trained."""
+def write_deltas(cfg: Config, load_from: str | None) -> None:
+    """Adds `DeltaHook`, in place, where increments of something pretrained are trained.
+
+    Args:
+        load_from: what the run starts from. One that is resumed goes on with its deltas even if this is not said again.
+    """
     backbone = cfg.model.get('backbone', {})
-    base = cfg.get('load_from') or backbone.get('init_cfg') or backbone.get('pretrained')
+    base = load_from or backbone.get('init_cfg') or backbone.get('pretrained')
+    resumed = cfg.get('resume') and cfg.get('load_from')
+    if resumed and '://' not in resumed:
+        base = base or any(Path(resumed).parent.glob(f'*{SUFFIX}'))
     hooks = list(cfg.get('custom_hooks') or [])
     there = 'DeltaHook' in (type_name(hook) for hook in hooks)
     if base and trained_by(cfg).train != 'all' and not there:

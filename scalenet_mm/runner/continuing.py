@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -219,6 +219,22 @@ def require_continuable(cfg: Mapping[str, Any], file: str, content: Mapping[str,
             f'{folder.path} holds {", ".join(lost)}, which a run that continues from {file} (epoch '
             f'{position["epoch"]}, iteration {position["iter"]}) would write over. Choose another --work-dir, or move '
             f'them away. {_ways(folder)}'
+        )
+
+
+def require_one_position(positions: Sequence[tuple[int, int]]) -> None:
+    """Refuses to start processes at different epochs and iterations; they are given process by process.
+
+    Raises:
+        CheckpointError: naming the first that differs from process 0.
+    """
+    other = next((n for n, position in enumerate(positions) if position != positions[0]), None)
+    if other is not None:
+        at = [f'process {n} at epoch {positions[n][0]}, iteration {positions[n][1]}' for n in (0, other)]
+        raise CheckpointError(
+            f'The processes of this run would start {at[0]}, and {at[1]}: each looks for checkpoints in the work dir '
+            'of its own machine. Share that folder, copy the checkpoint to each machine, or name one that all of them '
+            'see with --resume FILE.'
         )
 
 

@@ -25,6 +25,7 @@ from ..compat import bare, type_class
 from ..core.roles import role_rows
 from ..tables import format_table
 from .config import build_runner
+from .continuing import CheckpointFolder
 
 IMAGES, ITERATIONS = 8, 2
 GB = 2**30
@@ -161,7 +162,7 @@ def dry_run(cfg: Config) -> None:
         with redirect_stdout(io.StringIO()):  # tables of metrics that say nothing yet
             runner.train()
         if is_main_process():
-            saved = max(p.stat().st_size for p in Path(folder).glob('*.pth'))
+            saved = max(p.stat().st_size for p in CheckpointFolder.of(runner.cfg, folder).saved())
             print(report(cfg, runner, saved))
 
 

@@ -15,11 +15,14 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
+from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import Dataset, Sampler
 
+from ..checkpoint.strict import CheckpointError
 from ..compat import type_name
 
 MAIN, SAMPLE = 0, 1  # streams
+SEEN = 'iterations_of_epoch'  # kept in checkpoints: how many are done, and of how many
 
 
 def seed_host(*key: int) -> int:
@@ -44,8 +47,12 @@ def seed_everything(*key: int) -> None:
 class ReseedHook(Hook):
     """Seeds every training iteration from (``randomness.seed``, iteration, rank).
 
+    A run that was saved within an epoch (``CheckpointHook(by_epoch=False)``) continues there; mmengine's would repeat
+    that epoch from its first batch.
+
     Raises:
         ValueError: at the start, if ``randomness.seed`` is not set.
+        CheckpointError: if a checkpoint was written within an epoch of another length.
     """
 
     priority = 'VERY_HIGH'
@@ -53,9 +60,35 @@ class ReseedHook(Hook):
     def before_train(self, runner) -> None:
         if runner._randomness_cfg.get('seed') is None:
             raise ValueError("Exact resume needs a fixed seed; set randomness = dict(seed=0) or remove 'ReseedHook'.")
+        loop, (done, length) = runner.train_loop, runner.message_hub.runtime_info.get(SEEN, (0, 0))
+        if not (runner._resume and done and isinstance(loop, EpochBasedTrainLoop)):
+            return
+        if length != len(loop.dataloader):
+            raise CheckpointError(
+                f'{runner._load_from} was written after {done} of {length} iterations of epoch {loop.epoch + 1}, and '
+                f'an epoch has {len(loop.dataloader)} now; continue with the batch size, processes and data that it '
+                'had, or from a checkpoint of the end of an epoch.'
+            )
+        _skip(loop, done)
+
+    def after_train_epoch(self, runner) -> None:  # before the checkpoint of an epoch is written
+        runner.message_hub.update_info(SEEN, (0, 0))
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        runner.message_hub.update_info(SEEN, (batch_idx + 1, len(runner.train_dataloader)))
         seed_everything(MAIN, runner.seed, runner.iter, get_rank())
+
+
+def _skip(loop: EpochBasedTrainLoop, done: int) -> None:
+    """Lets the epoch that comes next begin after so many batches, which are read and dropped."""
+    epoch = loop.epoch
+
+    def run_iter(index: int, batch) -> None:
+        if loop.epoch != epoch or index >= done:
+            del loop.run_iter
+            loop.run_iter(index, batch)
+
+    loop.run_iter = run_iter
 
 
 class SeededIndex(int):
