@@ -731,10 +731,10 @@ MUTATIONS = (
     ),
     Mutation(
         'resume',
-        'processes start at positions of their own',
-        'scalenet_mm/runner/config.py',
-        'all_gather_object((self.epoch, self.iter))',
-        '[(self.epoch, self.iter)]',
+        'processes that start at one position are refused, not those apart',
+        'scalenet_mm/runner/continuing.py',
+        'if position != positions[0]), None)',
+        'if position == positions[0]), None)',
         'tests/test_distributed.py::test_a_resumed_run_whose_processes_would_start_apart_is_refused_in_each',
     ),
     Mutation(
