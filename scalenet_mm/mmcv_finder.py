@@ -21,9 +21,9 @@ class MmcvOpsFinder:
         folder = Path(__file__).parent / FOLDER
         if not folder.is_dir():  # in the environment's copy
             package = find_spec('scalenet_mm')
-            if package is None:
+            folder = Path(package.origin).parent / FOLDER if package and package.origin else None
+            if folder is None:
                 return None
-            folder = Path(package.origin).parent / FOLDER
         return spec_from_file_location(NAME, folder / '__init__.py', submodule_search_locations=[str(folder)])
 
 

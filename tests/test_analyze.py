@@ -355,6 +355,11 @@ def test_results_of_a_study_become_a_curve(tmp_path):
         (0.5, 1, 40.0),
     ]
     assert points[1]['loss'] == dict(mean=pytest.approx(1.2), least=1.0, greatest=1.4)
+    others = [dict(line, row=f'deit5000/on_{line["row"][5:]}') for line in lines[:2]]
+    file.write_text('\n'.join(map(json.dumps, lines + others)))
+    with pytest.raises(ValueError, match="the sweeps of 'deit/', 'deit5000/on', which are .*: --sweep deit5000/on"):
+        read_results(file)
+    assert [p['runs'] for p in curve(read_results(file, {'deit/scalenet': 0.0}, 'deit/'))] == [1, 2, 1]
     file.write_text('{"drop_path": 0.1, "top1": 3}')
     with pytest.raises(ValueError, match='line 1: a run is a JSON object'):
         read_results(file)

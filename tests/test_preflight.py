@@ -453,6 +453,15 @@ def test_labels_and_folders_that_do_not_fit_the_classes_of_a_classifier(run):
     assert 'train/00 has no image' in said(cfg)
 
 
+def test_folders_of_training_and_a_list_of_validation_may_name_classes_otherwise(run):
+    """As ImageNet is kept: WordNet's numbers as folders, and the names of classes beside the list."""
+    cfg, data = run('imagenet')
+    (data / 'meta/train.txt').unlink()
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.metainfo = dict(classes=[f'the sum {i}' for i in range(19)])
+    preflight(cfg)
+
+
 def test_a_classifier_of_one_class_and_folders_of_other_names_in_training_and_validation(run):
     cfg, data = run('imagenet')
     listed = data / 'meta/train.txt'

@@ -20,7 +20,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from scalenet_mm.experiments.commands import make_sources, quickstart
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.experiments.quickstart.quickstart_page import choose
-from scalenet_mm.experiments.quickstart.quickstart_runs import Job
+from scalenet_mm.experiments.quickstart.quickstart_runs import Job, quiet
 from scalenet_mm.experiments.quickstart.quickstart_tasks import SOURCES, TASKS
 from scalenet_mm.models.side_by_side import Panel
 
@@ -296,3 +296,9 @@ def test_a_killed_call_continues_and_its_numbers_are_those_of_the_test_tool(task
     metrics = json.loads(out.read_text())
     for column, (key, factor) in job.metrics.items():
         assert rows[3]['metrics'][column] == pytest.approx(factor * metrics.get(key, 0), abs=1e-4)
+
+
+def test_ctrl_c_in_a_run_stays_ctrl_c(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt), quiet(tmp_path / 'w'):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == '\nInterrupted. The same command continues from the last epoch.\n'

@@ -318,6 +318,11 @@ def test_an_option_that_the_config_has_not_and_that_is_a_slip_of_what_stands_bes
         load_config(digits, options=options)
 
 
+def test_an_option_that_its_class_takes_passes_whatever_it_resembles():
+    options = {'model.decode_head.ignore_index': 0, 'model.auxiliary_head.out_channels': 1}
+    load_config(str(CONFIGS / 'upernet_scalenet_swin_t_40k.py'), options=options)
+
+
 @pytest.mark.parametrize(
     ('option', 'told'),
     [

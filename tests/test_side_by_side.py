@@ -4,6 +4,7 @@ import json
 import subprocess
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from mmengine.config import Config
 from torchvision.ops import box_iou as torchvision_iou
 
 from scalenet_mm.experiments.data import make_demo_data
-from scalenet_mm.models.comparison import compare, totals
+from scalenet_mm.models.comparison import _label_map, compare, totals
 from scalenet_mm.models.matching import (
     AGREE,
     BOTH_WRONG,
@@ -307,3 +308,19 @@ def test_what_cannot_be_compared_is_told_without_a_traceback(models, tmp_path):
         done = run(*args, '--out', out, '--device', 'cpu')
         assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr, done.stderr
     assert not out.exists()
+
+
+def test_label_maps_are_found_in_the_folders_of_their_images(tmp_path):
+    """As Cityscapes keeps them: a folder a city below images and below label maps."""
+    image = tmp_path / 'leftImg8bit/val/frankfurt/f_0_leftImg8bit.png'
+    file = tmp_path / 'gtFine/val/frankfurt/f_0_gtFine_labelTrainIds.png'
+    file.parent.mkdir(parents=True)
+    file.touch()
+    kept = dict(img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png')
+    dataset = SimpleNamespace(**kept, reduce_zero_label=False, label_map=None)
+    read = []
+    load = lambda results: read.append(results['seg_map_path']) or dict(gt_seg_map=np.zeros((2, 2)))  # noqa: E731
+    _label_map(image, tmp_path / 'gtFine/val', dataset, load)
+    assert read == [str(file)]
+    with pytest.raises(FileNotFoundError, match='There is no label map'):
+        _label_map(image.with_name('f_1_leftImg8bit.png'), tmp_path / 'gtFine/val', dataset, load)

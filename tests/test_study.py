@@ -203,9 +203,22 @@ def test_the_best_of_several_rows_is_the_one_to_beat():
 
 def test_pairs_are_of_one_seed_and_failed_runs_do_not_count():
     found = records({'h/a': [3.0, 5.0, 9.0], 'h/b': [1.0, 4.0, 2.0]})
-    found['h/b', 2]['status'] = 'failed'
+    found['h/b', 2]['status'] = 'diverged'
     (verdict,) = verdicts(found, Family('', 3, (Claim('', 'h/a', ('h/b',)),)))
     assert verdict.failed == 1 and verdict.top1.n == 2 and verdict.top1.mean == pytest.approx(1.5)
+
+
+def test_a_seed_on_which_any_rival_diverged_counts_once_and_one_that_failed_not():
+    rivals = {'h/a': [3.0, 5.0, 4.1], 'h/b': [1.0, 3.1, 2.0], 'h/c': [0.0, 0.0, 0.0]}
+    claim, found = Claim('', 'h/a', ('h/b', 'h/c')), records(rivals)
+    found['h/c', 1]['status'] = 'diverged'
+    (verdict,) = verdicts(found, Family('', 4, (claim,)))
+    assert (verdict.top1.n, verdict.failed, verdict.word) == (2, 1, EARLY) and verdict.worse == 'h/b'
+    (verdict,) = verdicts(found, Family('', 3, (claim,)))
+    assert (verdict.top1.n, verdict.failed) == (2, 1) and verdict.word != EARLY
+    found['h/c', 1]['status'] = 'failed'  # it is run again
+    (verdict,) = verdicts(found, Family('', 3, (claim,)))
+    assert (verdict.top1.n, verdict.failed, verdict.word) == (2, 0, EARLY)
 
 
 def test_what_is_seen_early_of_a_claim_decides_no_other():
@@ -481,6 +494,10 @@ def test_a_stopped_run_continues_to_the_result_of_one_that_was_not(tmp_path, mon
         rest = runs.train(job, tmp_path / 'stopped', None)
     assert drawn[:4] == [4, 5, 6, 7]
     assert (rest['top1'], rest['loss']) == (whole['top1'], whole['loss'])
+    last = runs.train(job, tmp_path / 'stopped', None)  # as one that was stopped while it was evaluated
+    assert {k: last[k] for k in ('top1', 'minutes', 'cpu_minutes')} == {
+        k: rest[k] for k in ('top1', 'minutes', 'cpu_minutes')
+    }
     assert {'cpu', 'versions'} <= rest['made_with'].keys()
 
 
@@ -550,6 +567,20 @@ def test_wrong_calls_are_refused_before_anything_runs(args, message, tmp_path, c
     assert not list(tmp_path.iterdir())
 
 
+def reproduces_by_a_script(job, folder, source):
+    root = next(p for p in folder.parents if (p / 'child.py').exists())
+    paper_scale.COMMAND = [sys.executable, str(root / 'child.py'), str(root / 'told')]
+    return paper_scale.train(job, folder, source)
+
+
+def test_a_paper_scale_run_with_other_options_is_another_and_the_page_names_them(tmp_path):
+    (job, *_), (other, *_) = (paper_scale.jobs(['table8'], [0], options) for options in ((), ('--cpu',)))
+    assert job.row == other.row and job.digest != other.digest
+    record = dict(status='done', metrics={'box AP': 1.0}, deviations=['run on the CPU'])
+    (page,) = paper_scale.report(['table8'], {other.key: record}, tmp_path, tmp_path, 'a command')
+    assert '| run on the CPU |' in page.read_text()
+
+
 @pytest.mark.slow
 def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path):
     jobs = paper_scale.jobs(['table1', 'table2'], [0])
@@ -565,7 +596,7 @@ def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_paper_scale_run_that_is_ended_ends_its_reproduction(tmp_path, monkeypatch):
+def test_a_paper_scale_run_that_is_ended_ends_its_reproduction(tmp_path):
     """By SIGTERM, which it hands on to its own processes; a kill would leave those behind."""
     code = 'import pathlib, sys, time; p = pathlib.Path(sys.argv[1])\n'
     code += 'try: p.write_text("runs"); time.sleep(60)\n'
@@ -574,18 +605,17 @@ def test_a_paper_scale_run_that_is_ended_ends_its_reproduction(tmp_path, monkeyp
         'import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n' + code
     )
     told = tmp_path / 'told'
-    monkeypatch.setattr(paper_scale, 'COMMAND', [sys.executable, str(tmp_path / 'child.py'), str(told)])
 
     def stop():
         while not (told.is_file() and told.read_text() == 'runs'):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the pool does
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `conduct` does
     threading.Thread(target=stop, daemon=True).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            paper_scale.train(paper_scale.jobs(['table8'], [0])[0], tmp_path, None)
+            run_all(paper_scale.jobs(['table8'], [0])[:1], tmp_path, reproduces_by_a_script, tell=str)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert told.read_text() == 'has ended its own'

@@ -1,5 +1,7 @@
 """Pooling of regions of interest; ``rois`` are (R, 5): image, x1, y1, x2, y2 in pixels of the input image."""
 
+from itertools import product
+
 import torch
 from torch import Tensor
 from torch.ops import torchvision
@@ -131,18 +133,18 @@ def roi_pool_forward(
 ) -> None:
     """The maximum of each bin into ``output`` (R, C, h, w), its pixel into ``argmax``; nothing in it gives 0 and -1."""
     top, below, left, right, there = _bins(rois, (pooled_height, pooled_width), input.shape, spatial_scale)
-    maps = input[rois[:, 0].long()]
-    lowest = torch.finfo(input.dtype).min
-    rows, columns = (torch.arange(n, device=input.device) for n in input.shape[2:])
-    for i in range(pooled_height):
-        in_row = (rows >= top[:, i, None]) & (rows < below[:, i, None])
-        for j in range(pooled_width):
-            in_column = (columns >= left[:, j, None]) & (columns < right[:, j, None])
-            inside = (in_row[:, :, None] & in_column[:, None, :]).flatten(1)[:, None]
-            value, at = maps.flatten(2).masked_fill(~inside, lowest).max(-1)
-            some = inside.any(-1)
-            output[:, :, i, j] = torch.where(some, value, 0)
-            argmax[:, :, i, j] = torch.where(some, at, torch.where(there, -1, 0)).to(argmax.dtype)
+    output.zero_()
+    argmax.copy_(torch.where(there, -1, 0)[..., None, None].expand_as(argmax))
+    bounds = torch.cat((top, below, left, right), 1).tolist()
+    for r, (image, bound) in enumerate(zip(rois[:, 0].long().tolist(), bounds)):
+        y1, y2 = bound[:pooled_height], bound[pooled_height : 2 * pooled_height]
+        x1, x2 = bound[-2 * pooled_width : -pooled_width], bound[-pooled_width:]
+        for i, j in product(range(pooled_height), range(pooled_width)):
+            width = x2[j] - x1[j]
+            if y2[i] <= y1[i] or width <= 0:
+                continue
+            output[r, :, i, j], at = input[image, :, y1[i] : y2[i], x1[j] : x2[j]].flatten(1).max(-1)
+            argmax[r, :, i, j] = (y1[i] + at // width) * input.shape[3] + x1[j] + at % width
 
 
 def roi_pool_backward(

@@ -180,9 +180,11 @@ def _label_map(image: Path, folder: Path, dataset: Any, load: Any) -> Panel:
     """The label map of an image, as the pipeline's own step reads it."""
     stem = image.name.removesuffix(dataset.img_suffix)
     stem = image.stem if stem == image.name else stem
-    file = folder / f'{stem}{dataset.seg_map_suffix}'
-    if not file.is_file():
-        raise FileNotFoundError(f'There is no label map {file} for {image}.')
+    name, above = f'{stem}{dataset.seg_map_suffix}', image.parts[:-1]
+    places = [folder.joinpath(*above[i:], name) for i in range(1, len(above) + 1)]  # data sets have folders in folders
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f'There is no label map {folder / name} for {image}.')
     labels = load(
         dict(
             seg_map_path=str(file),

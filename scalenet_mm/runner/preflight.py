@@ -130,9 +130,13 @@ def losses(node: dict | list, path: tuple = ()) -> Iterator[tuple[tuple, dict]]:
 
 def _check_order(cfg: Config, read: dict[str, list[BaseDataset]]) -> Iterator[tuple[str, str]]:
     """A label must be the same class in every loader: some data sets number classes by the folders that they find."""
-    named = [(stage, list(_names(d))) for stage, found in read.items() for d in found if head_classes(cfg)]
-    for stage, names in named[1:]:
-        first, expected = named[0]
+    firsts: dict[
+        bool, tuple[str, list]
+    ] = {}  # of names of folders, and of classes: two lists that say nothing of another
+    for stage, dataset in ((stage, d) for stage, found in read.items() for d in found if head_classes(cfg)):
+        folders = getattr(dataset, 'folder_to_idx', None)
+        names = list(folders or dataset.metainfo.get('classes') or ())
+        first, expected = firsts.setdefault(bool(folders), (stage, names))
         other = next((i for i, (a, b) in enumerate(zip(expected, names)) if a != b), None)
         if len(names) == len(expected) and other is not None:
             yield (
@@ -140,10 +144,6 @@ def _check_order(cfg: Config, read: dict[str, list[BaseDataset]]) -> Iterator[tu
                 f'label {other} is {names[other]!r} here and {expected[other]!r} in {first}_dataloader. The classes '
                 'of all data sets, or their folders, must be the same in the same order.',
             )
-
-
-def _names(dataset: BaseDataset):
-    return getattr(dataset, 'folder_to_idx', None) or dataset.metainfo.get('classes') or ()
 
 
 def _check_stage(cfg: Config, stage: str, dataset: dict, read: list[BaseDataset]) -> Iterator[tuple[str, str]]:

@@ -112,6 +112,8 @@ def _of_option(cfg: Config, path: str, option: str, value: Any) -> Iterator[str]
         near = resembled(part, node if i or 'type' in node else READ)
         if not i and 'type' not in node:
             yield from _of_top(where, path, parts, near)
+        elif near and 'type' in node and part in names_taken(holder, node, Known(cfg.get('default_scope')))[0]:
+            return  # an argument of its own that the config left out
         elif near and (i <= 1 or 'type' in node):  # deeper ones without a type are free-form, such as custom_keys
             yield (
                 f'{where}: {holder or "the top level"} of {path} has no {part!r}, and {near!r} is near. '

@@ -88,7 +88,8 @@ class Setup:
         found = {}
         for path in self.site().glob('*.dist-info'):
             name, _, version = path.name.removesuffix('.dist-info').partition('-')
-            found[normalise(name)] = version
+            if re.match('[A-Za-z0-9]', name) and version:  # not what pip left of one that it was removing: ~umpy
+                found[normalise(name)] = version
         return found
 
     def upstream(self) -> list[str]:

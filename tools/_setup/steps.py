@@ -118,7 +118,9 @@ def install_others(s: Setup) -> str:
 
 
 def install_package(s: Setup) -> str:
-    pip(s, 'install', '--no-deps', '--no-build-isolation', '--no-index', '-e', ROOT)
+    # As a path: setuptools' own finder is asked after Python has taken a folder of this name (a clone) for a package.
+    as_path = ('--config-settings', 'editable_mode=compat')
+    pip(s, 'install', '--no-deps', '--no-build-isolation', '--no-index', *as_path, '-e', ROOT)
     # mmdet's and mmseg's own tools import mmcv.ops before a config could import us.
     finder = ROOT / 'scalenet_mm' / 'mmcv_finder.py'
     shutil.copyfile(finder, s.site() / 'scalenet_mm_mmcv_finder.py')

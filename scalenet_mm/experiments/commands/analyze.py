@@ -89,7 +89,7 @@ def similarity(args: argparse.Namespace) -> dict:
 def droppath(args: argparse.Namespace) -> dict:
     named = rates(args.runs)
     rows = {row: rate for rate, row in rates(args.rows)}
-    runs = [run for path in args.results for run in read_results(path, rows)]
+    runs = [run for path in args.results for run in read_results(path, rows, args.sweep)]
     for _, checkpoint in named:
         parts_of(checkpoint)
     if not named and not runs:
@@ -156,6 +156,9 @@ def parser() -> argparse.ArgumentParser:
         default=(),
         metavar='FILE',
         help='JSON lines of scalenet experiment study, or: drop_path, top1, loss',
+    )
+    f.add_argument(
+        '--sweep', metavar='NAME', help='of FILE the rows NAME_drop_path_RATE, where it holds several sweeps'
     )
     f.add_argument('--rows', nargs='+', default=(), metavar='RATE=ROW', help='rows of FILE whose name has no rate')
     return p

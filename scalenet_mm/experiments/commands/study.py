@@ -107,7 +107,8 @@ def main(argv: Sequence[str]) -> int:
         )
         return 2
     seeded = f' --seeds {args.seeds}' if args.seeds > 1 else ''
-    command = f'scalenet experiment study {" ".join(args.study)} --scale {args.scale}{seeded}'
+    otherwise = f' --reproduce {shlex.quote(args.reproduce)}' if args.reproduce else ''
+    command = f'scalenet experiment study {" ".join(args.study)} --scale {args.scale}{seeded}{otherwise}'
     return conduct(
         jobs,
         root,

@@ -71,7 +71,7 @@ def evaluate(model: nn.Module, cfg: Config, batches: Batches, split: str) -> dic
     return dict(top1=top1, loss=summed / images)
 
 
-def read_results(path: str | Path, rows: Mapping[str, float] | None = None) -> list[dict]:
+def read_results(path: str | Path, rows: Mapping[str, float] | None = None, sweep: str | None = None) -> list[dict]:
     """Runs that were evaluated already, from JSON lines: those of ``scalenet experiment study``, or one's own.
 
     A line is a run of the sweep if it has the number ``drop_path``, or a ``row`` that ends with ``drop_path_RATE`` or
@@ -79,19 +79,26 @@ def read_results(path: str | Path, rows: Mapping[str, float] | None = None) -> l
 
     Args:
         rows: rates of rows whose name does not tell them.
+        sweep: what the names of its rows begin with, where the file holds several: ``deit5000/scalenet``.
 
     Raises:
-        ValueError: if a line is no JSON object, a run lacks ``top1`` or ``loss``, or there is no run.
+        ValueError: if a line is no JSON object, a run lacks ``top1`` or ``loss``, or there is no run,
+            or those of several sweeps.
     """
     found: dict[tuple, dict] = {}
+    sweeps: set[str] = set()
     for i, line in enumerate(Path(path).read_text().splitlines(), 1):
         try:
             entry = json.loads(line or '{}')
-            rate = entry.get('drop_path', _rate(entry.get('row', ''), rows or {}))
+            name, told = _rate(entry.get('row', ''))
+            if told is not None and sweep not in (None, name):
+                continue
+            rate = entry.get('drop_path', (rows or {}).get(entry.get('row')) if told is None else told)
             if rate is not None and entry.get('status', 'done') == 'done':
                 numbers = {k: float(entry[k]) for k in ('top1', 'loss')}
                 run = (entry['row'], entry.get('seed')) if 'row' in entry else i
                 found[run] = dict(drop_path=float(rate), **numbers)  # a run's last line counts
+                sweeps |= {name} if told is not None else set()
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f'{path}, line {i}: a run is a JSON object with the numbers top1 and loss, and drop_path or a row '
@@ -99,12 +106,18 @@ def read_results(path: str | Path, rows: Mapping[str, float] | None = None) -> l
             ) from error
     if not found:
         raise ValueError(f'{path} holds no finished run of a drop-path sweep; name its rows: --rows 0=ROW.')
+    if len(sweeps) > 1:
+        raise ValueError(
+            f'{path} holds the sweeps of {", ".join(map(repr, sorted(sweeps)))}, which are curves of their own; choose '
+            f'one: --sweep {max(sweeps)}.'
+        )
     return list(found.values())
 
 
-def _rate(row: str, rows: Mapping[str, float]) -> float | None:
-    told = re.search(r'drop_path_([\d.]+)$', row)
-    return float(told[1]) if told else rows.get(row)
+def _rate(row: str) -> tuple[str, float | None]:
+    """The sweep that a row's name tells, and its rate."""
+    told = re.fullmatch(r'(.*?)_?drop_path_([\d.]+)', row)
+    return (told[1], float(told[2])) if told else (row, None)
 
 
 def curve(runs: Iterable[dict]) -> list[dict]:

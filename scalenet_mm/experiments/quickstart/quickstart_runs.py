@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -185,6 +186,7 @@ def quiet(folder: Path) -> Iterator[None]:
         with log.open('a') as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
             yield
     except KeyboardInterrupt:
-        raise SystemExit('\nInterrupted. The same command continues from the last epoch.') from None
+        print('\nInterrupted. The same command continues from the last epoch.', file=sys.stderr)
+        raise
     except Exception as e:
         raise SystemExit(f'\nThe run failed: {type(e).__name__}: {e}\nIts log: {log}') from e

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .pool import DIVERGED, DONE
 from .rows import AT_OWN_RATE, OWN_RATES
 from .stats import CONFIDENCE, Interval, Records, detectable, holm, interval, paired, seeds_needed, values
 
@@ -60,7 +61,7 @@ class Family:
         return None
 
     def has(self, seeds: int) -> bool:
-        """Whether a claim with so many seeds, failed ones too, is judged."""
+        """Whether a claim with so many seeds, those that diverged too, is judged."""
         return seeds >= self.seeds
 
     def detectable(self, spread: float) -> float:
@@ -192,7 +193,7 @@ class Verdict:
         top1: of the paired differences, in points.
         p: Holm-corrected over the family.
         family: what it is judged in.
-        failed: seeds left out because a run on them failed.
+        failed: seeds left out because a run on them diverged.
     """
 
     claim: Claim
@@ -243,12 +244,16 @@ def verdicts(records: Records, family: Family = PRIMARY) -> list[Verdict]:
     """Judges the claims whose rows have at least two common seeds, on the seeds of the family."""
     records = {(row, seed): r for (row, seed), r in records.items() if seed < family.seeds}
     tested = []
+    failed = []
     for claim in family.claims:
-        row = rival(records, claim)
-        top1 = paired(records, claim.better, row, 'top1') if row else []
+        seeds = set.intersection(*({s for r, s in records if r == row} for row in claim.rows))
+        whole = {s for s in seeds if all(records[row, s]['status'] == DONE for row in claim.rows)}
+        mine = {key: r for key, r in records.items() if key[1] in whole}
+        row = rival(mine, claim)
+        top1 = paired(mine, claim.better, row, 'top1') if row else []
         if row and len(top1) > 1:
-            tested.append((claim, row, interval(top1), interval(paired(records, claim.better, row, 'loss'))))
-    failed = [len({s for (row, s), r in records.items() if row in t[0].rows and r['status'] != 'done'}) for t in tested]
+            tested.append((claim, row, interval(top1), interval(paired(mine, claim.better, row, 'loss'))))
+            failed.append(len({s for (row, s), r in records.items() if row in claim.rows and r['status'] == DIVERGED}))
     # The family was fixed beforehand, so claims without all their seeds count, as showing nothing: an early look at one
     # decides no other.
     unseen = len(family.claims) - len(tested)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
+from statistics import median
 
 from matplotlib.figure import Figure
 
@@ -81,7 +82,7 @@ def table(records: Records, rows: Sequence[str]) -> list[list[str]]:
             continue
         one = records[key, next(iter(done))]
         differences = minus(done, values(records, base, 'top1'))
-        minutes = sorted(values(records, key, 'cpu_minutes').values())
+        minutes = values(records, key, 'cpu_minutes').values()
         lines.append(
             [
                 *begin,
@@ -92,7 +93,7 @@ def table(records: Records, rows: Sequence[str]) -> list[list[str]]:
                 f'{one["params"]:,}',
                 f'{one["trainable"]:,}',
                 f'{one["mflops"]:.2f}',
-                f'{minutes[len(minutes) // 2]:.1f}',
+                f'{median(minutes):.1f}',
                 end,
             ]
         )
@@ -171,7 +172,7 @@ def verdict_lines(records: Records, family: Family, spread: float) -> list[list[
                 claim.text,
                 better,
                 ROWS[v.worse].title,
-                f'{v.top1.n} of {family.seeds}' + (f' ({v.failed} failed)' if v.failed else ''),
+                f'{v.top1.n} of {family.seeds}' + (f' ({v.failed} diverged)' if v.failed else ''),
                 v.top1.signed,
                 f'{v.loss.mean:+.3f} ± {v.loss.half:.3f}',
                 '–' if v.word == EARLY else f'{v.p:.4f}',

@@ -34,12 +34,13 @@ def jobs(studies: Iterable[str], seeds: Iterable[int], options: Sequence[str] = 
         options: of scalenet experiment reproduce, such as ``--cpu``.
     """
     configs = dict.fromkeys(row.config for study in studies for row in STUDIES[study])
-    return [Job(c, seed, digest(c), options) for seed in seeds for c in configs]
+    return [Job(c, seed, digest(c, tuple(options)), options) for seed in seeds for c in configs]
 
 
 @cache
-def digest(config: str) -> str:
-    text = read_config(str(configs_dir() / config)).pretty_text
+def digest(config: str, options: tuple[str, ...] = ()) -> str:
+    """Changes with the config and with the options that it is reproduced with."""
+    text = read_config(str(configs_dir() / config)).pretty_text + json.dumps(options) * bool(options)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -61,7 +62,8 @@ def train(job: Job, folder: Path, source: None) -> dict[str, Any]:
         lines = (folder / 'console.log').read_text().strip().splitlines() or ['no output']
         raise RuntimeError(f'scalenet experiment reproduce {key}: {lines[-1]}')
     result = json.loads(found[0].read_text())
-    return dict(metrics=result['metrics'], minutes=60 * result.get('training_hours', 0.0))
+    hours, deviations = result.get('training_hours', 0.0), result.get('deviations', [])
+    return dict(metrics=result['metrics'], minutes=60 * hours, deviations=deviations)
 
 
 def report(studies: Sequence[str], records: Records, root: Path, out: Path, command: str) -> Iterator[Path]:
@@ -70,7 +72,9 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
     for name in studies:
         lines = []
         for row in STUDIES[name]:
-            done = [r['metrics'] for (c, _), r in records.items() if c == row.config and r['status'] == 'done']
+            found = [r for (c, _), r in records.items() if c == row.config and r['status'] == 'done']
+            done = [r['metrics'] for r in found]
+            otherwise = dict.fromkeys(text for r in found for text in r.get('deviations', ()))
             for metric, printed in (row.result or {'top-1': None}).items():
                 ours = [m[metric] for m in done if metric in m]
                 lines.append(
@@ -81,9 +85,10 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
                         '–' if printed is None else f'{printed:g}',
                         str(interval(ours)) if ours else 'not run',
                         interval(v - printed for v in ours).signed if ours and printed else '–',
+                        '; '.join(otherwise) or '–',
                     ]
                 )
-        head = ('row', 'config', 'metric', 'paper', 'here', 'difference')
+        head = ('row', 'config', 'metric', 'paper', 'here', 'difference', 'not as in the recipe')
         file = out / f'{name}.md'
         file.write_text(f"# {name}, the paper's scale\n\nMade by `{command}`.\n\n{markdown_table(head, lines)}\n")
         yield file

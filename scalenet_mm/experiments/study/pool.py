@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ...checkpoint.writing import write_atomically
-from ...one_run import one_run
+from ...one_run import ending_cleanly, one_run
 from .stats import Records
 
 RESULTS, RECORD = 'results.jsonl', 'record.json'
@@ -251,7 +251,8 @@ def _child(train: Train, job: Job, root: Path, source: str | None, device: int |
     keep_freed_memory()
     record = _begun(job)
     try:
-        record |= dict(status=DONE, **train(job, folder, source))
+        with ending_cleanly():  # also what a run started itself
+            record |= dict(status=DONE, **train(job, folder, source))
     except Exception as e:
         traceback.print_exc()
         status = DIVERGED if isinstance(e, Diverged) else FAILED

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from ...checkpoint.writing import write_atomically
 from ...compat import configs_dir
 from ...core.roles import count, total
 from ...models.counts import measure
@@ -35,6 +36,7 @@ from .studies import ROWS, STUDIES
 
 TOLD = 'top-1 {top1:.2f}, loss {loss:.3f}, {minutes:.1f} min'
 WARM_UP, SAVED_EVERY = 50, 500  # steps
+SPENT = 'spent.json'  # beside the checkpoints: minutes of training
 PRETRAINING, TRAINING, HELD_OUT, SEEN = range(4)  # streams of scenes of one seed
 
 
@@ -147,7 +149,10 @@ def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
     wall, cpu = time.time(), time.process_time()
     runner.train()
     share = row.steps / max(1, row.steps - begun)  # of a continued run the part seen here stands for the whole
-    minutes, cpu_minutes = share * (time.time() - wall) / 60, share * (time.process_time() - cpu) / 60
+    spent = dict(minutes=share * (time.time() - wall) / 60, cpu_minutes=share * (time.process_time() - cpu) / 60)
+    if begun == row.steps and (work_dir / SPENT).is_file():  # stopped after its last step, while it was evaluated
+        spent = json.loads((work_dir / SPENT).read_text())
+    write_atomically(work_dir / SPENT, json.dumps(spent).encode())
     held_out = runner.val_loop.run()
     if not math.isfinite(held_out['rank/loss']):
         raise Diverged(f'the loss is {held_out["rank/loss"]} after {row.steps} steps at a learning rate of {row.rate}')
@@ -162,8 +167,7 @@ def train(job: Job, folder: Path, source: str | None) -> dict[str, Any]:
         params=counts.params,
         trainable=counts.trainable,
         mflops=cost.flops_with_adjustments / 1e6,
-        minutes=minutes,
-        cpu_minutes=cpu_minutes,
+        **spent,
         checkpoint=f'{job.folder}/{job.digest}/iter_{row.steps}.pth',
         made_with=describe('cuda' if torch.cuda.is_available() else 'cpu'),
     )
