@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,14 @@ def test_three_functions_of_the_libraries_are_replaced_and_no_default_is_changed
         'DefaultOptimWrapperConstructor.add_params',
     ]
     assert beside['same'], beside['differ']
+
+
+def test_a_folder_of_the_packages_name_does_not_hide_it(tmp_path):
+    """As the folder above a clone holds one; where the set-up installed the package."""
+    if list(Path(sysconfig.get_path('purelib')).glob('__editable___scalenet_mm*finder.py')):
+        pytest.skip("installed by setuptools' finder, as before the set-up installed a path")
+    (tmp_path / 'scalenet_mm').mkdir()
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    code = 'import scalenet_mm, mmcv.ops; print(scalenet_mm.scale)'
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
