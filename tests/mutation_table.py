@@ -1389,8 +1389,8 @@ MUTATIONS = (
         'study',
         'the weakest of several rows is the one to beat',
         'scalenet_mm/experiments/study/claims.py',
-        'return max(found, key=',
-        'return min(found, key=',
+        'row = max(claim.worse, key=',
+        'row = min(claim.worse, key=',
         'tests/test_study.py::test_the_best_of_several_rows_is_the_one_to_beat',
     ),
     Mutation(

@@ -130,9 +130,8 @@ def losses(node: dict | list, path: tuple = ()) -> Iterator[tuple[tuple, dict]]:
 
 def _check_order(cfg: Config, read: dict[str, list[BaseDataset]]) -> Iterator[tuple[str, str]]:
     """A label must be the same class in every loader: some data sets number classes by the folders that they find."""
-    firsts: dict[
-        bool, tuple[str, list]
-    ] = {}  # of names of folders, and of classes: two lists that say nothing of another
+    # Of names of folders, and of classes: neither list says anything of the other.
+    firsts: dict[bool, tuple[str, list]] = {}
     for stage, dataset in ((stage, d) for stage, found in read.items() for d in found if head_classes(cfg)):
         folders = getattr(dataset, 'folder_to_idx', None)
         names = list(folders or dataset.metainfo.get('classes') or ())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .pool import DIVERGED, DONE
+from .pool import DIVERGED
 from .rows import AT_OWN_RATE, OWN_RATES
 from .stats import CONFIDENCE, Interval, Records, detectable, holm, interval, paired, seeds_needed, values
 
@@ -228,31 +228,17 @@ class Verdict:
         return seeds_needed(self.top1.spread, self.top1.mean, EQUIVALENT, len(self.family.claims))
 
 
-def rival(records: Records, claim: Claim) -> str | None:
-    """The row that a claim is compared with: of those that are named the one with the best mean, once all have runs
-    on the seeds of ``better``.
-    """
-    seeds = set(values(records, claim.better, 'top1'))
-    found = {row: values(records, row, 'top1') for row in claim.worse}
-    seeds = seeds.intersection(*found.values())
-    if not seeds:
-        return None
-    return max(found, key=lambda row: sum(found[row][s] for s in seeds))
-
-
 def verdicts(records: Records, family: Family = PRIMARY) -> list[Verdict]:
     """Judges the claims whose rows have at least two common seeds, on the seeds of the family."""
     records = {(row, seed): r for (row, seed), r in records.items() if seed < family.seeds}
-    tested = []
-    failed = []
+    tested, failed = [], []
     for claim in family.claims:
-        seeds = set.intersection(*({s for r, s in records if r == row} for row in claim.rows))
-        whole = {s for s in seeds if all(records[row, s]['status'] == DONE for row in claim.rows)}
-        mine = {key: r for key, r in records.items() if key[1] in whole}
-        row = rival(mine, claim)
-        top1 = paired(mine, claim.better, row, 'top1') if row else []
-        if row and len(top1) > 1:
-            tested.append((claim, row, interval(top1), interval(paired(mine, claim.better, row, 'loss'))))
+        whole = set.intersection(*(set(values(records, row, 'top1')) for row in claim.rows))  # all of its rows are done
+        if len(whole) > 1:
+            mine = {key: r for key, r in records.items() if key[1] in whole}
+            row = max(claim.worse, key=lambda row: sum(values(mine, row, 'top1').values()))
+            top1, loss = (interval(paired(mine, claim.better, row, what)) for what in ('top1', 'loss'))
+            tested.append((claim, row, top1, loss))
             failed.append(len({s for (row, s), r in records.items() if row in claim.rows and r['status'] == DIVERGED}))
     # The family was fixed beforehand, so claims without all their seeds count, as showing nothing: an early look at one
     # decides no other.

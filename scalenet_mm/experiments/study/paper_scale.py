@@ -40,7 +40,7 @@ def jobs(studies: Iterable[str], seeds: Iterable[int], options: Sequence[str] = 
 @cache
 def digest(config: str, options: tuple[str, ...] = ()) -> str:
     """Changes with the config and with the options that it is reproduced with."""
-    text = read_config(str(configs_dir() / config)).pretty_text + json.dumps(options) * bool(options)
+    text = read_config(str(configs_dir() / config)).pretty_text + json.dumps(options)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
