@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEIT, LIVE_HOSTS, SWIN, first, perturb
+from host_zoo import ZOO
 from mmpretrain.models.backbones import VisionTransformer
 
 from scalenet_mm import LayerMap, build, tie
@@ -141,6 +142,23 @@ def test_any_sequence_of_layers_grows(name, method):
     (new,) = grown.new
     copied = all(torch.equal(v, source[layer_map.sources[new]][k]) for k, v in grown[new].state_dict().items())
     assert copied == (method in ('stack', 'interpolate'))
+
+
+def test_a_decoder_runs_the_layers_that_were_added():
+    """It counts its layers by its config, and finds each one's keys by its index."""
+    source = perturb(ZOO['Hugging Face Llama'].make((3,)), std=0.1).eval()
+    deep = ZOO['Hugging Face Llama'].make((4,)).eval()
+    layer_map = Growth('interpolate').layer_map(3, new_layers=1)
+    deep.load_state_dict({k: v for k, v in source.state_dict().items() if '.layers.' not in k}, strict=False)
+    for block, s in zip(deep.model.layers, layer_map.sources):
+        block.load_state_dict(source.model.layers[s].state_dict())
+    x = ZOO['Hugging Face Llama'].input()
+    source.model.layers = grow_layers(source.model.layers, layer_map, 'interpolate')
+    with torch.no_grad():
+        grown = source(x, output_hidden_states=True, use_cache=True)
+        assert torch.equal(grown.logits, deep(x).logits) and len(grown.hidden_states) == 5
+    assert source.config.num_hidden_layers == 4 and source.model.layers[3].self_attn.config is source.config
+    assert [layer.self_attn.layer_idx for layer in source.model.layers] == [0, 1, 2, 3]
 
 
 def test_a_layer_host_whose_writes_cannot_be_zeroed_is_refused():

@@ -49,13 +49,17 @@ def llava() -> nn.Module:
     ).eval()
 
 
+def holds_modules(value) -> bool:
+    return isinstance(value, (tuple, list)) and any(isinstance(v, nn.Module) for v in value)
+
+
 def same(model: nn.Module, before: nn.Module) -> None:
     assert str(model) == str(before)
     mine, theirs = model.state_dict(), before.state_dict()
     assert list(mine) == list(theirs) and all(torch.equal(mine[k], theirs[k]) for k in mine)
     for (name, a), b in zip(model.named_modules(), before.modules()):
         plain = (bool, int, float, str, tuple, list, type(None))
-        said = [{k: v for k, v in vars(m).items() if isinstance(v, plain)} for m in (a, b)]
+        said = [{k: v for k, v in vars(m).items() if isinstance(v, plain) and not holds_modules(v)} for m in (a, b)]
         assert type(a) is type(b) and said[0] == said[1], name
         if hasattr(getattr(a, 'config', None), 'to_dict'):
             assert a.config.to_dict() == b.config.to_dict()
@@ -170,7 +174,7 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
     ),
     'a map without the pretrained order': (
         lambda: made('timm ViT'),
-        dict(sources=[2, 1, 0], start='function'),
+        dict(sources=[2, 1, 0, 0], start='function'),
         'own order',
     ),
     'norms behind the branches': (
@@ -235,9 +239,51 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
         'mid_position_embeddings',
     ),
     'constants by the index of a layer': (lambda: decoder('DiffLlama'), {}, 'lambda_init'),
+    'layers of one width but the first': (lambda: mvit(), {}, 'change their width'),
+    'a class token that joins at a layer': (
+        lambda: timm_model('convit_tiny', img_size=32, embed_dim=8, depth=3, local_up_to_layer=2),
+        {},
+        'local_up_to_layer',
+    ),
+    'outputs that a config takes': (
+        lambda: small('DPTForDepthEstimation', 'DPTConfig', backbone_out_indices=[0, 1, 2, 2], is_hybrid=False),
+        {},
+        'backbone_out_indices',
+    ),
+    'outputs by layer in a config': (
+        lambda: small('BeitForSemanticSegmentation', 'BeitConfig', depth=4, out_indices=[1, 2, 3, 4]),
+        {},
+        'out_indices',
+    ),
+    'layers whose outputs another part reads': (lambda: qwen3_vision(), {}, 'deepstack_visual_indexes'),
+    'linears read past their forward, Hugging Face': (
+        lambda: small('VideoMAEModel', 'VideoMAEConfig', num_frames=2),
+        dict(adjust=dict(type='LoRA')),
+        "no adjustable linear 'qkv'",
+    ),
+    'layers in another order': (lambda: made('timm ViT'), dict(sources=[1, 0, 2]), 'at least one layer twice'),
     'a compiled linear layer': (lambda: compiled_linear(), {}, 'scale first'),
     'a list of blocks with hooks of accelerate': (lambda: dispatched(), {}, 'scale first, then dispatch'),
 }
+
+
+def small(model: str, config: str, depth: int = 3, **options) -> nn.Module:
+    size = dict(hidden_size=32, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8)
+    return huggingface(model, config, **size, **options)((depth,))
+
+
+def qwen3_vision() -> nn.Module:
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionConfig, Qwen3VLVisionModel
+
+    size = dict(hidden_size=32, num_heads=2, intermediate_size=64, out_hidden_size=16, patch_size=4)
+    return Qwen3VLVisionModel(Qwen3VLVisionConfig(depth=3, deepstack_visual_indexes=[1], **size))
+
+
+def mvit() -> nn.Module:
+    from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+
+    stages = dict(depths=(1, 2), embed_dim=(16, 32), num_heads=1, kernel_qkv=(3, 3), stride_q=((1, 1), (2, 2)))
+    return MultiScaleVit(MultiScaleVitCfg(stride_kv=None, **stages), img_size=64)
 
 
 def decoder(name: str) -> nn.Module:
@@ -277,6 +323,84 @@ def test_lists_of_layers_in_a_config_name_every_instance():
     again.load_state_dict(scaled.state_dict())
     assert torch.equal(again(image).last_hidden_state, deep(image).last_hidden_state)
     assert again.encoder.layer[2].residual.conv1.weight is again.encoder.layer[3].residual.conv1.weight
+
+
+@pytest.mark.parametrize('order', ['interpolate', 'stack'])
+def test_layers_that_look_at_the_whole_image_do_so_in_every_instance(order):
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+        Qwen2_5_VisionTransformerPretrainedModel,
+        Qwen2_5_VLVisionConfig,
+    )
+
+    def made(depth: int, whole: list[int]) -> nn.Module:
+        size = dict(hidden_size=32, num_heads=2, intermediate_size=64, out_hidden_size=16, patch_size=4, window_size=16)
+        torch.manual_seed(0)
+        config = Qwen2_5_VLVisionConfig(depth=depth, fullatt_block_indexes=whole, **size)
+        return perturb(Qwen2_5_VisionTransformerPretrainedModel(config), std=0.1).eval()
+
+    sources = dict(interpolate=(0, 0, 1, 1, 2, 2), stack=(0, 1, 2, 0, 1, 2))[order]
+    source, deep = made(3, [1]), made(6, [i for i, s in enumerate(sources) if s == 1])
+    deep.patch_embed.load_state_dict(source.patch_embed.state_dict())
+    deep.merger.load_state_dict(source.merger.state_dict())
+    for block, s in zip(deep.blocks, sources):
+        block.load_state_dict(source.blocks[s].state_dict())
+    scaled = scale(source, order=order, adjust=None)
+    patches, grid = torch.randn(64, 3 * 2 * 4 * 4), torch.tensor([[1, 8, 8]])
+    with torch.no_grad():
+        assert torch.equal(scaled(patches, grid), deep(patches, grid))
+    assert (scaled.config.depth, scaled.config.fullatt_block_indexes) == (6, deep.fullatt_block_indexes)
+    with torch.no_grad():
+        rebuilt = rescale(Qwen2_5_VisionTransformerPretrainedModel(scaled.config), scaled.scale_spec).eval()
+        rebuilt.load_state_dict(scaled.state_dict())
+        assert torch.equal(rebuilt(patches, grid), deep(patches, grid))
+
+
+def test_layers_that_look_at_an_image_stay_those_in_a_decoder():
+    from transformers import MllamaForCausalLM
+    from transformers.models.mllama.configuration_mllama import MllamaTextConfig
+
+    config = MllamaTextConfig(num_hidden_layers=3, cross_attention_layers=[1], **TEXT_OF_MLLAMA)
+    torch.manual_seed(0)
+    source = perturb(MllamaForCausalLM(config), std=0.1).eval()
+    before = source.model.layers[1]
+    scaled = scale(source)
+    assert scaled.config.cross_attention_layers == scaled.model.cross_attention_layers == [2, 3]
+    assert scaled.model.layers[2] is before and type(scaled.model.layers[3]) is type(before)
+    tokens = torch.tensor([[7, 8, 9]])
+    with torch.no_grad():  # without an image its layers are passed over; all the others know how to do without
+        assert scaled(tokens).logits.isfinite().all()
+
+
+TEXT_OF_MLLAMA = dict(LANGUAGE, eos_token_id=2, pad_token_id=0, rope_scaling=dict(rope_type='default'))
+
+
+def test_norms_with_other_names_are_each_instances_own():
+    """Root mean square norms of timm, the response norms of Hugging Face and of mmpretrain."""
+    from mmpretrain.models.backbones import ConvNeXt
+
+    sizes = dict(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, image_size=32)
+    hf = huggingface('ConvNextV2Model', 'ConvNextV2Config', **sizes)((2,))
+    arch = dict(depths=[1, 2], channels=[8, 16])
+    mm = ConvNeXt(arch, stem_patch_size=2, use_grn=True, layer_scale_init_value=0.0, out_indices=(1,))
+    rms = timm_vit('vit_tiny_patch16_224', img_size=32, norm_layer='rmsnormfp32')((2,))
+    for model, norms in ((hf, 'grn.weight'), (mm, 'grn.gamma'), (rms, 'norm2.weight')):
+        scaled = scale(model, adjust=None)
+        (layers,) = [
+            m for m in scaled.modules() if getattr(m, 'layer_map', ()) and len(m) > len(set(m.layer_map.sources))
+        ]
+        a, b = (dict(block.named_parameters()) for block in layers[:2])
+        assert a[norms] is not b[norms], norms
+        found = [r for n, r in roles(scaled).items() if n.endswith(norms)]
+        assert found and set(found) == {Role.NORM}
+
+
+def test_what_only_has_norm_in_its_name_is_tied():
+    from timm.models.levit import ConvNorm, LinearNorm
+
+    from scalenet_mm.core.tying import is_norm
+
+    assert not is_norm(ConvNorm(4, 4)) and not is_norm(LinearNorm(4, 4))
+    assert is_norm(ConvNorm(4, 4).bn)
 
 
 def test_a_wrapped_network_is_refused(tmp_path):

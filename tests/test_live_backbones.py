@@ -196,6 +196,62 @@ def test_layers_that_put_out_no_map_of_the_image_are_refused():
     assert mean.shape == (2, 384)
 
 
+# name -> (the path of a layer, (height, width) of an image, of the grid of tokens that the layer puts out)
+GRIDS = {
+    'pvt_v2_b0': ('stages.3.blocks.1', (96, 160), (3, 5)),  # a kernel of 7, a stride of 4
+    'pit_ti_224': ('transformers.2.blocks.3', (224, 224), (7, 7)),  # a kernel of 16, a stride of 8: begins with 27 x 27
+    'coat_lite_tiny': ('serial_blocks4.1', (224, 224), (7, 7)),  # four class tokens, one of them in each stage
+    'vit_tiny_r_s16_p8_224': ('blocks.11', (224, 224), (7, 7)),  # runs its stem while it is built
+}
+
+
+@pytest.mark.parametrize('name', GRIDS)
+@torch.no_grad()
+def test_the_map_is_the_hosts_own_grid_of_tokens(name):
+    path, size, grid = GRIDS[name]
+    net = ScaleNetTimm(name, scale=UNSCALED, out_norm=False).eval()
+    seen = []
+    net.net.get_submodule(path).register_forward_hook(lambda m, x, y: seen.append(y))
+    (found,) = net(torch.randn(1, 3, *size))
+    (tokens,) = seen
+    tokens = tokens[0] if isinstance(tokens, tuple) else tokens
+    assert found.shape[-2:] == grid
+    assert torch.equal(found.flatten(2).transpose(1, 2), tokens[:, -grid[0] * grid[1] :])
+    assert tokens.shape[1] - grid[0] * grid[1] in (0, 1), 'nothing but a class token is left out'
+
+
+@pytest.mark.parametrize('out_type', ['featmap', 'avg_featmap'])
+@torch.no_grad()
+def test_tokens_that_are_no_grid_of_the_image_are_refused(out_type):
+    image = torch.randn(1, 3, 112, 112)  # 28, 14, 7 and, rounded down, 3
+    net = ScaleNetTimm('twins_svt_small', scale=UNSCALED, out_type=out_type).eval()
+    with pytest.raises(ValueError, match=r"'twins_svt_small' put out 9 tokens for images of 112 x 112.*'raw'"):
+        net(image)
+    (tokens,) = ScaleNetTimm('twins_svt_small', scale=UNSCALED, out_type='raw').eval()(image)
+    assert tokens.shape == (1, 9, 512)
+
+
+@torch.no_grad()
+def test_channels_of_the_images_are_the_hosts_unless_they_are_given():
+    image = torch.randn(1, 4, 28, 28)
+    for net in (
+        ScaleNetHF(dict(DINO_HF, num_channels=4)),
+        ScaleNetHF(DINO_HF, in_channels=4),
+        backbone(DINO, in_chans=4),
+        backbone(DINO, in_channels=4),
+    ):
+        assert net.eval()(image)[0].shape == (1, 32, 2, 2)
+    with pytest.raises(ValueError, match=r"\['in_chans'\] are timm's names .* give one"):
+        backbone(DINO, in_chans=4, in_channels=3)
+
+
+@torch.no_grad()
+def test_a_config_of_a_segmentor_gives_its_encoder():
+    beit = dict(model_type='beit', hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64)
+    net = ScaleNetHF(dict(beit, image_size=32, patch_size=8, out_indices=[1, 2, 3, 4]), out_indices=(1, 7)).eval()
+    assert [y.shape for y in net(torch.randn(1, 3, 32, 32))] == [(1, 32, 4, 4)] * 2
+
+
 @torch.no_grad()
 def test_hugging_faces_outputs_are_its_own_hidden_states_at_either_depth():
     for changes, scale in (({}, UNSCALED), (dict(num_hidden_layers=6), dict(times=2))):

@@ -628,6 +628,7 @@ doc_to_text: "{{{{question}}}}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: answer
 target_delimiter: " "
+tag: {tag}
 metric_list:
   - metric: acc
   - metric: acc_norm
@@ -647,11 +648,27 @@ def write_task(folder, name, records):
         offered = rng.sample([record['output'], *wrong], 4)
         question = alpaca.prompt(record, toy_data.PROMPTS)
         lines.append(dict(question=question, choices=offered, answer=offered.index(record['output'])))
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     data = folder / f'{name}.jsonl'
     data.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    (folder / f'{name}.yaml').write_text(TASK.format(name=name, file=json.dumps(str(data.resolve()))))
+    (folder / f'{name}.yaml').write_text(TASK.format(name=name, tag='toys', file=json.dumps(str(data.resolve()))))
     return lines
+
+
+def test_a_tag_is_evaluated_as_each_of_its_tasks(tokenizer, tmp_path):
+    from scalenet_mm.lm.evaluation import evaluate, table
+
+    torch.manual_seed(0)
+    config = toy_data.toy_config(num_hidden_layers=2, max_position_embeddings=128)
+    model = perturb(LlamaForCausalLM(config), std=0.1).eval()
+    lines = {
+        n: write_task(tmp_path / 'tasks', n, toy_data.make_records(5, seed)) for n, seed in (('one', 1), ('two', 2))
+    }
+    found = evaluate(model, tokenizer, ['two', 'toys'], include_path=tmp_path / 'tasks')
+    assert list(found) == ['two', 'one']
+    for name, records in lines.items():
+        assert found[name]['acc'] == pytest.approx(harness_accuracy(model, tokenizer, records))
+    assert table(found).splitlines()[0].split()[-2:] == ['two', 'one']
 
 
 @pytest.mark.slow

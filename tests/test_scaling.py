@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 from conftest import Encoder, SwinStage, VitLayers, deep_copy_of, first, perturb, timm_vit
+from host_zoo import ZOO
 from torch import nn
 
-from scalenet_mm import LayerMap, scale_layers, tie
+from scalenet_mm import HostFacts, LayerMap, rescale, scale, scale_layers, tie
 from scalenet_mm.core.adapters import Adjustment
 from scalenet_mm.core.tying import TiedLayers, is_norm, shared_names, ties
 
@@ -288,6 +289,78 @@ def test_norms_of_other_libraries_are_norms():
     assert shared_names(one) == ['fc.weight', 'fc.bias']
     for a, b in zip(one.norms.parameters(), two.norms.parameters()):
         assert a is not b
+
+
+def llama(depth: int = 3) -> nn.Module:
+    return ZOO['Hugging Face Llama'].make((depth,))
+
+
+@pytest.mark.parametrize('order', ['interpolate', 'stack'])
+def test_a_list_alone_is_scaled_as_it_is_in_its_network(order):
+    """Its blocks know their places and the network runs all of them, as by ``scale``."""
+    source = perturb(llama(), std=0.1).eval()
+    whole, by_list = scale(copy.deepcopy(source), order=order), copy.deepcopy(source)
+    adjust = dict(type='ParallelAdapter', rank=16)
+    by_list.model.layers = scale_layers(by_list.model.layers, LayerMap.build(3, 2, order), adjust)
+    x = ZOO['Hugging Face Llama'].input()
+    with torch.no_grad():
+        states = by_list(x, output_hidden_states=True, use_cache=True)
+        assert torch.equal(states.logits, whole(x).logits) and len(states.hidden_states) == 7
+    assert by_list.config.num_hidden_layers == 6
+    assert [layer.self_attn.layer_idx for layer in by_list.model.layers] == list(range(6))
+
+
+def test_windows_and_drop_path_follow_the_new_place_of_a_block():
+    swin = perturb(ZOO['timm Swin'].make((1, 3)), std=0.1).eval()
+    whole, by_list = scale(copy.deepcopy(swin)), copy.deepcopy(swin)
+    stage = by_list.layers[1]
+    adjust = dict(type='ParallelAdapter', rank=16)
+    stage.blocks = scale_layers(stage.blocks, LayerMap.build(3, 2, 'stack'), adjust)
+    x = ZOO['timm Swin'].input()
+    with torch.no_grad():
+        assert torch.equal(by_list.forward_features(x), whole.forward_features(x))
+    rates = [block.drop_path2.drop_prob for block in stage.blocks]
+    assert rates == sorted(rates) and rates[-1] > rates[0]
+
+
+def test_a_network_whose_layers_have_names_reads_its_files_before_and_after():
+    """torchvision's encoder is a Sequential of ``encoder_layer_0``, ``encoder_layer_1``, ..."""
+    from torchvision.models import VisionTransformer
+
+    def made(depth: int) -> nn.Module:
+        return VisionTransformer(32, 8, depth, 2, 32, 64, num_classes=5).eval()
+
+    facts = HostFacts('torchvision', fc1='mlp.0', fc2='mlp.3', writes=None)
+    source = perturb(made(3), std=0.1)
+    other = perturb(made(3), std=0.1, seed=5)
+    model = scale(copy.deepcopy(source), facts=facts)
+    model.load_state_dict(other.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    deep = made(6)
+    for i, block in enumerate(deep.encoder.layers):
+        block.load_state_dict(other.encoder.layers[i // 2].state_dict())
+    deep.load_state_dict({k: v for k, v in other.state_dict().items() if '.layers.' not in k}, strict=False)
+    with torch.no_grad():
+        assert torch.equal(model(x), deep(x))
+    perturb(model, std=0.1, seed=7)
+    state = model.state_dict()
+    assert len({t.data_ptr() for t in state.values()}) == len(state)
+    for again in (scale(made(3), facts=facts), rescale(made(6), model.scale_spec, facts=facts)):
+        again.load_state_dict(state)
+        with torch.no_grad():
+            assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize('sources', [(0, 1, 2, 0, 1, 2), (0, 0, 0, 1, 1, 2)])
+def test_tying_by_another_map_is_refused_and_changes_no_weight(sources):
+    net = perturb(timm_vit(), std=0.1)
+    net.blocks = scale_layers(net.blocks, LayerMap.build(3, 2, 'interpolate'))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r'by the map \[0, 0, 1, 1, 2, 2\]'):
+        tie(net.blocks, LayerMap(sources))
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    tie(net.blocks, LayerMap.build(3, 2, 'interpolate'))  # its own map ties again what a tool has replaced
 
 
 def test_a_file_of_another_map_with_the_same_keys_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from .scaled import ScaledBackbone
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')  # as mmpretrain's ViT
 TOKEN_NORMS = ('norm', 'layernorm')  # over all tokens, behind the last layer
 POOLED_NORMS = ('fc_norm', 'head.norm')  # over their mean
+TOKENS = re.compile(r'(.*\.)?(cls|dist|distillation|reg|register)_tokens?_?\d*')  # before those of the image
 # What a file may hold besides: heads, a teacher's mask token, norms of outputs that were not asked for.
 UNUSED = re.compile(r'(.*\.)?mask_token|(head|head_dist|fc|classifier|pooler|decoder|fc_norm|norm|layernorm)\..*')
 
@@ -41,6 +43,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         ``_arguments(img_size, drop_path_rate, in_channels)``: by the library's names; None where it keeps its own,
         ``_build(name, **host)``: a network, and ``_run(x)`` runs it on images,
         ``_sizes()``: of a patch (1 where nothing has to be padded) and of an image,
+        ``_embedding()``: the convolution that makes the tokens, if the host has one,
         ``_checkpoint_layers()``: has activations computed again in the backward pass,
         ``_converted(entries, scaled)``: a file of any of its dialects by the names and sizes of ``net`` or its source,
         ``_address()``: where pretrained weights are.
@@ -56,6 +59,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
             before or after the mean as the host has it. Norms that no output passes are left out.
         img_size: of the position embedding; by default the host's.
         drop_path_rate: of the last layer, the host's schedule.
+        in_channels: of the images; by default the host's.
         with_cp: recompute the layers' activations in the backward pass.
         ops: fast paths, see ``ops.SWITCHES``; of a live host only those of linear layers apply.
         pretrained: sets ``init_cfg`` to the address where the library has the weights.
@@ -82,7 +86,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         out_norm: bool = True,
         img_size: int | Sequence[int] | None = None,
         drop_path_rate: float | None = None,
-        in_channels: int = 3,
+        in_channels: int | None = None,
         with_cp: bool = False,
         ops: str | Mapping | None = None,
         pretrained: bool = False,
@@ -97,7 +101,12 @@ class LiveBackbone(ScaledBackbone, BaseModule):
             raise ValueError('pretrained=True and init_cfg both name weights; leave one of them out.')
         super().__init__(init_cfg)
         sized = self._arguments(img_size, drop_path_rate, in_channels)
-        self.source = dict(name=name, **{k: v for k, v in sized.items() if v is not None}, **host)
+        sized = {k: v for k, v in sized.items() if v is not None}
+        if twice := sorted(sized.keys() & host.keys()):
+            raise ValueError(
+                f"{twice} are {self.library}'s names of arguments that are given by ours as well; give one."
+            )
+        self.source = dict(name=name, **sized, **host)
         self.out_type, self.out_norm = out_type, out_norm
         self.net = self._with_outputs(self._build(**self.source))
         names = (name.rpartition('.')[2] for name, _ in self.net.named_parameters())
@@ -180,21 +189,47 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         """A layer's (B, N, C), (B, H, W, C) or (B, C, H, W), by ``out_type``."""
         y = layout.channels_last(y, images, self.out_type == 'featmap', self.source['name'])
         y = _normed(self.net, TOKEN_NORMS, y)
-        grid = self._grid(y, *images[-2:])
         if self.out_type == 'featmap':
-            return grid.permute(0, 3, 1, 2).contiguous()
+            return self._grid(y, *images[-2:]).permute(0, 3, 1, 2).contiguous()
         if self.out_type == 'avg_featmap':
-            return _normed(self.net, POOLED_NORMS, grid.mean((1, 2)))
+            return _normed(self.net, POOLED_NORMS, self._grid(y, *images[-2:]).mean((1, 2)))
         return y[:, 0] if self.out_type == 'cls_token' else y.reshape(len(y), -1, y.shape[-1])
 
     def _grid(self, y: Tensor, height: int, width: int) -> Tensor:
-        """The (B, H, W, C) behind the tokens of class and registers; each stage halves it, odd sizes rounded up."""
+        """The (B, H, W, C) behind the tokens of class and registers; each stage halves it, odd sizes rounded up.
+
+        Raises:
+            ValueError: if the tokens are no such grid.
+        """
         if y.ndim == 4:
             return y
-        h, w = height // self.patch_size, width // self.patch_size
-        while h * w > y.shape[1]:
+        tokens, first = y.shape[1], self._tokens_before()
+        h, w = grid = self._embedded(height, width)
+        while h * w > tokens:
             h, w = (h + 1) // 2, (w + 1) // 2
+        if not 0 <= tokens - h * w <= first:
+            raise ValueError(
+                f'A layer of {self.source["name"]!r} put out {tokens} tokens for images of {height} x {width}: its '
+                f'grid of {grid[0]} x {grid[1]}, halved from stage to stage, has {h} x {w}, with up to {first} tokens '
+                'of class and registers before it, so no map can be made of them. Choose images of another size or '
+                "out_type='raw', or scale the network itself with scalenet_mm.scale."
+            )
         return y[:, -h * w :].unflatten(1, (h, w))
+
+    def _tokens_before(self) -> int:
+        """How many tokens that are no part of the image the host holds; a layer may have fewer of them."""
+        return sum(p.shape[-2] for n, p in self.net.named_parameters() if TOKENS.fullmatch(n) and p.ndim > 1)
+
+    def _embedded(self, height: int, width: int) -> tuple[int, int]:
+        """The grid of tokens that an image of this size, padded to whole patches, begins with."""
+        sizes = (-(-n // self.patch_size) * self.patch_size for n in (height, width))
+        conv = self._embedding()
+        if conv is None or isinstance(conv.padding, str):
+            h, w = (n // self.patch_size for n in sizes)
+            return h, w
+        kinds = zip(sizes, conv.padding, conv.dilation, conv.kernel_size, conv.stride)
+        h, w = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in kinds)
+        return h, w
 
     # --- loading
 
@@ -247,9 +282,14 @@ def _norm(net: nn.Module, paths: Sequence[str]) -> nn.Module | None:
 def _normed(net: nn.Module, paths: Sequence[str], y: Tensor) -> Tensor:
     """(..., C) behind a norm of the host, if that has C channels."""
     norm = _norm(net, paths)
-    if norm is None or norm.weight.numel() != y.shape[-1]:
+    if norm is None or _channels(norm) != y.shape[-1]:
         return y
     if type(norm).__name__.endswith('2d'):  # over the second axis of four
         maps = y.reshape(len(y), -1, 1, y.shape[-1]).permute(0, 3, 1, 2)
         return norm(maps).permute(0, 2, 3, 1).reshape(y.shape)
     return norm(y)
+
+
+def _channels(norm: nn.Module) -> int:
+    weight = getattr(norm, 'weight', None)
+    return math.prod(getattr(norm, 'normalized_shape', (0,)) if weight is None else weight.shape)

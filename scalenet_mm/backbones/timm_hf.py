@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from mmengine.registry import MODELS
@@ -48,21 +49,40 @@ class ScaleNetTimm(LiveBackbone):
                 'timm.list_models()).'
             )
         try:
-            with meta_parameters():
-                taken = inspect.signature(type(timm.create_model(name, num_classes=0, **host)))
-            flexible = {k: v for k, v in ANY_SIZE.items() if k in taken.parameters}
+            taken = inspect.signature(type(self._structure(name, **host))).parameters
+            flexible = {k: v for k, v in ANY_SIZE.items() if k in taken}
             return timm.create_model(name, num_classes=0, **{**flexible, **host})
         except TypeError as e:
-            with meta_parameters():
-                taken = inspect.signature(type(timm.create_model(name, num_classes=0))).parameters
+            taken = inspect.signature(type(self._structure(name))).parameters
             told = unknown(host, [*taken, *arguments_of(LiveBackbone)])
             raise ValueError(f'timm cannot build {name!r} with {told or host}: {e}') from e
 
+    def _structure(self, name: str, **host) -> nn.Module:
+        """The host without memory for its weights, but where it runs a part of itself while it is built."""
+        make = partial(self._import().create_model, name, num_classes=0, **host)
+        try:
+            with meta_parameters():
+                return make()
+        except RuntimeError:
+            return make()
+
     def _sizes(self) -> tuple[int, Any]:
-        patch = getattr(getattr(self.net, 'patch_embed', None), 'patch_size', 1)
-        size = getattr(getattr(self.net, 'patch_embed', None), 'img_size', None)
+        conv = self._embedding()
+        patch = conv.stride if conv else getattr(self._patch_embed(), 'patch_size', 1)
+        size = getattr(self._patch_embed(), 'img_size', None)
         size = size or self.net.pretrained_cfg['input_size'][1:]
         return patch if isinstance(patch, int) else max(patch), size
+
+    def _embedding(self) -> nn.Conv2d | None:
+        """Where ``patch_embed`` has one convolution: of a stem of several, and of linear ones, the patch is known."""
+        embed = self._patch_embed()
+        found = [] if embed is None else [m for m in embed.modules() if isinstance(m, nn.Conv2d)]
+        return found[0] if len(found) == 1 else None
+
+    def _patch_embed(self) -> nn.Module | None:
+        return next(
+            (m.patch_embed for m in self.net.modules() if isinstance(getattr(m, 'patch_embed', None), nn.Module)), None
+        )
 
     def _run(self, x: Tensor) -> None:
         self.net.forward_features(x)
@@ -81,8 +101,7 @@ class ScaleNetTimm(LiveBackbone):
         if scaled:
             like = self.net
         else:
-            with meta_parameters():
-                like = self._build(**self.source)
+            like = self._structure(**self.source)
         try:
             return dict(convert(dict(entries), like, **options))
         except (AttributeError, IndexError, KeyError, RuntimeError, ValueError) as e:
@@ -151,8 +170,9 @@ class ScaleNetHF(LiveBackbone):
             _require_known(given, known.AutoConfig.for_model(kind))
             config = known.AutoConfig.for_model(kind, **given)
         _require_known(changes, config, *arguments_of(LiveBackbone))
-        if hasattr(config, 'use_mask_token'):
-            changes['use_mask_token'] = False
+        for key, value in dict(use_mask_token=False, out_indices=None).items():  # of other tasks' models
+            if hasattr(config, key):
+                changes[key] = value
         for key, value in changes.items():
             setattr(config, key, value)
         return config
@@ -172,6 +192,9 @@ class ScaleNetHF(LiveBackbone):
     def _sizes(self) -> tuple[int, Any]:
         config = self.net.config
         return getattr(config, 'patch_size', 1), config.image_size
+
+    def _embedding(self) -> None:
+        return None
 
     def _run(self, x: Tensor) -> None:
         self.net(pixel_values=x, **self.run_arguments)
@@ -208,6 +231,6 @@ class ScaleNetHF(LiveBackbone):
 
 def _require_known(given: Iterable[str], config, *others: str) -> None:
     """A config takes any key and leaves it alone, so a misspelt one would mean the default."""
-    keys = [k for k in vars(config) if not k.startswith('_')]
+    keys = [k.removeprefix('_') for k in vars(config)]  # out_indices is kept as _out_indices
     if told := unknown(given, [*keys, *config.attribute_map, 'attn_implementation', *others]):
         raise ValueError(f'{type(config).__name__} has no {told}.')

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from .hosts import HostFacts, holds_blocks, host_facts, unknown
-from .tying import MappedLayers
+from .tying import MappedLayers, is_norm
 
 
 def blocks_of(model: nn.Module, facts: HostFacts | None = None) -> dict[str, nn.Module]:
@@ -76,10 +76,11 @@ def _require_one_width(name: str, blocks: nn.Module, facts: HostFacts | None) ->
     for i, block in enumerate(blocks):
         known = facts or host_facts(block)
         fc1, fc2 = (block.get_submodule(known.paths(t)[0]) for t in ('fc1', 'fc2'))
-        widths.setdefault((fc1.in_features, fc2.out_features), i)
+        first = next((tuple(p.shape) for m in block.children() if is_norm(m) for p in m.parameters()), None)
+        widths.setdefault((first, fc1.in_features, fc2.out_features), i)
     if len(widths) > 1:
         raise ValueError(
-            f'The layers of {name!r} change their width (MLPs from and to {list(widths)}, first in layers '
-            f'{list(widths.values())}), '
+            f'The layers of {name!r} change their width (first norms, MLPs from and to: {list(widths)}, first in '
+            f'layers {list(widths.values())}), '
             'so copies of them would not fit one another; only lists of one width can be scaled.'
         )

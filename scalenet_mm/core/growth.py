@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .hosts import host_facts
 from .layer_map import LayerMap, selected
+from .positions import configs_in, moving
+from .positions import period as period_of
 from .tying import MappedLayers, mapped
 
 
@@ -192,10 +194,13 @@ def grow(layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | Growth,
     return layers
 
 
-def grow_layers(layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | Growth, period: int = 1) -> nn.Module:
+def grow_layers(
+    layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | Growth, period: int | None = None
+) -> nn.Module:
     """A grown container made from the layers of a live model of any origin, which it consumes.
 
-    New layers of ``'random'`` keep the values of a copy that ran its own ``reset_parameters``.
+    New layers of ``'random'`` keep the values of a copy that ran its own ``reset_parameters``. Blocks are told their
+    places, and Hugging Face configs that they hold the new depth, as by ``scale_layers``.
 
     >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3)
     >>> encoder.layers = grow_layers(encoder.layers, Growth('stack').layer_map(3, 1, 2), 'stack')
@@ -204,6 +209,7 @@ def grow_layers(layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | 
 
     Args:
         layers: ``nn.Sequential``, ``nn.ModuleList`` or a sequence of blocks.
+        period: see ``LayerMap.live``; by default as the layers have it.
     """
     if len(layers) != layer_map.depth:
         raise ValueError(
@@ -212,8 +218,11 @@ def grow_layers(layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | 
         )
     if isinstance(layers, MappedLayers):
         raise ValueError('These layers are tied or grown already; grow the source layers instead.')
+    period = period or period_of(layers)
+    tell, configs = moving(layers, period), configs_in(layers)
     blocks = [
-        layers[s] if layer_map.owner(i) == i else copy.deepcopy(layers[s]) for i, s in enumerate(layer_map.sources)
+        layers[s] if layer_map.owner(i) == i else copy.deepcopy(layers[s], {id(c): c for c in configs})
+        for i, s in enumerate(layer_map.sources)
     ]
     kind = type(layers) if isinstance(layers, nn.Module) else nn.ModuleList
     container = kind(*blocks) if issubclass(kind, nn.Sequential) else kind(blocks)
@@ -225,6 +234,7 @@ def grow_layers(layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | 
             elif hasattr(module, '_reset_parameters'):
                 module._reset_parameters()
     grow(container, layer_map, growth, period).load_state_dict(source)
+    tell(container, layer_map)
     return container
 
 

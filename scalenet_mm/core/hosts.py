@@ -123,6 +123,14 @@ MIXERS = (
         writes=None,
         marks=('attention.self.logit_scale',),
     ),
+    HostFacts(  # VideoMAE multiplies by the weights of query, key and value itself
+        'Hugging Face encoder with biases apart',
+        qkv=('attention.attention.query', 'attention.attention.key', 'attention.attention.value'),
+        proj='attention.output.dense',
+        writes=('proj',),
+        marks=('attention.attention.q_bias',),
+        bypassed={'qkv': 'attention.attention.q_bias'},
+    ),
     *(  # before transformers 5; BERT's norms stand behind the sum
         HostFacts(
             'Hugging Face encoder',
@@ -148,6 +156,7 @@ MLPS = (
     HostFacts('', fc1=('mlp.gate_proj', 'mlp.up_proj'), fc2='mlp.down_proj', writes=('fc2',)),
     HostFacts('', fc1='mlp.up_proj', fc2='mlp.down_proj', writes=('fc2',)),
     HostFacts('', fc1='mlp.gate_up_proj', fc2='mlp.down_proj', writes=('fc2',)),
+    HostFacts('', fc1='mlp.linear_fc1', fc2='mlp.linear_fc2', writes=('fc2',)),
     HostFacts('', fc1='mlp.weights_in', fc2='mlp.weights_out', writes=('fc2',)),
     HostFacts('', fc1='intermediate.dense', fc2='output.dense', writes=('fc2',)),
     HostFacts('', fc1='pwconv1', fc2='pwconv2', writes=('fc2',)),  # ConvNeXt of Hugging Face ...

@@ -36,6 +36,11 @@ class LayerMap:
                 f'{"is empty" if not sources else f"leaves out {unused} or holds a negative index"}; '
                 'list every layer of the pretrained network at least once.'
             )
+        if sorted(sources) == list(range(depth)) != list(sources):
+            raise ValueError(
+                f'The layer map {list(sources)} only puts the layers in another order; it adds none, and its files '
+                'would look like those of the unscaled network. Name at least one layer twice.'
+            )
 
     @classmethod
     def build(

@@ -6,7 +6,7 @@ Window shifts, drop-path rates, indices into a key-value cache, and the depth th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,13 +18,32 @@ ALTERNATING = ('shift_size', 'target_shift_size', 'attn_mask')
 INDEX = 'layer_idx'
 DEPTHS = ('depth', 'num_layers')  # of the module that holds the blocks
 
+# Indices of the layers of one kind, in a config or a module around them: an instance is of its source's kind.
+KINDS = (
+    'window_block_indices',
+    'residual_block_indices',
+    'fullatt_block_indexes',
+    'global_attn_indexes',
+    'cross_attention_layers',
+    'attn_layer_indices',
+    'mlp_only_layers',
+    'moe_layers',
+)
+
 # What a host keeps for each of its layers, where: no rule could extend it.
-AROUND, INSIDE = 'modules around the layers', 'the layers'
+AROUND, INSIDE, CONFIG = 'modules around the layers', 'the layers', 'a config of a module around the layers'
+TAKEN = 'the layers whose outputs it uses'
 OUTPUTS = 'out_indices', 'stage_names'
-INDICES = 'window_block_indices', 'residual_block_indices'  # of layers, in a Hugging Face config
 BY_LAYER = {
-    (AROUND, 'out_indices'): 'the layers whose outputs it returns',
+    (AROUND, 'out_indices'): TAKEN,
     (AROUND, 'stage_names'): 'names of the layers whose outputs it returns',
+    (CONFIG, 'out_indices'): TAKEN,
+    (CONFIG, 'backbone_out_indices'): TAKEN,
+    (CONFIG, 'extract_layers'): TAKEN,
+    (CONFIG, 'deepstack_visual_indexes'): TAKEN,
+    (CONFIG, 'intermediate_layers_indices'): TAKEN,
+    (CONFIG, 'intermediate_hidden_state_indices'): TAKEN,
+    (AROUND, 'local_up_to_layer'): 'the layer at which its class token joins the others',
     (AROUND, 'rope_mixed'): 'learnt frequencies of its rotary embedding',
     (AROUND, 'mid_position_embeddings'): 'position embeddings',
     (INSIDE, 'lambda_init'): 'constants that follow from the place of a layer',
@@ -40,15 +59,16 @@ def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
     Raises:
         ValueError: naming it and another road.
     """
-    around = [
-        module
-        for prefix, module in _around(model, name).items()
-        if not any(other.startswith(prefix) for other in others)
-    ]
-    places = {AROUND: around, INSIDE: list(model.get_submodule(name).modules())}
+    around, layers = _around(model, name), model.get_submodule(name)
+    own = [module for prefix, module in around.items() if not any(other.startswith(prefix) for other in others)]
+    configs = (
+        [c for m in around.values() if _is_config(c := getattr(m, 'config', None))] if _stage(name) is None else []
+    )
+    places: dict[str, list[Any]] = {AROUND: own, INSIDE: list(layers.modules()), CONFIG: configs}
     for (place, attribute), what in BY_LAYER.items():
         for holder in places[place]:
-            if _is_kept(getattr(holder, attribute, None)):
+            value = getattr(holder, attribute, None)
+            if _is_kept(value) and (place, value) != (CONFIG, [len(layers)]):  # the last layer alone moves with it
                 by_config = ", or take a registered backbone (type='ScaleNetDeiT', 'ScaleNetTimm', 'ScaleNetHF')"
                 raise ValueError(
                     f'{type(holder).__name__} keeps {what} ({attribute}) for the layers of {name!r} at their present '
@@ -151,7 +171,7 @@ def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
     if len(layer_map) == depth:
         return
     around = list(_around(model, name).values())
-    parent = around[-1]
+    parent, stage = around[-1], _stage(name)
     for attribute in DEPTHS:
         if getattr(parent, attribute, None) == depth:
             setattr(parent, attribute, len(layer_map))
@@ -159,25 +179,68 @@ def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
     if isinstance(info, list) and len(info) == depth:
         parent.feature_info = [dict(info[s], module=f'{path[-1]}.{i}') for i, s in enumerate(layer_map.sources)]
     configs = [c for m in reversed(around) if _is_config(c := getattr(m, 'config', None))][:1]
-    stage = next((int(p) for p in reversed(path) if p.isdecimal()), None)
     for holder in (*around, *configs):
         depths = getattr(holder, 'depths', None)
         if isinstance(depths, (list, tuple)) and depths[stage or 0] == depth:
             deeper = [len(layer_map) if i == (stage or 0) else n for i, n in enumerate(depths)]
             holder.depths = type(depths)(deeper)
-    for config in configs if stage is None else ():
-        if getattr(config, 'num_hidden_layers', None) == depth:
-            config.num_hidden_layers = len(layer_map)
-        for key, value in list(vars(config).items()):
-            if key in INDICES and isinstance(value, list):
-                setattr(config, key, [i for i, s in enumerate(layer_map.sources) if s in value])
-            elif 'layer' in key and isinstance(value, list) and len(value) == depth:  # layer_types and its like
-                setattr(config, key, [value[s] for s in layer_map.sources])
-        if len(getattr(config, 'stage_names', None) or ()) == depth + 1:  # a stem, then one a layer
-            stem, last = config.stage_names[0], config.out_indices == [depth]
-            config.stage_names = [stem, *(f'stage{i + 1}' for i in range(len(layer_map)))]
-            if last:
-                config.out_indices = [len(layer_map)]
+    if stage is None:
+        for holder in around:
+            _tell_kinds(holder, layer_map)
+        for config in configs:
+            _tell_config(config, layer_map)
+
+
+def moving(layers: Sequence[nn.Module], period: int) -> Callable[[nn.Module, LayerMap], None]:
+    """Reads what the blocks of a list keep by their places; what it returns tells those of a deeper list theirs.
+
+    Configs that the blocks hold, which are those of the network around, learn the new depth as well.
+    """
+    alternating, rates = alternation(layers, period), drop_path(layers)
+
+    def tell(made: nn.Module, layer_map: LayerMap) -> None:
+        place(made, alternating)
+        set_drop_path(list(made.children()), rates)
+        for config in configs_in(made):
+            if not isinstance(getattr(config, 'depths', None), (list, tuple)):
+                _tell_config(config, layer_map)
+
+    return tell
+
+
+def configs_in(blocks: Iterable[nn.Module]) -> list[Any]:
+    """Every Hugging Face config that a module of the blocks holds, once."""
+    held = [c for block in blocks for m in block.modules() if _is_config(c := getattr(m, 'config', None))]
+    return list({id(c): c for c in held}.values())
+
+
+def _tell_config(config: Any, layer_map: LayerMap) -> None:
+    depth = layer_map.depth
+    if len(layer_map) == depth:
+        return
+    for attribute in ('num_hidden_layers', *DEPTHS):
+        if getattr(config, attribute, None) == depth:
+            setattr(config, attribute, len(layer_map))
+    for key, value in list(vars(config).items()):  # layer_types and its like
+        if key not in KINDS and 'layer' in key and isinstance(value, list) and len(value) == depth:
+            setattr(config, key, [value[s] for s in layer_map.sources])
+    _tell_kinds(config, layer_map)
+    if len(getattr(config, 'stage_names', None) or ()) == depth + 1:  # a stem, then one a layer
+        stem, last = config.stage_names[0], config.out_indices == [depth]
+        config.stage_names = [stem, *(f'stage{i + 1}' for i in range(len(layer_map)))]
+        if last:
+            config.out_indices = [len(layer_map)]
+
+
+def _tell_kinds(holder: Any, layer_map: LayerMap) -> None:
+    for key in KINDS:
+        if isinstance(value := getattr(holder, key, None), (list, tuple)):
+            setattr(holder, key, [i for i, s in enumerate(layer_map.sources) if s in value])
+
+
+def _stage(name: str) -> int | None:
+    """The stage that a container is of, None where its network has no stages."""
+    return next((int(p) for p in reversed(name.split('.')) if p.isdecimal()), None)
 
 
 def _around(model: nn.Module, name: str) -> dict[str, nn.Module]:

@@ -16,7 +16,18 @@ from .adapters import ADAPTER_RANK, AdaptedLinear, Adjustment, parse_adjust
 from .find import _require_one_width, _stages, blocks_of
 from .hosts import HostFacts, host_facts
 from .layer_map import LayerMap, stage_maps
-from .positions import alternation, drop_path, own_configs, period, place, refuse_by_layer, set_drop_path, tell_depth
+from .positions import (
+    alternation,
+    configs_in,
+    drop_path,
+    moving,
+    own_configs,
+    place,
+    refuse_by_layer,
+    set_drop_path,
+    tell_depth,
+)
+from .positions import period as period_of
 from .tying import TiedLayers, persistent, shared_modules, tie
 
 ADJUST = dict(type='ParallelAdapter', rank=ADAPTER_RANK)
@@ -82,7 +93,7 @@ def scale(
         sources = dict.fromkeys(chosen, sources)
     depths = [len(blocks) for blocks in found.values()]
     maps = dict(zip(names, stage_maps(depths, times, order, chosen, layers, sources)))
-    periods = {name: period(blocks) for name, blocks in found.items()}
+    periods = {name: period_of(blocks) for name, blocks in found.items()}
     for name, blocks in found.items():
         if len(maps[name]) != len(blocks):
             refuse_by_layer(model, name, [n for n in everything if n != name])
@@ -98,7 +109,7 @@ def scale(
     rates = drop_path([block for blocks in found.values() for block in blocks])
     for name, layer_map in maps.items():
         alternating = alternation(found[name], periods[name])
-        made = scale_layers(found[name], layer_map, adjust, adjust_on, start, periods[name], facts)
+        made = _scaled(found[name], layer_map, adjust, adjust_on, start, periods[name], facts)
         place(made, alternating)
         parent, _, attribute = name.rpartition('.')
         setattr(model.get_submodule(parent), attribute, made)
@@ -142,7 +153,7 @@ def rescale(model: nn.Module, spec: Mapping[str, Any], facts: HostFacts | None =
             "Build it at the scaled depth first: from the scaled model's config, or with depth=... of its class."
         )
     how = spec['adjust'], spec['adjust_on'], spec['start']
-    periods = {name: period(everything[name]) for name in maps}
+    periods = {name: period_of(everything[name]) for name in maps}
     for name, layer_map in maps.items():
         _require(everything[name], layer_map, periods[name], *how, facts)
     for name, layer_map in maps.items():
@@ -244,10 +255,13 @@ def scale_layers(
     adjust: dict | None = None,
     adjust_on: str = 'all',
     start: str = 'paper',
-    period: int = 1,
+    period: int | None = None,
     facts: HostFacts | None = None,
 ) -> nn.Module:
     """A tied container made from the layers of a live model of any origin, which it consumes.
+
+    Its blocks are told their new places, and Hugging Face configs that they hold the new depth, in place; what modules
+    around them say of their number (``depth``, ``feature_info``) only ``scale`` changes.
 
     >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3)
     >>> encoder.layers = scale_layers(encoder.layers, LayerMap.build(3, 2), dict(type='ParallelAdapter', rank=4))
@@ -256,9 +270,27 @@ def scale_layers(
 
     Args:
         layers: ``nn.Sequential``, ``nn.ModuleList`` or a sequence of blocks; the owners are these very blocks.
+        period: see ``LayerMap.live``; by default as the layers have it.
 
     The other arguments are those of ``adjust_layers``.
     """
+    period = period or period_of(layers)
+    tell = moving(layers, period)
+    made = _scaled(layers, layer_map, adjust, adjust_on, start, period, facts)
+    tell(made, layer_map)
+    return made
+
+
+def _scaled(
+    layers: nn.Module,
+    layer_map: LayerMap,
+    adjust: Mapping[str, Any] | None,
+    adjust_on: str,
+    start: str,
+    period: int,
+    facts: HostFacts | None,
+) -> nn.Module:
+    """A tied container; its blocks still say the places that they had."""
     if isinstance(layers, TiedLayers):
         raise ValueError(
             'These layers are scaled already, and scaling them again would lose track of what is shared; scale the '
@@ -277,6 +309,7 @@ def scale_layers(
     container = type(host).__new__(type(host))
     container.__dict__ = {k: copy.copy(v) for k, v in vars(host).items()}  # hooks and flags stay
     container._modules = {str(i): block for i, block in enumerate(blocks)}
+    container.source_names = list(host._modules)
     tie(container, layer_map)
     adjust_layers(container, adjust, adjust_on, start, period, facts)
     return container
@@ -285,5 +318,4 @@ def scale_layers(
 def _copy(block: nn.Module) -> nn.Module:
     """A copy with norms of its own; the tensors and the config it will share are not copied on the way."""
     shared = (t for _, m in shared_modules(block) for t in (*m._parameters.values(), *persistent(m).values()))
-    configs = (c for m in block.modules() if (c := vars(m).get('config')) is not None)
-    return copy.deepcopy(block, {id(t): t for t in (*shared, *configs) if t is not None})
+    return copy.deepcopy(block, {id(t): t for t in (*shared, *configs_in([block])) if t is not None})

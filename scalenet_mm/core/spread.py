@@ -39,8 +39,9 @@ def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: MappedL
         Whether the entries were those of the unscaled network.
     """
     layer_map = layers.layer_map
-    entries = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
-    parts = {k: k[len(prefix) :].partition('.')[::2] for k in entries}
+    number = {name: str(i) for i, name in enumerate(layers.source_names)}
+    entries = {k: k[len(prefix) :].partition('.')[::2] for k in state_dict if k.startswith(prefix)}
+    parts = {k: (number.get(name, name), rest) for k, (name, rest) in entries.items()}
     indices = {int(i) for i, _ in parts.values() if i.isdecimal()}
     if indices != set(range(layer_map.depth)):
         return False

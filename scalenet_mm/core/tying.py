@@ -11,7 +11,8 @@ own, and a tensor stays tied where it is moved to another name (a wrapped layer,
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakSet
@@ -27,9 +28,17 @@ from .spread import check_stored_map, expand
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
+NAMED_NORM = re.compile('(Norm|GRN)(?![a-z])')  # RmsNormFp32, LayerNorm2d, BatchNormAct2d, ConvNextV2GRN
+
+
 def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a normalisation layer (torch's, or a class of its own called ...Norm, ...Norm2d)."""
-    return isinstance(module, NORMS) or type(module).__name__.rstrip('123dD').endswith('Norm')
+    """Whether ``module`` is a normalisation layer: torch's, or one whose class is called so and holds vectors alone."""
+    named = NAMED_NORM.search(type(module).__name__) is not None
+    return isinstance(module, NORMS) or (named and not any(_is_matrix(p) for p in module.parameters()))
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return sum(n > 1 for n in tensor.shape) > 1
 
 
 class MappedLayers:
@@ -38,6 +47,7 @@ class MappedLayers:
     __prepare_scriptable__ = refuse_scripting
     layer_map: LayerMap
     shared_names: list[str]  # what ``shared_names`` said of the blocks when the network was scaled
+    source_names: Sequence[str] = ()  # of the unscaled network's layers: '0', '1', ... but of a Sequential with names
 
     def __getitem__(self, index):  # a slice is a plain container of the host's class: its map would be another one
         if not isinstance(index, slice):
@@ -171,11 +181,17 @@ def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) ->
             f'The layer map has {len(layer_map)} instances, but the container holds {len(layers)} blocks; '
             'build the network at the scaled depth first, or call scale_layers on the source layers.'
         )
-    layers.layer_map = layer_map
-    if isinstance(layers, mixin):
+    if isinstance(layers, mixin) and layers.layer_map == layer_map:
         return False
     if isinstance(layers, MappedLayers):
-        raise ValueError('These layers are tied or grown already; start from the source layers.')
+        raise ValueError(
+            f'These layers are tied or grown already, by the map {list(layers.layer_map.sources)}, and '
+            f'{list(layer_map.sources)} asked for now would join or fill others; start from the source layers.'
+        )
+    layers.layer_map = layer_map
+    names = list(layers._modules)
+    layers.source_names = (vars(layers).get('source_names') or names)[: layer_map.depth]
+    layers._modules = {str(i): block for i, block in enumerate(layers)}
     layers.shared_names = list(dict.fromkeys(name for block in layers for name in shared_names(block)))
     layers.__class__ = _mixed(mixin, type(layers))
     _alive.add(layers)

@@ -71,7 +71,7 @@ def evaluate(
 
     Returns:
         For each task its metrics as the harness gives them, shares and not percent: ``{'acc': 0.6, 'acc_stderr':
-            ...}``.
+            ...}``; of a tag or a group for each of its tasks, and for the group itself where the harness sums it up.
 
     Raises:
         ValueError: for unknown tasks, before anything is run.
@@ -89,10 +89,12 @@ def evaluate(
         bootstrap_iters=0,
         log_samples=False,
     )['results']
-    return {
-        task: {name.removesuffix(',none'): value for name, value in results[task].items() if isinstance(value, float)}
-        for task in tasks
+    told = {
+        task: {name.removesuffix(',none'): value for name, value in found.items() if isinstance(value, float)}
+        for task, found in results.items()
     }
+    asked = [task for task in tasks if task in told]
+    return {task: told[task] for task in dict.fromkeys((*asked, *told)) if told[task]}
 
 
 def table(results: Mapping[str, Mapping[str, float]], name: str = 'this model') -> str:
