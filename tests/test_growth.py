@@ -2,13 +2,15 @@
 
 import copy
 import pickle
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEIT, LIVE_HOSTS, SWIN, first, perturb
+from conftest import DEIT, LIVE_HOSTS, SWIN, first, perturb, timm_vit
 from host_zoo import ZOO
 from mmpretrain.models.backbones import VisionTransformer
+from torch import nn
 
 from scalenet_mm import LayerMap, build, tie
 from scalenet_mm.backbones import ScaleNetDeiT, ScaleNetSwin
@@ -159,6 +161,20 @@ def test_a_decoder_runs_the_layers_that_were_added():
         assert torch.equal(grown.logits, deep(x).logits) and len(grown.hidden_states) == 5
     assert source.config.num_hidden_layers == 4 and source.model.layers[3].self_attn.config is source.config
     assert [layer.self_attn.layer_idx for layer in source.model.layers] == [0, 1, 2, 3]
+
+
+def test_layers_with_names_grow_and_their_files_load():
+    names = ('first', 'second', 'third')
+
+    def made(seed: int) -> nn.Module:
+        blocks = OrderedDict(zip(names, perturb(timm_vit(), std=0.1, seed=seed).blocks))
+        return nn.ModuleDict(dict(layers=nn.Sequential(blocks)))
+
+    net, other = made(0), made(1)
+    net['layers'] = grow_layers(net['layers'], Growth('interpolate').layer_map(3, new_layers=1), 'interpolate')
+    net.load_state_dict(other.state_dict())
+    for block, name in zip(net['layers'], ('first', 'first', 'second', 'third')):
+        assert torch.equal(block.mlp.fc1.weight, other['layers'].get_submodule(name).mlp.fc1.weight)
 
 
 def test_a_layer_host_whose_writes_cannot_be_zeroed_is_refused():

@@ -261,6 +261,11 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
         dict(adjust=dict(type='LoRA')),
         "no adjustable linear 'qkv'",
     ),
+    'linears without biases read past their forward, Hugging Face': (
+        lambda: small('VideoMAEModel', 'VideoMAEConfig', num_frames=2, qkv_bias=False),
+        dict(adjust=dict(type='LoRA')),
+        "no adjustable linear 'qkv'",
+    ),
     'layers in another order': (lambda: made('timm ViT'), dict(sources=[1, 0, 2]), 'at least one layer twice'),
     'a compiled linear layer': (lambda: compiled_linear(), {}, 'scale first'),
     'a list of blocks with hooks of accelerate': (lambda: dispatched(), {}, 'scale first, then dispatch'),
@@ -394,13 +399,44 @@ def test_norms_with_other_names_are_each_instances_own():
         assert found and set(found) == {Role.NORM}
 
 
+OUTPUTS_OF_OTHERS = {  # their configs list outputs that only a segmentor's or a depth estimator's class reads
+    'BEiT': lambda: small('BeitForImageClassification', 'BeitConfig', depth=4, out_indices=[1, 2, 3, 4]),
+    'Data2Vec': lambda: small('Data2VecVisionModel', 'Data2VecVisionConfig'),
+    'DPT': lambda: small('DPTModel', 'DPTConfig', is_hybrid=False),
+    'the last': lambda: small('Dinov2Model', 'Dinov2Config', out_indices=[-1]),
+}
+
+
+@pytest.mark.parametrize('name', OUTPUTS_OF_OTHERS)
+def test_outputs_that_this_class_does_not_read_are_no_reason_to_refuse(name):
+    model = perturb(OUTPUTS_OF_OTHERS[name](), std=0.1).eval()
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = model(image)[0]
+        scaled = scale(model, adjust=None, start='function')
+        assert torch.equal(scaled(image)[0], before)
+
+
 def test_what_only_has_norm_in_its_name_is_tied():
     from timm.models.levit import ConvNorm, LinearNorm
+    from torch.ao.nn.quantized import dynamic
+    from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 
     from scalenet_mm.core.tying import is_norm
 
+    class NormMlp(nn.Module):
+        """Holds no Parameter: its layer was quantised."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc = nn.LayerNorm(4), dynamic.Linear(4, 4)
+
+    class NormedProduct_Norm(nn.Linear): ...
+
     assert not is_norm(ConvNorm(4, 4)) and not is_norm(LinearNorm(4, 4))
+    assert not is_norm(NormMlp()) and not is_norm(NormedProduct_Norm(4, 4))
     assert is_norm(ConvNorm(4, 4).bn)
+    assert is_norm(CohereLayerNorm((2, 4)))  # of queries: a weight for each head
 
 
 def test_a_wrapped_network_is_refused(tmp_path):

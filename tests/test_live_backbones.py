@@ -246,6 +246,34 @@ def test_channels_of_the_images_are_the_hosts_unless_they_are_given():
 
 
 @torch.no_grad()
+def test_clips_class_embedding_is_no_part_of_the_map():
+    size = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64)
+    config = dict(model_type='clip_vision_model', image_size=32, patch_size=8, **size)
+    net, image = ScaleNetHF(config, scale=UNSCALED, out_norm=False).eval(), torch.randn(2, 3, 32, 32)
+    (found,) = net(image)
+    tokens = net.net(pixel_values=image, output_hidden_states=True).hidden_states[-1]
+    assert found.shape == (2, 32, 4, 4) and torch.equal(found.flatten(2).transpose(1, 2), tokens[:, 1:])
+
+
+def test_a_masked_autoencoder_gives_its_weights_to_a_plain_vit(tmp_path):
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    size = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64)
+    size |= dict(image_size=32, patch_size=8)
+    with pytest.raises(ValueError, match="ViTMAEModel drops and shuffles tokens .*model_type='vit'"):
+        ScaleNetHF(dict(size, model_type='vit_mae'))
+    source = perturb(ViTMAEForPreTraining(ViTMAEConfig(decoder_num_hidden_layers=1, **size)), std=0.1)
+    save_file(dict(source.state_dict()), tmp_path / 'mae.safetensors')
+    net = ScaleNetHF(
+        dict(size, model_type='vit'), init_cfg=dict(type='Pretrained', checkpoint=f'{tmp_path}/mae.safetensors')
+    )
+    net.is_init = False
+    net.init_weights()
+    ours, theirs = net.net.encoder.layer[2], source.vit.encoder.layer[1]
+    assert torch.equal(ours.intermediate.dense.weight, theirs.intermediate.dense.weight)
+
+
+@torch.no_grad()
 def test_a_config_of_a_segmentor_gives_its_encoder():
     beit = dict(model_type='beit', hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64)
     net = ScaleNetHF(dict(beit, image_size=32, patch_size=8, out_indices=[1, 2, 3, 4]), out_indices=(1, 7)).eval()

@@ -5,6 +5,8 @@ import io
 import pickle
 import subprocess
 import sys
+import threading
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -349,6 +351,52 @@ def test_a_network_whose_layers_have_names_reads_its_files_before_and_after():
         again.load_state_dict(state)
         with torch.no_grad():
             assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize('adjust', [None, ADAPTER])
+@pytest.mark.parametrize('order', ['stack', 'interpolate'])
+def test_a_part_of_a_sequential_keeps_its_numbers_as_names(order, adjust):
+    """Behind ``[1:]`` layers are called 1, 2, 3; files of the unscaled network are told from those of the scaled."""
+
+    def made(seed: int = 0) -> nn.Module:
+        blocks = timm_vit(4).blocks[1:]
+        assert list(blocks._modules) == ['1', '2', '3']
+        return perturb(nn.ModuleDict(dict(layers=blocks)), std=0.1, seed=seed)
+
+    how = dict(times=4 / 3, order=order, adjust=adjust)
+    unscaled, trained = made(3), perturb(scale(made(), **how), std=0.1, seed=4)
+    x = torch.randn(2, 5, 32)
+    again = scale(made(), **how)
+    again.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again['layers'](x), trained['layers'](x))
+        again.load_state_dict(unscaled.state_dict())
+        assert torch.equal(again['layers'][0].mlp.fc1.weight, unscaled['layers'][0].mlp.fc1.weight)
+        last = again['layers'].layer_map.sources[-1]
+        assert torch.equal(again['layers'][-1].mlp.fc1.weight, unscaled['layers'][last].mlp.fc1.weight)
+
+
+def test_a_list_that_calls_its_layers_by_name_can_be_tied():
+    class Two(nn.Sequential):
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    one, two = timm_vit(2).blocks
+    made = tie(Two(OrderedDict(first=one, second=two)), LayerMap((0, 0)))
+    assert made.first.mlp.fc1.weight is made.second.mlp.fc1.weight
+    assert made(torch.randn(1, 5, 32)).isfinite().all()
+
+
+def test_what_a_block_calls_its_config_stays_the_one_it_was_given():
+    class Config:
+        def __init__(self):
+            self.lock = threading.Lock()  # cannot be copied
+
+    net, config = timm_vit(), Config()
+    for block in net.blocks:
+        block.config = config
+    scale(net)
+    assert all(block.config is config for block in net.blocks) and len(net.blocks) == 6
 
 
 @pytest.mark.parametrize('sources', [(0, 1, 2, 0, 1, 2), (0, 0, 0, 1, 1, 2)])

@@ -30,7 +30,7 @@ from .scaled import ScaledBackbone
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')  # as mmpretrain's ViT
 TOKEN_NORMS = ('norm', 'layernorm')  # over all tokens, behind the last layer
 POOLED_NORMS = ('fc_norm', 'head.norm')  # over their mean
-TOKENS = re.compile(r'(.*\.)?(cls|dist|distillation|reg|register)_tokens?_?\d*')  # before those of the image
+TOKENS = re.compile(r'(.*\.)?((cls|dist|distillation|reg|register)_tokens?_?\d*|class_embedding)')  # before the image's
 # What a file may hold besides: heads, a teacher's mask token, norms of outputs that were not asked for.
 UNUSED = re.compile(r'(.*\.)?mask_token|(head|head_dist|fc|classifier|pooler|decoder|fc_norm|norm|layernorm)\..*')
 
@@ -218,7 +218,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
 
     def _tokens_before(self) -> int:
         """How many tokens that are no part of the image the host holds; a layer may have fewer of them."""
-        return sum(p.shape[-2] for n, p in self.net.named_parameters() if TOKENS.fullmatch(n) and p.ndim > 1)
+        return sum(p.numel() // p.shape[-1] for n, p in self.net.named_parameters() if TOKENS.fullmatch(n))
 
     def _embedded(self, height: int, width: int) -> tuple[int, int]:
         """The grid of tokens that an image of this size, padded to whole patches, begins with."""

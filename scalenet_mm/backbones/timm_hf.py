@@ -170,9 +170,8 @@ class ScaleNetHF(LiveBackbone):
             _require_known(given, known.AutoConfig.for_model(kind))
             config = known.AutoConfig.for_model(kind, **given)
         _require_known(changes, config, *arguments_of(LiveBackbone))
-        for key, value in dict(use_mask_token=False, out_indices=None).items():  # of other tasks' models
-            if hasattr(config, key):
-                changes[key] = value
+        if hasattr(config, 'use_mask_token'):
+            changes['use_mask_token'] = False
         for key, value in changes.items():
             setattr(config, key, value)
         return config
@@ -187,7 +186,13 @@ class ScaleNetHF(LiveBackbone):
         self._options = (
             {'add_pooling_layer': False} if 'add_pooling_layer' in inspect.signature(kind).parameters else {}
         )
-        return known.AutoModel.from_config(config, **self._options).float()
+        net = known.AutoModel.from_config(config, **self._options).float()
+        if any(hasattr(m, 'random_masking') and getattr(m, 'is_mae', True) for m in net.modules()):
+            raise ValueError(
+                f'{type(net).__name__} drops and shuffles tokens at random, so no map can be made of them. Take the '
+                "host without it (model_type='vit' for 'vit_mae'), into which its weights load as well."
+            )
+        return net
 
     def _sizes(self) -> tuple[int, Any]:
         config = self.net.config

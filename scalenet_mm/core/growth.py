@@ -233,6 +233,7 @@ def grow_layers(
                 module.reset_parameters()
             elif hasattr(module, '_reset_parameters'):
                 module._reset_parameters()
+    container.source_names = list(getattr(layers, '_modules', ()))
     grow(container, layer_map, growth, period).load_state_dict(source)
     tell(container, layer_map)
     return container

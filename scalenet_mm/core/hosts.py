@@ -46,10 +46,10 @@ class HostFacts:
         return (found,) if isinstance(found, str) else tuple(found or ())
 
     def fits(self, block: nn.Module) -> bool:
-        """Whether all paths lead to linear layers of ``block``, and all marks are there."""
-        linears = [p for t in LINEARS for p in self.paths(t)]
+        """Whether all paths lead to linear layers of ``block``, and all marks are there, be it as None."""
+        missing, linears = object(), [p for t in LINEARS for p in self.paths(t)]
         return all(isinstance(_attribute(block, p), nn.Linear) for p in linears) and all(
-            _attribute(block, mark) is not None for mark in self.marks
+            _attribute(block, mark, missing) is not missing for mark in self.marks
         )
 
     def linears(self, block: nn.Module, target: str) -> list[tuple[nn.Module, str]]:
@@ -129,7 +129,7 @@ MIXERS = (
         proj='attention.output.dense',
         writes=('proj',),
         marks=('attention.attention.q_bias',),
-        bypassed={'qkv': 'attention.attention.q_bias'},
+        bypassed={'qkv': 'attention'},
     ),
     *(  # before transformers 5; BERT's norms stand behind the sum
         HostFacts(
@@ -247,7 +247,7 @@ def _is_block(module: nn.Module) -> bool:
     return any(p.ndim > 1 and id(p) not in own for p in module.parameters())  # an MLP alone is none
 
 
-def _attribute(block: nn.Module, path: str) -> object:
+def _attribute(block: nn.Module, path: str, missing: object = None) -> object:
     for name in path.split('.'):
-        block = getattr(block, name, None)
+        block = getattr(block, name, missing)
     return block

@@ -6,7 +6,10 @@ Window shifts, drop-path rates, indices into a key-value cache, and the depth th
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,6 +36,7 @@ KINDS = (
 # What a host keeps for each of its layers, where: no rule could extend it.
 AROUND, INSIDE, CONFIG = 'modules around the layers', 'the layers', 'a config of a module around the layers'
 TAKEN = 'the layers whose outputs it uses'
+LIBRARIES = re.compile(r'builtins$|torch\.|transformers\.(?!models\.)')  # what their own base classes read is no host's
 OUTPUTS = 'out_indices', 'stage_names'
 BY_LAYER = {
     (AROUND, 'out_indices'): TAKEN,
@@ -43,6 +47,7 @@ BY_LAYER = {
     (CONFIG, 'deepstack_visual_indexes'): TAKEN,
     (CONFIG, 'intermediate_layers_indices'): TAKEN,
     (CONFIG, 'intermediate_hidden_state_indices'): TAKEN,
+    (CONFIG, 'intermediate_hook_ids'): TAKEN,
     (AROUND, 'local_up_to_layer'): 'the layer at which its class token joins the others',
     (AROUND, 'rope_mixed'): 'learnt frequencies of its rotary embedding',
     (AROUND, 'mid_position_embeddings'): 'position embeddings',
@@ -61,20 +66,35 @@ def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
     """
     around, layers = _around(model, name), model.get_submodule(name)
     own = [module for prefix, module in around.items() if not any(other.startswith(prefix) for other in others)]
-    configs = (
-        [c for m in around.values() if _is_config(c := getattr(m, 'config', None))] if _stage(name) is None else []
-    )
+    configs = [c for m in around.values() if _is_config(c := getattr(m, 'config', None))]
     places: dict[str, list[Any]] = {AROUND: own, INSIDE: list(layers.modules()), CONFIG: configs}
+    last = ([-1], [len(layers)])  # alone, it moves with the layers
     for (place, attribute), what in BY_LAYER.items():
+        if place == CONFIG and (_stage(name) is not None or not any(_reads(m, attribute) for m in around.values())):
+            continue  # it counts stages, or is of other models of this config
         for holder in places[place]:
             value = getattr(holder, attribute, None)
-            if _is_kept(value) and (place, value) != (CONFIG, [len(layers)]):  # the last layer alone moves with it
+            if _is_kept(value) and not (place == CONFIG and value in last):
                 by_config = ", or take a registered backbone (type='ScaleNetDeiT', 'ScaleNetTimm', 'ScaleNetHF')"
                 raise ValueError(
                     f'{type(holder).__name__} keeps {what} ({attribute}) for the layers of {name!r} at their present '
                     'number, which a live network cannot change. Build the host at the scaled depth and call '
                     f'scalenet_mm.rescale on it{by_config if attribute in OUTPUTS else ""}.'
                 )
+
+
+def _reads(module: nn.Module, attribute: str) -> bool:
+    """Whether the code of a module's class names an attribute; where there is no code to be seen, it may."""
+    kinds = [kind for kind in type(module).__mro__ if not LIBRARIES.match(kind.__module__)]
+    return any(attribute in _code(kind) for kind in kinds)
+
+
+@cache
+def _code(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ' '.join(attribute for _, attribute in BY_LAYER)
 
 
 def _is_kept(value: Any) -> bool:
@@ -202,15 +222,15 @@ def moving(layers: Sequence[nn.Module], period: int) -> Callable[[nn.Module, Lay
         place(made, alternating)
         set_drop_path(list(made.children()), rates)
         for config in configs_in(made):
-            if not isinstance(getattr(config, 'depths', None), (list, tuple)):
+            if _is_config(config) and not isinstance(getattr(config, 'depths', None), (list, tuple)):
                 _tell_config(config, layer_map)
 
     return tell
 
 
 def configs_in(blocks: Iterable[nn.Module]) -> list[Any]:
-    """Every Hugging Face config that a module of the blocks holds, once."""
-    held = [c for block in blocks for m in block.modules() if _is_config(c := getattr(m, 'config', None))]
+    """Every config that a module of the blocks holds, of Hugging Face or of another library, once."""
+    held = [c for block in blocks for m in block.modules() if (c := vars(m).get('config')) is not None]
     return list({id(c): c for c in held}.values())
 
 

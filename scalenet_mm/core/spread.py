@@ -39,8 +39,11 @@ def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: MappedL
         Whether the entries were those of the unscaled network.
     """
     layer_map = layers.layer_map
-    number = {name: str(i) for i, name in enumerate(layers.source_names)}
     entries = {k: k[len(prefix) :].partition('.')[::2] for k in state_dict if k.startswith(prefix)}
+    number = {name: str(i) for i, name in enumerate(layers.source_names)}
+    names = {name for name, _ in entries.values()}
+    if not (number.keys() <= names and all(n in number for n in names if n.isdecimal())):
+        number = {}  # no file of the unscaled network: its layers have the container's own names, 0, 1, ...
     parts = {k: (number.get(name, name), rest) for k, (name, rest) in entries.items()}
     indices = {int(i) for i, _ in parts.values() if i.isdecimal()}
     if indices != set(range(layer_map.depth)):

@@ -28,17 +28,14 @@ from .spread import check_stored_map, expand
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
+PRODUCTS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 NAMED_NORM = re.compile('(Norm|GRN)(?![a-z])')  # RmsNormFp32, LayerNorm2d, BatchNormAct2d, ConvNextV2GRN
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a normalisation layer: torch's, or one whose class is called so and holds vectors alone."""
-    named = NAMED_NORM.search(type(module).__name__) is not None
-    return isinstance(module, NORMS) or (named and not any(_is_matrix(p) for p in module.parameters()))
-
-
-def _is_matrix(tensor: Tensor) -> bool:
-    return sum(n > 1 for n in tensor.shape) > 1
+    """Whether ``module`` is a normalisation layer: torch's, or one named so that holds no other layer."""
+    named = NAMED_NORM.search(type(module).__name__) is not None and not isinstance(module, PRODUCTS)
+    return isinstance(module, NORMS) or (named and all(is_norm(m) or not m.state_dict() for m in module.children()))
 
 
 class MappedLayers:
@@ -191,7 +188,8 @@ def mapped(layers: nn.Module, layer_map: LayerMap, mixin: type[MappedLayers]) ->
     layers.layer_map = layer_map
     names = list(layers._modules)
     layers.source_names = (vars(layers).get('source_names') or names)[: layer_map.depth]
-    layers._modules = {str(i): block for i, block in enumerate(layers)}
+    if type(layers).forward in (nn.Module.forward, nn.Sequential.forward):  # else it may call them by their names
+        layers._modules = {str(i): block for i, block in enumerate(layers)}
     layers.shared_names = list(dict.fromkeys(name for block in layers for name in shared_names(block)))
     layers.__class__ = _mixed(mixin, type(layers))
     _alive.add(layers)
