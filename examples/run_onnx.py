@@ -13,17 +13,21 @@ session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
 about = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
 image = ImageOps.exif_transpose(Image.open(source)).convert('RGB')
 for step in about['test_pipeline']:  # the resizing of the library's test pipeline
-    if step['type'] == 'Resize':
-        scale = step['scale'] if isinstance(step['scale'], list) else [step['scale']] * 2
+    kind = step['type'].split('.')[-1]  # 'Resize', and 'mmdet.Resize'
+    if kind == 'Resize':
+        scale = step.get('scale') or np.multiply(image.size, step['scale_factor'])
+        scale = [int(side) for side in np.broadcast_to(scale, 2)]
         ratio = min(max(scale) / max(image.size), min(scale) / min(image.size))
         size = [int(side * ratio + 0.5) for side in image.size] if step.get('keep_ratio') else scale
         image = image.resize(size, Image.BILINEAR)
-    elif step['type'] == 'ResizeEdge':
+    elif kind == 'ResizeEdge':
         image = image.resize([int(side * step['scale'] / min(image.size)) for side in image.size], Image.BICUBIC)
-    elif step['type'] == 'CenterCrop':
-        high, wide = np.broadcast_to(step['crop_size'], 2)
+    elif kind == 'CenterCrop':
+        wide, high = np.broadcast_to(step['crop_size'], 2)
         left, top = (image.width - wide) // 2, (image.height - high) // 2
         image = image.crop((left, top, left + wide, top + high))
+    elif not kind.startswith(('Load', 'Pack')):
+        sys.exit(f'{file} takes images prepared by a step {kind!r}, which this example does not know.')
 pixels = np.asarray(image)[None]
 takes = session.get_inputs()[0].shape[1:3]
 if session.get_inputs()[0].type != 'tensor(uint8)':  # not exported with --with-preparation

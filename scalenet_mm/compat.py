@@ -308,7 +308,10 @@ def init_cfgs(module) -> tuple[list, list]:
 def type_class(node: Mapping, registry, default=None) -> type | None:
     """The class that a config builds, its ``type`` given as a class or by name; None where the registry has none."""
     kind = node.get('type', default)
-    return registry.get(kind) if isinstance(kind, str) else kind
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(None) as scoped:  # of the default scope, as where it is built
+        return scoped.get(kind)
 
 
 def scope_of(cfg: Mapping) -> str | None:

@@ -70,6 +70,13 @@ def test_a_conversion_there_and_to_safetensors_keeps_every_value_and_says_what_i
     assert sorted(path.name for path in tmp_path.iterdir()) == ['ours.pth', 'ours.safetensors', 'timm.pth']
 
 
+def test_names_of_the_classes_are_kept(source, tmp_path, convert):
+    state, names = torch.load(source)['model'], dict(classes=['cat', 'dog', 'cow'])
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=names, epoch=3)), tmp_path / 'named.pth')
+    assert convert(tmp_path / 'named.pth', tmp_path / 'ours.pth').returncode == 0
+    assert torch.load(tmp_path / 'ours.pth', weights_only=True)['meta']['dataset_meta'] == names
+
+
 def test_backbone_only_leaves_the_head_and_the_prefix_out(source, tmp_path, convert):
     assert convert(source, tmp_path / 'b.pth', '--backbone-only').returncode == 0
     state = unwrap(read_checkpoint(tmp_path / 'b.pth'))

@@ -167,6 +167,8 @@ def test_classes_are_those_of_the_file_then_of_the_config(tmp_path):
     del cfg.test_dataloader.dataset.metainfo
     cfg.test_dataloader.dataset.type = 'CustomDataset'
     assert load_model(cfg, plain, device='cpu').dataset_meta['classes'] == [str(i) for i in range(19)]
+    cfg.test_dataloader.dataset.type = 'ImageNet'  # a class of mmpretrain's that knows its names
+    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][1] == 'goldfish, Carassius auratus'
 
 
 def test_images_are_files_folders_and_patterns(tmp_path):

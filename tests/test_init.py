@@ -588,6 +588,9 @@ def test_the_own_scope_is_left_out_and_another_s_stays():
             dict(begin=20, T_max=80),
         ),
         ([dict(type='MultiStepLR', end=300, milestones=[200, 270])], dict(end=100, milestones=[66, 90])),
+        ([dict(type='LinearLR', start_factor=1.0, end_factor=0.01, by_epoch=False, end=90_000)], dict(end=30_000)),
+        ([dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=500)], dict(end=500)),
+        ([dict(type='LinearLR', end=15), dict(type='StepLR', step_size=15)], dict(step_size=5)),
         ([dict(type='PolyLR', by_epoch=False, begin=0, end=90_000)], dict(begin=0, end=30_000)),
         ([dict(type='MultiStepLR', milestones=(200, 270))], dict(milestones=(66, 90))),
         ([dict(type='StepLR', step_size=120)], dict(step_size=40)),
@@ -600,6 +603,24 @@ def test_a_third_of_the_schedule_keeps_its_shape(schedulers, expected):
     adoption.shorten(cfg)
     assert cfg.train_cfg.max_epochs == 100
     assert {key: cfg.param_scheduler[-1][key] for key in expected} == expected
+
+
+def test_a_warm_up_as_long_as_what_is_left_gives_way():
+    schedulers = [dict(type='LinearLR', end=1), dict(type='CosineAnnealingLR', begin=1, end=3, T_max=2)]
+    cfg = Config(dict(train_cfg=dict(max_epochs=3), default_scope='mmdet', param_scheduler=schedulers))
+    adoption.shorten(cfg)
+    assert cfg.train_cfg.max_epochs == 1
+    assert cfg.param_scheduler == [dict(type='CosineAnnealingLR', begin=0, end=1, T_max=1)]
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_a_model_of_other_images_than_red_green_and_blue_gets_its_config(channels, tmp_path):
+    base, rest = UPERNET
+    swin = SWIN.format((0, 1, 2, 3)).replace('dict(', f'dict(in_channels={channels}, ', 1)
+    of_channels = 'data_preprocessor=dict(mean=None, std=None, bgr_to_rgb=False)'
+    config, checkpoint = own(tmp_path, base, f'{rest}, {of_channels}', swin)
+    adoption.init(config, checkpoint, tmp_path / 'scaled.py', **scale())
+    assert read_config(tmp_path / 'scaled.py').model.backbone.in_channels == channels
 
 
 def test_what_happens_late_in_a_schedule_happens_late_in_its_third():

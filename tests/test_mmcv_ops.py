@@ -475,6 +475,16 @@ def test_an_operator_that_is_not_here_can_be_imported_and_says_when_called_what_
     assert 'nms' in ours.SUPPLIED and not any(name.startswith('_') for name in ours.SUPPLIED)
 
 
+def test_mmcvs_own_report_of_the_environment_is_made():
+    done = subprocess.run(
+        [sys.executable, '-c', 'from mmcv.utils import collect_env; print(collect_env()["MMCV Compiler"])'],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert ours.get_compiler_version() == ours.get_compiling_cuda_version() == 'not compiled'
+
+
 # ---- put in the place of the compiled ones
 
 PROBE = """

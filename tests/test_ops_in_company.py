@@ -304,6 +304,20 @@ def test_gradients_of_every_image_by_torch_func_are_those_of_the_plain_path():
         torch.testing.assert_close(several[name][1], grad)
 
 
+@HOSTS
+def test_weights_lent_for_one_call_are_those_of_its_backward_pass(host):
+    """As MAML and hypernetworks do: the backward pass comes when the module has its own weights again."""
+    net, image = host().eval(), images(host)
+    found = []
+    for one in (net, plain_copy(net)):
+        lent = {name: (p.detach() * 1.1).requires_grad_() for name, p in one.named_parameters()}
+        torch.func.functional_call(one, lent, (image,))[-1].square().sum().backward()
+        found.append({name: p.grad for name, p in lent.items()})
+    for name, expected in found[1].items():
+        got = found[0][name]
+        assert got is expected is None or apart(got, expected) < 1e-4, name  # None: of norms of outputs not asked for
+
+
 def test_numbers_that_the_fast_path_does_not_know_take_the_plain_one():
     x, weight = torch.randn(3, 4, dtype=torch.complex128), torch.randn(5, 4, dtype=torch.complex128)
     grads = []

@@ -286,6 +286,22 @@ def test_two_detectors_are_compared_against_a_coco_json(models, tmp_path):
     assert (tmp_path / 'page_2.png').is_file() and not (tmp_path / 'page_3.png').exists()
 
 
+def test_objects_of_classes_that_the_models_do_not_know_are_left_out(tmp_path):
+    from scalenet_mm.models.comparison import _boxes
+
+    box = dict(iscrowd=0, area=4, image_id=1)
+    said = dict(
+        images=[dict(id=1, file_name='a.jpg', height=8, width=8)],
+        categories=[dict(id=k, name=name) for k, name in enumerate(('cat', 'dog', 'cow'))],
+        annotations=[dict(box, id=k, category_id=k, bbox=[k, 0, 2, 2]) for k in range(3)],
+    )
+    (tmp_path / 'some.json').write_text(json.dumps(said))
+    panel = _boxes(tmp_path / 'some.json', ['cow', 'cat'])(tmp_path / 'a.jpg')
+    assert panel.labels.tolist() == [1, 0] and panel.boxes[:, 0].tolist() == [0, 2]
+    with pytest.raises(ValueError, match='no category that the models know'):
+        _boxes(tmp_path / 'some.json', ['horse'])
+
+
 @pytest.mark.slow
 def test_what_cannot_be_compared_is_told_without_a_traceback(models, tmp_path):
     folder, made = models

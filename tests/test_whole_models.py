@@ -171,6 +171,63 @@ def test_results_of_a_resized_image_differ_at_borders_alone(task, most, scenes, 
         assert 0 < share < most
 
 
+def test_a_label_map_of_sides_that_were_made_multiples_is_the_whole_picture(scenes, tmp_path):
+    """mmseg's ResizeToMultiple says nothing of it in scale_factor."""
+    model, file = source('seg'), tmp_path / 'm.onnx'
+    sizes = [dict(type='Resize', scale=(2048, 72), keep_ratio=True), dict(type='ResizeToMultiple', size_divisor=32)]
+    model.cfg.test_pipeline[1:1] = sizes
+    export_model(model, file, (96, 96), metadata=about(model))
+    ours = OnnxModel(file)
+    image = cv2.imread(str(scenes[0]))
+    a, b = (as_panel(predict(one, image)).semantic for one in (model, ours))
+    assert (a != 0).mean() > 0.05 and (a != b).mean() < 0.03  # 72 of 96 pixels stretched over all: 15 %
+
+
+def test_a_normalisation_in_the_pipeline_is_not_lost_in_a_graph_that_prepares():
+    cfg = source('det').cfg
+    cfg.test_pipeline.insert(1, dict(type='mmdet.Normalize', mean=[1.0] * 3, std=[2.0] * 3, to_rgb=False))
+    with pytest.raises(ValueError, match="'Normalize'.*give mean and std there"):
+        Preparation.of(cfg)
+
+
+def test_the_example_resizes_and_crops_as_mmcv_does_or_says_what_it_does_not_know(scenes, tmp_path):
+    from mmcv.transforms import CenterCrop, Resize
+
+    model, file = source('det'), tmp_path / 'm.onnx'
+    export_model(model, file, (48, 32), metadata=about(model))
+
+    def run(*steps: dict) -> subprocess.CompletedProcess:
+        graph = onnx.load(file)
+        held = {p.key: p.value for p in graph.metadata_props}
+        held['test_pipeline'] = json.dumps([dict(type='LoadImageFromFile'), *steps, dict(type='mmdet.PackDetInputs')])
+        onnx.helper.set_model_props(graph, held)
+        onnx.save(graph, tmp_path / 'other.onnx')
+        example = [
+            sys.executable,
+            ROOT / 'examples/run_onnx.py',
+            tmp_path / 'other.onnx',
+            scenes[0],
+            tmp_path / 'e.png',
+        ]
+        return subprocess.run(example, capture_output=True, text=True)
+
+    image = dict(img=cv2.imread(str(scenes[0])))
+    for steps in (
+        [(CenterCrop, dict(crop_size=(32, 48)))],
+        [(Resize, dict(scale_factor=0.5)), (CenterCrop, dict(crop_size=(32, 48)))],
+        [(Resize, dict(scale=(32, 48)))],
+    ):
+        theirs = dict(image)
+        for kind, given in steps:
+            theirs = kind(**given)(theirs)
+        done = run(*(dict(type=f'mmdet.{kind.__name__}', **given) for kind, given in steps))
+        assert done.returncode == 0, done.stderr
+        height, width = theirs['img'].shape[:2]
+        assert cv2.imread(str(tmp_path / 'e.png')).shape[:2] == (height, width) == (48, 32)
+    done = run(dict(type='Normalize', mean=[0.0], std=[1.0]))
+    assert done.returncode == 1 and "a step 'Normalize', which this example does not know" in done.stderr
+
+
 def weight_bytes(file: Path) -> int:
     return sum(onnx.numpy_helper.to_array(i).nbytes for i in onnx.load(file).graph.initializer)
 
@@ -476,6 +533,14 @@ def without_weights_of(cfg: Config) -> Config:
         ),
         (dict(test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms')))), r'test_cfg.rcnn.nms is .*soft_nms'),
         (dict(rpn_head=dict(bbox_coder=dict(type='TBLRBBoxCoder', normalizer=4.0))), 'TBLRBBoxCoder'),
+        (
+            dict(roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(_delete_=True, type='RoIPool', output_size=7)))),
+            r'bbox_roi_extractor \(0\).roi_layer is a RoIPool, .* covered are RoIAlign',
+        ),
+        (
+            dict(roi_head=dict(mask_roi_extractor=dict(roi_layer=dict(pool_mode='max')))),
+            r"mask_roi_extractor \(0\).roi_layer is a RoIAlign, .*pool_mode='avg'",
+        ),
     ],
 )
 def test_a_part_that_is_not_covered_is_named(change, told):

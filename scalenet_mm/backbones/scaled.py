@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint.dialects import split, to_host
 from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
@@ -18,7 +18,7 @@ from ..core.growth import Growth, grow
 from ..core.layer_map import LayerMap
 from ..core.scale import ADJUST, adjust_layers
 from ..core.spread import check_stored_map, expand
-from ..core.tying import tie
+from ..core.tying import scaled_layers, tie
 from ..ops import blocks as _fast_blocks  # noqa: F401 - registers them
 from ..ops import set_ops
 from .arguments import unknown
@@ -217,6 +217,15 @@ class ScaledBackbone(StrictBackbone):
 
     def _adapt(self, entries: dict[str, Tensor]) -> None:
         """Completes a file's entries: what the architecture decides, and sizes the host's own hooks do not resize."""
+
+
+def source_outputs(backbone: nn.Module) -> dict[str, list[int]]:
+    """``out_indices`` of the unscaled network, where the backbone's count scaled layers and not stages."""
+    containers, given = scaled_layers(backbone), getattr(backbone, 'out_indices', None)
+    if len(containers) != 1 or given is None:
+        return {}
+    sources = containers[0][1].layer_map.sources
+    return dict(out_indices=sorted({sources[i] for i in given}))
 
 
 def store_layer_maps(backbone: ScaledBackbone, state_dict, prefix, local_metadata) -> None:

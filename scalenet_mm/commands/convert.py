@@ -14,6 +14,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +44,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def convert(source: str, backbone_only: bool = False, ema: bool = False) -> tuple[str, OrderedDict[str, Tensor]]:
-    """Read and translate a checkpoint; returns its dialect's name and the new state dict."""
-    state = unwrap(read_checkpoint(source), prefer_ema=ema)
+def convert(
+    source: str, backbone_only: bool = False, ema: bool = False
+) -> tuple[str, OrderedDict[str, Tensor], dict[str, Any]]:
+    """Read and translate a checkpoint; returns its dialect's name, the new state dict and what it says of its data."""
+    read = read_checkpoint(source)
+    said = read.get('meta')
+    dataset = said.get('dataset_meta') if isinstance(said, Mapping) else None
+    state = unwrap(read, prefer_ema=ema)
     dialect = recognise(state).name
     translated = rewrite(state)
     weight = torch.empty(())  # no host has other tensors
@@ -53,7 +59,7 @@ def convert(source: str, backbone_only: bool = False, ema: bool = False) -> tupl
         require_values({k: weight for k in translated if k.startswith('backbone.')}, translated)
     if backbone_only:
         translated = strip_prefix(translated, 'backbone.')
-    return dialect, own_storage(translated)
+    return dialect, own_storage(translated), dict(dataset or {})
 
 
 def own_storage(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
@@ -69,8 +75,14 @@ def own_storage(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     return owned
 
 
-def write(state_dict: OrderedDict[str, Tensor], target: Path, meta: dict[str, str]) -> str:
-    """Write a file whole or not at all; returns its SHA-256."""
+def write(
+    state_dict: OrderedDict[str, Tensor], target: Path, meta: dict[str, str], dataset: Mapping[str, Any] | None = None
+) -> str:
+    """Write a file whole or not at all; returns its SHA-256.
+
+    Args:
+        dataset: names of the classes and what else the libraries keep of the data, in files of torch.
+    """
     if target.suffix == '.safetensors':
         from safetensors.torch import save
 
@@ -78,16 +90,16 @@ def write(state_dict: OrderedDict[str, Tensor], target: Path, meta: dict[str, st
         header = {**meta, 'contents': fingerprint(digests(state_dict))}
         data = save(state_dict, {**header, '_metadata': json.dumps(state_dict._metadata)})
     else:
-        data = pickled({'meta': meta, 'state_dict': state_dict})
+        data = pickled({'meta': {**meta, 'dataset_meta': dict(dataset)} if dataset else meta, 'state_dict': state_dict})
     write_atomically(target, data)
     return hashlib.sha256(data).hexdigest()
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
-    dialect, state = convert(args.source, args.backbone_only, args.ema)
+    dialect, state, dataset = convert(args.source, args.backbone_only, args.ema)
     meta = {'converted_from': Path(args.source).name, 'dialect': dialect}
-    digest = write(state, args.target, meta)
+    digest = write(state, args.target, meta, dataset)
     print(f'source    {args.source} ({dialect})')
     print(f'written   {args.target} ({args.target.stat().st_size:,} bytes)')
     print(f'tensors   {len(state):,}, {sum(t.numel() for t in state.values()):,} values')

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmcv.ops import RoIAlign
 from mmdet.models.dense_heads import RetinaHead, RPNHead
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
@@ -149,6 +150,12 @@ class TwoStage(Detector):
                 },
             }
         )
+        for part in ('bbox', 'mask'):
+            for i, extractor in enumerate(_list(getattr(heads, f'{part}_roi_extractor', None))):
+                for layer in extractor.roi_layers:
+                    if type(layer) is not RoIAlign or layer.pool_mode != 'avg':
+                        name = f'model.roi_head.{part}_roi_extractor ({i}).roi_layer'
+                        raise not_covered(name, layer, "RoIAlign with pool_mode='avg'")
         if heads.with_shared_head:
             raise not_covered('model.roi_head.shared_head', heads.shared_head, 'heads without one')
         for name, head in (

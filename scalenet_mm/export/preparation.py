@@ -11,6 +11,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
+from ..compat import type_name
+
 if TYPE_CHECKING:  # an optional dependency
     import onnx_ir as ir
 
@@ -58,6 +60,11 @@ class Preparation:
         if said.get('type', KINDS[0]).split('.')[-1] not in KINDS:
             raise ValueError(
                 f'data_preprocessor is a {said["type"]}, and --with-preparation knows {", ".join(KINDS)}; leave it out.'
+            )
+        if any(type_name(step) == 'Normalize' for step in cfg.test_pipeline):
+            raise ValueError(
+                "The test pipeline has a step of type 'Normalize', and --with-preparation puts what data_preprocessor "
+                'says into the graph: give mean and std there and take the step out, or leave --with-preparation out.'
             )
         turned = any(said.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
         mean, std = (None if said.get(key) is None else _of_three(said[key]) for key in ('mean', 'std'))

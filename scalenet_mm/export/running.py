@@ -174,7 +174,6 @@ class OnnxModel(nn.Module):
         x, y = sample.metainfo.get('scale_factor', (image.shape[-1] / wide, image.shape[-2] / high))
 
         def resized(mask: np.ndarray, how: int) -> np.ndarray:
-            mask = mask[: round(high * y), : round(wide * x)]  # without what the pipeline padded
             return mask if mask.shape == (high, wide) else cv2.resize(mask, (wide, high), interpolation=how)
 
         if 'boxes' in found:
@@ -183,10 +182,13 @@ class OnnxModel(nn.Module):
                 bboxes=boxes, labels=torch.from_numpy(found['labels']), scores=torch.from_numpy(found['scores'])
             )
             if 'masks' in found:
-                masks = [resized(m.astype(np.float32), cv2.INTER_LINEAR) >= 0.5 for m in found['masks']]
+                inside = found['masks'][:, : round(high * y), : round(wide * x)]  # without what the pipeline padded
+                masks = [resized(m.astype(np.float32), cv2.INTER_LINEAR) >= 0.5 for m in inside]
                 sample.pred_instances.masks = torch.from_numpy(np.array(masks, bool).reshape(-1, high, wide))
         elif 'labels' in found:
-            labels = resized(found['labels'][0].astype(np.int32).astype(np.float32), cv2.INTER_NEAREST_EXACT)
+            left, right, top, bottom = sample.metainfo.get('padding_size', (0, 0, 0, 0))  # as mmseg takes it off
+            labels = found['labels'][0][top : image.shape[-2] - bottom, left : image.shape[-1] - right]
+            labels = resized(labels.astype(np.int32).astype(np.float32), cv2.INTER_NEAREST_EXACT)
             sample.pred_sem_seg = PixelData(data=torch.from_numpy(labels).long()[None])
         else:
             scores = torch.from_numpy(found['scores'][0])

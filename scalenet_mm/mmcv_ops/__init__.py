@@ -15,6 +15,7 @@ SUPPLIED = {
     for name, function in vars(part).items()
     if isfunction(function) and function.__module__ == part.__name__ and not name.startswith('_')
 }
+ABOUT = dict.fromkeys(('get_compiler_version', 'get_compiling_cuda_version'), lambda: 'not compiled')
 COMPILE = 'bash tools/setup_env.sh --compile-mmcv'
 
 
@@ -30,4 +31,4 @@ def __getattr__(name: str):
             f'Without a compiler there are: {", ".join(sorted(SUPPLIED))}.'
         )
 
-    return SUPPLIED.get(name, missing)
+    return (SUPPLIED | ABOUT).get(name, missing)

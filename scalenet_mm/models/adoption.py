@@ -298,16 +298,40 @@ def shorten(cfg: Config) -> None:
         _shorten_times(cfg.get(part), before, after)
     schedulers = cfg.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
-    warm = {s['end'] for s in schedulers if type_name(s) in ('LinearLR', 'ConstantLR') and s.get('end')}
+    warm = {s['end'] for s in schedulers if _warms_up(s) and s.get('end')}
     for scheduler in schedulers:
         same_unit = scheduler.get('by_epoch', True) == (key == 'max_epochs')
         kept = {value for value in warm if not same_unit or value <= after / 4}
         _shorten_one(scheduler, before, after, kept)
+    _leave_out_what_has_no_room(cfg, schedulers, key, after)
     if cfg.default_scope == 'mmpretrain':
         optimizer = cfg.optim_wrapper.optimizer
         images = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
         if images and type_name(optimizer) == 'AdamW':
             optimizer['lr'] = PAPERS_LR * images / PER_IMAGES
+
+
+def _warms_up(scheduler: Mapping) -> bool:
+    """Whether its rate rises: one that falls is a schedule of the whole training, whatever it counts in."""
+    first, last = {'LinearLR': ('start_factor', 'end_factor'), 'ConstantLR': ('factor', '')}.get(
+        type_name(scheduler), ('', '')
+    )
+    return bool(first) and scheduler.get(first, 1 / 3) < scheduler.get(last, 1.0)
+
+
+def _leave_out_what_has_no_room(cfg: Config, schedulers: list[dict], key: str, after: int) -> None:
+    """A warm-up as long as the whole shortened training: what followed it begins at once."""
+    for warm_up in [s for s in schedulers if _warms_up(s) and s.get('by_epoch', True) == (key == 'max_epochs')]:
+        rest = [s for s in schedulers if s is not warm_up]
+        if rest and warm_up.get('end', after) >= after:
+            for scheduler in rest:
+                if scheduler.get('begin', 0) >= warm_up['end']:
+                    scheduler['begin'] = 0
+                    if 'T_max' in scheduler:
+                        scheduler['T_max'] = after
+            schedulers[:] = rest
+    if isinstance(cfg.get('param_scheduler'), list):
+        cfg.param_scheduler = schedulers
 
 
 def _shorten_times(node: Any, before: int, after: int) -> None:
@@ -324,7 +348,7 @@ def _shorten_one(scheduler: dict, before: int, after: int, kept: set[int]) -> No
     for key in ('begin', 'end', 'T_max', 'milestones', 'step_size', 'total_steps', 'periods'):
         value = scheduler.get(key)
         several = isinstance(value, (list, tuple))
-        if value is None or value in (0, float('inf')) or (not several and value in kept):
+        if value is None or value in (0, float('inf')) or (key in ('begin', 'end') and value in kept):
             continue
         if key == 'periods':
             scheduler[key] = type(value)(max(1, round(v * after / before)) for v in value)

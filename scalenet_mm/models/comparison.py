@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import nn
 
@@ -154,10 +156,12 @@ def _boxes(file: Path, classes: list[str]) -> Truth:
         coco = COCO(str(file))
     names = {c['id']: c['name'] for c in coco.dataset['categories']}
     unknown = sorted(set(names.values()) - set(classes))
-    if unknown:
+    if len(unknown) == len(names):
         raise ValueError(
-            f'{file} has categories that the models do not know: {unknown[:5]}; their classes are {classes[:5]} ...'
+            f'{file} has no category that the models know: {unknown[:5]}; their classes are {classes[:5]} ...'
         )
+    if unknown:  # mmdet leaves them out as well
+        print_log(f'Categories that the models do not know are left out: {unknown}.', 'current', logging.WARNING)
     by_name = {entry['file_name']: entry for entry in coco.dataset['images']}
 
     def truth(image: Path) -> Panel:
@@ -165,7 +169,7 @@ def _boxes(file: Path, classes: list[str]) -> Truth:
         entry = next(filter(None, (by_name.get('/'.join(parts[i:])) for i in range(len(parts)))), None)
         if entry is None:
             raise FileNotFoundError(f'{file} has no image {image.name}.')
-        found = [x for x in coco.imgToAnns[entry['id']] if not x.get('iscrowd')]
+        found = [x for x in coco.imgToAnns[entry['id']] if not x.get('iscrowd') and names[x['category_id']] in classes]
         boxes = np.array([x['bbox'] for x in found], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([classes.index(names[x['category_id']]) for x in found], int)

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import nn
 
-from ..backbones.scaled import UNSCALED
+from ..backbones.scaled import UNSCALED, source_outputs
 from ..compat import read_config
 from ..core.adapters import AdaptedLinear, Adjustment, Gate
 from ..core.flops import INPUT_SIZE, count_flops, meta_parameters, without_adjustments
@@ -88,7 +88,7 @@ def inspect(model: str | Path | Config, scale: dict | None = None, input_size: t
                 "'ScaleNetSwin', "
                 "or of type='ScaleNetTimm' or 'ScaleNetHF' (scale=dict(times=1, adjust=None) keeps it unscaled)."
             )
-        unscaled = build(model, UNSCALED, **_source_outputs(net)).to('meta')
+        unscaled = build(model, UNSCALED, **source_outputs(getattr(net, 'backbone', net))).to('meta')
     part, _ = takes_images(net)
     side = getattr(getattr(net, 'backbone', net), 'img_size', INPUT_SIZE)
     size = input_size or ((side, side) if isinstance(side, int) else tuple(side))
@@ -107,16 +107,6 @@ def inspect(model: str | Path | Config, scale: dict | None = None, input_size: t
         'unshared deep network': unshared(net, cost),
     }
     return Report(str(called), size, part, policy, layers, counts, networks)
-
-
-def _source_outputs(model: nn.Module) -> dict[str, list[int]]:
-    """``out_indices`` of the unscaled network, where the model's count scaled layers and not stages."""
-    backbone = getattr(model, 'backbone', model)
-    containers, given = scaled_layers(backbone), getattr(backbone, 'out_indices', None)
-    if len(containers) != 1 or given is None:
-        return {}
-    sources = containers[0][1].layer_map.sources
-    return dict(out_indices=sorted({sources[i] for i in given}))
 
 
 def takes_images(model: nn.Module) -> tuple[str, nn.Module]:

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ImageClassifier
 from torch import Tensor, nn
 
-from ..backbones.scaled import UNSCALED, ScaledBackbone
+from ..backbones.scaled import UNSCALED, ScaledBackbone, source_outputs
 from ..checkpoint.strict import CheckpointError
 from ..core.kept import declare_constant
 from ..core.layer_map import LayerMap
@@ -195,7 +195,8 @@ def source_config(classifier: Mapping[str, Any], backbone: nn.Module) -> dict[st
             'teacher in distill.model.'
         )
     scale = {**UNSCALED, **({'stages': 'all'} if 'stages' in backbone.scale_defaults else {})}
-    source = dict(parts['backbone'], scale=scale, init_cfg=None)  # its weights are the student's
+    outputs = source_outputs(backbone) if 'out_indices' in parts['backbone'] else {}
+    source = dict(parts['backbone'], scale=scale, init_cfg=None, **outputs)  # its weights are the student's
     return dict(parts, type='mmpretrain.ImageClassifier', backbone=source)
 
 

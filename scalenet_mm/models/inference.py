@@ -67,7 +67,7 @@ def load_model(
     steps = [copy.deepcopy(t) for t in dataset['pipeline'] if not reads_annotations(t)]
     cfg.test_pipeline = steps  # where mmseg's inference_model looks
     model.cfg = model._config = cfg
-    model.dataset_meta = model._dataset_meta = _metainfo(stored, dataset, model)
+    model.dataset_meta = model._dataset_meta = _metainfo(stored, dataset, model, scope_of(cfg))
     model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     model.eval()
     return deploy(model)
@@ -260,9 +260,10 @@ def test_dataset(cfg: Config) -> dict:
     return dataset
 
 
-def _metainfo(stored: dict | None, dataset: dict, model: nn.Module) -> dict[str, Any]:
+def _metainfo(stored: dict | None, dataset: dict, model: nn.Module, scope: str | None) -> dict[str, Any]:
     """Names of the classes: of the file, else of the config's data set, else numbers."""
-    kind = type_class(dataset, DATASETS)
+    with DefaultScope.overwrite_default_scope(scope):
+        kind = type_class(dataset, DATASETS)
     meta = {
         **getattr(kind, 'METAINFO', {}),
         **(dataset.get('metainfo') or {}),

@@ -16,7 +16,9 @@ SIZES = {'mmpretrain': 224, 'mmdet': 256, 'mmseg': 128}  # pixels: whole windows
 def made_up(cfg: Config, size: int) -> tuple[list[Tensor], list]:
     """Two images of noise with two objects, a label map or a class each, as the config's library packs them."""
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8) for _ in range(2)]
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    shape = (backbone.get('in_channels', 3), size, size)
+    images = [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(2)]
     loaded = [node for _, node in typed(cfg.get('train_dataloader') or {}, '') if type_name(node) == 'LoadAnnotations']
     masks = not loaded or any(node.get('with_mask') for node in loaded)  # of a detector; some take either
     return images, [SAMPLES[cfg.default_scope](i, size, masks) for i in range(2)]

@@ -9,6 +9,7 @@ The reference is the plain sum ``F.linear(x, W, b) + adapter(x)``; against it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -231,11 +232,16 @@ def remakable(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, REMADE) and type(y) is Tensor and y is not x and not is_hooked(module):
         kind = y.device.type
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        y.recipe = Recipe(x, partial(_again, module, kind, enabled, dtype), y._version)
+        y.recipe = Recipe(x, partial(_again, module, dict(module._parameters), kind, enabled, dtype), y._version)
     return y
 
 
-def _again(module: nn.Module, kind: str, enabled: bool, dtype: torch.dtype, source: Tensor):
+def _again(module: nn.Module, held: dict, kind: str, enabled: bool, dtype: torch.dtype, source: Tensor):
+    if any(
+        module._parameters.get(name) is not p for name, p in held.items()
+    ):  # torch.func.functional_call lent it some
+        module = copy.copy(module)
+        module._parameters = held
     with torch.no_grad(), torch.autocast(kind, dtype, enabled):
         return type(module).forward(module, source)
 

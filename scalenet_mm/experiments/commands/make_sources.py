@@ -44,7 +44,7 @@ def make(task: Task, work_dir: Path, data: Path, out: Path) -> dict[str, str]:
     make_data(job)
     settings = training.config(task.source, 'source', training.epochs_of(task.source))
     checkpoint, minutes = training.train(settings)
-    _, state = convert(checkpoint)
+    _, state, _ = convert(checkpoint)
     write(state, file := work_dir / task.weights.name, dict(made_by='scalenet experiment make-sources'))
     source, control = train_on(job, str(file))
     out.mkdir(parents=True, exist_ok=True)
