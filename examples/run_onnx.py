@@ -15,16 +15,18 @@ image = ImageOps.exif_transpose(Image.open(source)).convert('RGB')
 for step in about['test_pipeline']:  # the resizing of the library's test pipeline
     kind = step['type'].split('.')[-1]  # 'Resize', and 'mmdet.Resize'
     if kind == 'Resize':
-        scale = step.get('scale') or np.multiply(image.size, step['scale_factor'])
+        scale = step.get('scale') or np.multiply(image.size, step['scale_factor']) + 0.5
         scale = [int(side) for side in np.broadcast_to(scale, 2)]
         ratio = min(max(scale) / max(image.size), min(scale) / min(image.size))
         size = [int(side * ratio + 0.5) for side in image.size] if step.get('keep_ratio') else scale
         image = image.resize(size, Image.BILINEAR)
     elif kind == 'ResizeEdge':
-        image = image.resize([int(side * step['scale'] / min(image.size)) for side in image.size], Image.BICUBIC)
+        edges = dict(short=min(image.size), long=max(image.size), width=image.width, height=image.height)
+        edge = edges[step.get('edge', 'short')]
+        image = image.resize([int(side * step['scale'] / edge) for side in image.size], Image.BICUBIC)
     elif kind == 'CenterCrop':
-        wide, high = np.broadcast_to(step['crop_size'], 2)
-        left, top = (image.width - wide) // 2, (image.height - high) // 2
+        wide, high = np.minimum(np.broadcast_to(step['crop_size'], 2), image.size)
+        left, top = round((image.width - wide) / 2), round((image.height - high) / 2)
         image = image.crop((left, top, left + wide, top + high))
     elif not kind.startswith(('Load', 'Pack')):
         sys.exit(f'{file} takes images prepared by a step {kind!r}, which this example does not know.')

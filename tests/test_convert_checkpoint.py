@@ -75,6 +75,8 @@ def test_names_of_the_classes_are_kept(source, tmp_path, convert):
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=names, epoch=3)), tmp_path / 'named.pth')
     assert convert(tmp_path / 'named.pth', tmp_path / 'ours.pth').returncode == 0
     assert torch.load(tmp_path / 'ours.pth', weights_only=True)['meta']['dataset_meta'] == names
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=['cat'])), tmp_path / 'listed.pth')
+    assert convert(tmp_path / 'listed.pth', tmp_path / 'other.pth').returncode == 0
 
 
 def test_backbone_only_leaves_the_head_and_the_prefix_out(source, tmp_path, convert):

@@ -167,8 +167,17 @@ def test_classes_are_those_of_the_file_then_of_the_config(tmp_path):
     del cfg.test_dataloader.dataset.metainfo
     cfg.test_dataloader.dataset.type = 'CustomDataset'
     assert load_model(cfg, plain, device='cpu').dataset_meta['classes'] == [str(i) for i in range(19)]
-    cfg.test_dataloader.dataset.type = 'ImageNet'  # a class of mmpretrain's that knows its names
-    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][1] == 'goldfish, Carassius auratus'
+    cfg.test_dataloader.dataset.type = 'ImageNet'  # a class of mmpretrain's that knows a thousand names
+    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'] == [str(i) for i in range(19)]
+    cfg.test_dataloader.dataset.classes = list('abcdefghijklmnopqrs')
+    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][18] == 's'
+    cfg.test_dataloader.dataset.classes = str(tmp_path / 'names.txt')
+    (tmp_path / 'names.txt').write_text(''.join(f'name {i}\n' for i in range(19)))
+    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][18] == 'name 18'
+    del cfg.test_dataloader.dataset.classes
+    cfg.model.head.num_classes = 1000
+    thousand = checkpoint(cfg, tmp_path / 't.pth')
+    assert load_model(cfg, thousand, device='cpu').dataset_meta['classes'][1] == 'goldfish, Carassius auratus'
 
 
 def test_images_are_files_folders_and_patterns(tmp_path):

@@ -613,6 +613,42 @@ def test_a_warm_up_as_long_as_what_is_left_gives_way():
     assert cfg.param_scheduler == [dict(type='CosineAnnealingLR', begin=0, end=1, T_max=1)]
 
 
+@pytest.mark.parametrize(
+    ('epochs', 'schedulers', 'expected'),
+    [
+        (  # mmpretrain's T2T-ViT cools down at its end
+            310,
+            [
+                dict(type='LinearLR', start_factor=1e-4, begin=0, end=10),
+                dict(type='CosineAnnealingLR', T_max=290, begin=10, end=300),
+                dict(type='ConstantLR', factor=0.1, begin=300, end=310),
+            ],
+            [(0, 10), (10, 100), (100, 103)],
+        ),
+        (12, [dict(type='ConstantLR', factor=0.5), dict(type='MultiStepLR', milestones=[8, 11])], [None, None]),
+        (  # a rise over the whole training
+            12,
+            [dict(type='LinearLR', begin=0, end=12), dict(type='CosineAnnealingLR', T_max=12, begin=0, end=12)],
+            [(0, 4), (0, 4)],
+        ),
+        (
+            10,
+            (
+                dict(type='ConstantLR', begin=0, end=1),
+                dict(type='LinearLR', begin=1, end=3),
+                dict(type='CosineAnnealingLR', T_max=7, begin=3, end=10),
+            ),
+            [(0, 1), (1, 3)],
+        ),
+    ],
+)
+def test_what_is_no_warm_up_stays_and_every_span_has_time(epochs, schedulers, expected):
+    cfg = Config(dict(train_cfg=dict(max_epochs=epochs), default_scope='mmdet', param_scheduler=schedulers))
+    adoption.shorten(cfg)
+    spans = [(s['begin'], s['end']) if 'end' in s and 'begin' in s else None for s in cfg.param_scheduler]
+    assert spans == expected
+
+
 @pytest.mark.parametrize('channels', [1, 4])
 def test_a_model_of_other_images_than_red_green_and_blue_gets_its_config(channels, tmp_path):
     base, rest = UPERNET

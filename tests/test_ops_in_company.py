@@ -318,6 +318,23 @@ def test_weights_lent_for_one_call_are_those_of_its_backward_pass(host):
         assert got is expected is None or apart(got, expected) < 1e-4, name  # None: of norms of outputs not asked for
 
 
+def test_a_parametrized_norm_takes_lent_weights():
+    net, image = deit().eval(), images(deit)
+
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    parametrize.register_parametrization(net.layers[0].ln2, 'weight', Double())
+    found = []
+    for one in (net, plain_copy(net)):
+        lent = {name: (p.detach() * 1.1).requires_grad_() for name, p in one.named_parameters()}
+        torch.func.functional_call(one, lent, (image,))[-1].square().sum().backward()
+        found.append(lent)
+    for name, p in found[1].items():
+        assert p.grad is None or apart(found[0][name].grad, p.grad) < 1e-4, name
+
+
 def test_numbers_that_the_fast_path_does_not_know_take_the_plain_one():
     x, weight = torch.randn(3, 4, dtype=torch.complex128), torch.randn(5, 4, dtype=torch.complex128)
     grads = []

@@ -298,6 +298,8 @@ def test_objects_of_classes_that_the_models_do_not_know_are_left_out(tmp_path):
     (tmp_path / 'some.json').write_text(json.dumps(said))
     panel = _boxes(tmp_path / 'some.json', ['cow', 'cat'])(tmp_path / 'a.jpg')
     assert panel.labels.tolist() == [1, 0] and panel.boxes[:, 0].tolist() == [0, 2]
+    (tmp_path / 'none.json').write_text(json.dumps(dict(said, categories=[], annotations=[])))
+    assert not len(_boxes(tmp_path / 'none.json', ['cow'])(tmp_path / 'a.jpg').boxes)
     with pytest.raises(ValueError, match='no category that the models know'):
         _boxes(tmp_path / 'some.json', ['horse'])
 

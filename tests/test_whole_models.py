@@ -192,6 +192,7 @@ def test_a_normalisation_in_the_pipeline_is_not_lost_in_a_graph_that_prepares():
 
 def test_the_example_resizes_and_crops_as_mmcv_does_or_says_what_it_does_not_know(scenes, tmp_path):
     from mmcv.transforms import CenterCrop, Resize
+    from mmpretrain.datasets.transforms import ResizeEdge
 
     model, file = source('det'), tmp_path / 'm.onnx'
     export_model(model, file, (48, 32), metadata=about(model))
@@ -216,6 +217,9 @@ def test_the_example_resizes_and_crops_as_mmcv_does_or_says_what_it_does_not_kno
         [(CenterCrop, dict(crop_size=(32, 48)))],
         [(Resize, dict(scale_factor=0.5)), (CenterCrop, dict(crop_size=(32, 48)))],
         [(Resize, dict(scale=(32, 48)))],
+        [(Resize, dict(scale_factor=(0.336, 0.497)))],
+        [(Resize, dict(scale=(32, 48))), (CenterCrop, dict(crop_size=200))],
+        [(ResizeEdge, dict(scale=48, edge='long')), (CenterCrop, dict(crop_size=(32, 48)))],
     ):
         theirs = dict(image)
         for kind, given in steps:

@@ -59,7 +59,7 @@ def convert(
         require_values({k: weight for k in translated if k.startswith('backbone.')}, translated)
     if backbone_only:
         translated = strip_prefix(translated, 'backbone.')
-    return dialect, own_storage(translated), dict(dataset or {})
+    return dialect, own_storage(translated), dict(dataset) if isinstance(dataset, Mapping) else {}
 
 
 def own_storage(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

@@ -296,14 +296,17 @@ def shorten(cfg: Config) -> None:
         ]
     for part in ('train_cfg', 'default_hooks', 'custom_hooks'):
         _shorten_times(cfg.get(part), before, after)
-    schedulers = cfg.get('param_scheduler') or []
-    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
-    warm = {s['end'] for s in schedulers if _warms_up(s) and s.get('end')}
+    given = cfg.get('param_scheduler') or []
+    schedulers = list(given) if isinstance(given, (list, tuple)) else [given]
+    warm_ups = [s for s in schedulers if _warms_up(s)]
+    of_part = [s for s in warm_ups if _counts_in(s) == key and s['end'] < before]
+    warm = {s['end'] for s in warm_ups}
     for scheduler in schedulers:
-        same_unit = scheduler.get('by_epoch', True) == (key == 'max_epochs')
-        kept = {value for value in warm if not same_unit or value <= after / 4}
+        kept = {value for value in warm if _counts_in(scheduler) != key or value <= after / 4}
         _shorten_one(scheduler, before, after, kept)
-    _leave_out_what_has_no_room(cfg, schedulers, key, after)
+    left = _without([s for s in of_part if s['end'] >= after], schedulers, after)  # as long as the whole is now
+    if isinstance(given, (list, tuple)):
+        cfg.param_scheduler = left
     if cfg.default_scope == 'mmpretrain':
         optimizer = cfg.optim_wrapper.optimizer
         images = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
@@ -311,27 +314,28 @@ def shorten(cfg: Config) -> None:
             optimizer['lr'] = PAPERS_LR * images / PER_IMAGES
 
 
+def _counts_in(scheduler: Mapping) -> str:
+    return 'max_epochs' if scheduler.get('by_epoch', True) else 'max_iters'
+
+
 def _warms_up(scheduler: Mapping) -> bool:
-    """Whether its rate rises: one that falls is a schedule of the whole training, whatever it counts in."""
+    """Whether its rate rises from the start to an end: one that falls, or comes late, is of the whole training."""
     first, last = {'LinearLR': ('start_factor', 'end_factor'), 'ConstantLR': ('factor', '')}.get(
         type_name(scheduler), ('', '')
     )
-    return bool(first) and scheduler.get(first, 1 / 3) < scheduler.get(last, 1.0)
+    rises = bool(first) and scheduler.get(first, 1 / 3) < scheduler.get(last, 1.0)
+    return rises and not scheduler.get('begin') and bool(scheduler.get('end')) and scheduler['end'] != float('inf')
 
 
-def _leave_out_what_has_no_room(cfg: Config, schedulers: list[dict], key: str, after: int) -> None:
-    """A warm-up as long as the whole shortened training: what followed it begins at once."""
-    for warm_up in [s for s in schedulers if _warms_up(s) and s.get('by_epoch', True) == (key == 'max_epochs')]:
-        rest = [s for s in schedulers if s is not warm_up]
-        if rest and warm_up.get('end', after) >= after:
-            for scheduler in rest:
-                if scheduler.get('begin', 0) >= warm_up['end']:
-                    scheduler['begin'] = 0
-                    if 'T_max' in scheduler:
-                        scheduler['T_max'] = after
-            schedulers[:] = rest
-    if isinstance(cfg.get('param_scheduler'), list):
-        cfg.param_scheduler = schedulers
+def _without(warm_ups: list[dict], schedulers: list[dict], after: int) -> list[dict]:
+    """The others, of which those that followed begin at once; without what shortening left no time for."""
+    rest = [s for s in schedulers if s not in warm_ups] or schedulers
+    for scheduler in rest if warm_ups else ():
+        if scheduler.get('begin', 0) >= after:
+            scheduler['begin'] = 0
+            if 'T_max' in scheduler:
+                scheduler['T_max'] = after
+    return [s for s in rest if s.get('end', float('inf')) > s.get('begin', 0)] or rest
 
 
 def _shorten_times(node: Any, before: int, after: int) -> None:

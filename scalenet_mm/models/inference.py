@@ -264,12 +264,20 @@ def _metainfo(stored: dict | None, dataset: dict, model: nn.Module, scope: str |
     """Names of the classes: of the file, else of the config's data set, else numbers."""
     with DefaultScope.overwrite_default_scope(scope):
         kind = type_class(dataset, DATASETS)
+    count = max((m.num_classes for m in model.modules() if isinstance(getattr(m, 'num_classes', None), int)), default=0)
+    known = dict(getattr(kind, 'METAINFO', {}))
+    if len(known.get('classes', ())) != count:  # a config of ImageNet with a head of its own
+        known = {k: v for k, v in known.items() if k not in ('classes', 'palette')}
+    named = dataset.get('classes')  # mmpretrain's: names, or a file of them
+    if isinstance(named, str):
+        named = Path(named).read_text().split('\n') if Path(named).is_file() else None
+        named = named and [line.strip() for line in named if line.strip()]
     meta = {
-        **getattr(kind, 'METAINFO', {}),
+        **known,
+        **({'classes': list(named)} if named else {}),
         **(dataset.get('metainfo') or {}),
         **{k.lower(): v for k, v in (stored or {}).items()},
     }
     if 'classes' not in meta:
-        sizes = [m.num_classes for m in model.modules() if isinstance(getattr(m, 'num_classes', None), int)]
-        meta['classes'] = [str(i) for i in range(max(sizes, default=0))]
+        meta['classes'] = [str(i) for i in range(count)]
     return meta

@@ -229,7 +229,8 @@ REMADE = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU)  # they save their input, 
 def remakable(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``; of a norm's or an activation's output a linear layer that follows saves the recipe."""
     y = module(x)
-    if isinstance(module, REMADE) and type(y) is Tensor and y is not x and not is_hooked(module):
+    own = isinstance(module, REMADE) and not module._modules  # of a parametrized one the weight is made elsewhere
+    if own and type(y) is Tensor and y is not x and not is_hooked(module):
         kind = y.device.type
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         y.recipe = Recipe(x, partial(_again, module, dict(module._parameters), kind, enabled, dtype), y._version)
