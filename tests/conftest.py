@@ -114,13 +114,23 @@ def live_host(request):
 def deep_copy_of(model: nn.Module, container: str, sources) -> nn.Module:
     """The plain deep net as its host builds it: independent copies of the source's blocks in the map's order."""
     make = next(make for make, _, _ in LIVE_HOSTS.values() if type(make()) is type(model))
-    deep = make(len(sources))
-    deep.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if not k.startswith(f'{container}.')}, strict=False
-    )
-    for block, source in zip(getattr(deep, container), sources):
-        block.load_state_dict(getattr(model, container)[source].state_dict())
+    deep = filled(make(len(sources)), model, {container: sources})
     deep.train(model.training)
+    return deep
+
+
+def filled(deep: nn.Module, source: nn.Module, maps) -> nn.Module:
+    """A deep net with the source's weights, those of each container (by name) copied for every instance of a layer."""
+    given = {}
+    for key, value in source.state_dict().items():
+        name = next((c for c in maps if key.startswith(f'{c}.')), None)
+        if name is None:
+            given[key] = value
+            continue
+        layer, rest = key[len(name) + 1 :].split('.', 1)
+        stem = layer.rstrip('0123456789')  # torchvision's encoder_layer_0
+        given |= {f'{name}.{stem}{i}.{rest}': value for i, s in enumerate(maps[name]) if f'{stem}{s}' == layer}
+    deep.load_state_dict(given)
     return deep
 
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from conftest import DEIT, LIVE_HOSTS, SWIN, first, perturb, timm_vit
+from conftest import DEIT, LIVE_HOSTS, SWIN, filled, first, perturb, timm_vit
 from host_zoo import ZOO
 from mmpretrain.models.backbones import VisionTransformer
 from torch import nn
@@ -149,11 +149,8 @@ def test_any_sequence_of_layers_grows(name, method):
 def test_a_decoder_runs_the_layers_that_were_added():
     """It counts its layers by its config, and finds each one's keys by its index."""
     source = perturb(ZOO['Hugging Face Llama'].make((3,)), std=0.1).eval()
-    deep = ZOO['Hugging Face Llama'].make((4,)).eval()
     layer_map = Growth('interpolate').layer_map(3, new_layers=1)
-    deep.load_state_dict({k: v for k, v in source.state_dict().items() if '.layers.' not in k}, strict=False)
-    for block, s in zip(deep.model.layers, layer_map.sources):
-        block.load_state_dict(source.model.layers[s].state_dict())
+    deep = filled(ZOO['Hugging Face Llama'].make((4,)).eval(), source, {'model.layers': layer_map.sources})
     x = ZOO['Hugging Face Llama'].input()
     source.model.layers = grow_layers(source.model.layers, layer_map, 'interpolate')
     with torch.no_grad():

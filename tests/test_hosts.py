@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import perturb
+from conftest import filled, perturb
 from host_zoo import RANK, ZOO, Zoo
 from torch import Tensor, nn
 
@@ -79,19 +79,7 @@ class Host:
 
     def deep(self, order: str) -> nn.Module:
         """The network that the host itself builds at the scaled depth, with independent copies of the weights."""
-        maps = self.maps(order)
-        deep = self.build(order)
-        filled = {}
-        for key, value in self.source.state_dict().items():
-            name = next((c for c in self.zoo.containers if key.startswith(f'{c}.')), None)
-            if name is None:
-                filled[key] = value
-                continue
-            index, rest = key[len(name) + 1 :].split('.', 1)
-            sources = maps[self.zoo.containers.index(name)]
-            filled |= {f'{name}.{i}.{rest}': value for i, s in enumerate(sources) if s == int(index)}
-        deep.load_state_dict(filled)
-        return deep
+        return filled(self.build(order), self.source, dict(zip(self.zoo.containers, self.maps(order))))
 
     def build(self, order: str) -> nn.Module:
         maps = self.maps(order)

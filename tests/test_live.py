@@ -7,7 +7,7 @@ import doctest
 
 import pytest
 import torch
-from conftest import perturb
+from conftest import filled, perturb
 from host_zoo import LANGUAGE, MIXER, ZOO, Mixer, Mixers, huggingface, timm_model, timm_vit
 from torch import nn
 
@@ -344,11 +344,8 @@ def test_layers_that_look_at_the_whole_image_do_so_in_every_instance(order):
         return perturb(Qwen2_5_VisionTransformerPretrainedModel(config), std=0.1).eval()
 
     sources = dict(interpolate=(0, 0, 1, 1, 2, 2), stack=(0, 1, 2, 0, 1, 2))[order]
-    source, deep = made(3, [1]), made(6, [i for i, s in enumerate(sources) if s == 1])
-    deep.patch_embed.load_state_dict(source.patch_embed.state_dict())
-    deep.merger.load_state_dict(source.merger.state_dict())
-    for block, s in zip(deep.blocks, sources):
-        block.load_state_dict(source.blocks[s].state_dict())
+    source = made(3, [1])
+    deep = filled(made(6, [i for i, s in enumerate(sources) if s == 1]), source, dict(blocks=sources))
     scaled = scale(source, order=order, adjust=None)
     patches, grid = torch.randn(64, 3 * 2 * 4 * 4), torch.tensor([[1, 8, 8]])
     with torch.no_grad():

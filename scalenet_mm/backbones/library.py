@@ -43,7 +43,6 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         ``_arguments(img_size, drop_path_rate, in_channels)``: by the library's names; None where it keeps its own,
         ``_build(name, **host)``: a network, and ``_run(x)`` runs it on images,
         ``_sizes()``: of a patch (1 where nothing has to be padded) and of an image,
-        ``_embedding()``: the convolution that makes the tokens, if the host has one,
         ``_checkpoint_layers()``: has activations computed again in the backward pass,
         ``_converted(entries, scaled)``: a file of any of its dialects by the names and sizes of ``net`` or its source,
         ``_address()``: where pretrained weights are.
@@ -116,6 +115,12 @@ class LiveBackbone(ScaledBackbone, BaseModule):
             )
         self.net.is_init = True  # mmengine would have it draw its weights anew
         self.patch_size, self.img_size = self._sizes()
+        conv = self._embedding()
+        known = conv is not None and not isinstance(conv.padding, str)
+        # of each side of an image: padding, dilation, kernel, stride
+        self._first = tuple(zip(conv.padding, conv.dilation, conv.kernel_size, conv.stride)) if known else ()
+        tokens = [p for n, p in self.net.named_parameters() if TOKENS.fullmatch(n)]
+        self._besides = sum(p.numel() // p.shape[-1] for p in tokens)  # no part of the image; a layer may have fewer
         scale_live(self.net, **scale)
         self.out_indices = self._read_indices(out_indices)
         self._kept: list[Tensor] | None = None
@@ -137,6 +142,9 @@ class LiveBackbone(ScaledBackbone, BaseModule):
             raise ImportError(
                 f'{type(self).__name__} needs the package {self.library}: pip install {self.library}'
             ) from e
+
+    def _embedding(self) -> nn.Conv2d | None:
+        """The one convolution that makes the tokens, if the host has it."""
 
     # --- outputs
 
@@ -203,32 +211,25 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         """
         if y.ndim == 4:
             return y
-        tokens, first = y.shape[1], self._tokens_before()
+        tokens = y.shape[1]
         h, w = grid = self._embedded(height, width)
         while h * w > tokens:
             h, w = (h + 1) // 2, (w + 1) // 2
-        if not 0 <= tokens - h * w <= first:
+        if not 0 <= tokens - h * w <= self._besides:
             raise ValueError(
                 f'A layer of {self.source["name"]!r} put out {tokens} tokens for images of {height} x {width}: its '
-                f'grid of {grid[0]} x {grid[1]}, halved from stage to stage, has {h} x {w}, with up to {first} tokens '
-                'of class and registers before it, so no map can be made of them. Choose images of another size or '
-                "out_type='raw', or scale the network itself with scalenet_mm.scale."
+                f'grid of {grid[0]} x {grid[1]}, halved from stage to stage, has {h} x {w}, with up to {self._besides} '
+                'tokens of class and registers before it, so no map can be made of them. Choose images of another '
+                "size or out_type='raw', or scale the network itself with scalenet_mm.scale."
             )
         return y[:, -h * w :].unflatten(1, (h, w))
 
-    def _tokens_before(self) -> int:
-        """How many tokens that are no part of the image the host holds; a layer may have fewer of them."""
-        return sum(p.numel() // p.shape[-1] for n, p in self.net.named_parameters() if TOKENS.fullmatch(n))
-
     def _embedded(self, height: int, width: int) -> tuple[int, int]:
         """The grid of tokens that an image of this size, padded to whole patches, begins with."""
-        sizes = (-(-n // self.patch_size) * self.patch_size for n in (height, width))
-        conv = self._embedding()
-        if conv is None or isinstance(conv.padding, str):
-            h, w = (n // self.patch_size for n in sizes)
-            return h, w
-        kinds = zip(sizes, conv.padding, conv.dilation, conv.kernel_size, conv.stride)
-        h, w = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in kinds)
+        patches = [-(-n // self.patch_size) for n in (height, width)]
+        sides = zip(patches, self._first)
+        given = [(n * self.patch_size + 2 * p - d * (k - 1) - 1) // s + 1 for n, (p, d, k, s) in sides]
+        h, w = given or patches
         return h, w
 
     # --- loading

@@ -198,9 +198,6 @@ class ScaleNetHF(LiveBackbone):
         config = self.net.config
         return getattr(config, 'patch_size', 1), config.image_size
 
-    def _embedding(self) -> None:
-        return None
-
     def _run(self, x: Tensor) -> None:
         self.net(pixel_values=x, **self.run_arguments)
 

@@ -66,15 +66,19 @@ def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
     """
     around, layers = _around(model, name), model.get_submodule(name)
     own = [module for prefix, module in around.items() if not any(other.startswith(prefix) for other in others)]
-    configs = [c for m in around.values() if _is_config(c := getattr(m, 'config', None))]
+    configs = _configs(around.values()) if _stage(name) is None else []  # else they count stages
     places: dict[str, list[Any]] = {AROUND: own, INSIDE: list(layers.modules()), CONFIG: configs}
     last = ([-1], [len(layers)])  # alone, it moves with the layers
+
+    def used(place: str, attribute: str, value: Any) -> bool:
+        if place != CONFIG:
+            return True
+        return value not in last and any(_reads(m, attribute) for m in around.values())  # not by other models alone
+
     for (place, attribute), what in BY_LAYER.items():
-        if place == CONFIG and (_stage(name) is not None or not any(_reads(m, attribute) for m in around.values())):
-            continue  # it counts stages, or is of other models of this config
         for holder in places[place]:
             value = getattr(holder, attribute, None)
-            if _is_kept(value) and not (place == CONFIG and value in last):
+            if _is_kept(value) and used(place, attribute, value):
                 by_config = ", or take a registered backbone (type='ScaleNetDeiT', 'ScaleNetTimm', 'ScaleNetHF')"
                 raise ValueError(
                     f'{type(holder).__name__} keeps {what} ({attribute}) for the layers of {name!r} at their present '
@@ -198,7 +202,7 @@ def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
     info = getattr(parent, 'feature_info', None)
     if isinstance(info, list) and len(info) == depth:
         parent.feature_info = [dict(info[s], module=f'{path[-1]}.{i}') for i, s in enumerate(layer_map.sources)]
-    configs = [c for m in reversed(around) if _is_config(c := getattr(m, 'config', None))][:1]
+    configs = _configs(around)[-1:]  # the part's own
     for holder in (*around, *configs):
         depths = getattr(holder, 'depths', None)
         if isinstance(depths, (list, tuple)) and depths[stage or 0] == depth:
@@ -268,6 +272,10 @@ def _around(model: nn.Module, name: str) -> dict[str, nn.Module]:
     path = name.split('.')
     prefixes = ['.'.join(path[:i]) for i in range(len(path))]
     return {f'{p}.' if p else '': model.get_submodule(p) for p in prefixes}
+
+
+def _configs(modules: Iterable[nn.Module]) -> list[Any]:
+    return [c for m in modules if _is_config(c := getattr(m, 'config', None))]
 
 
 def _is_config(value: Any) -> bool:

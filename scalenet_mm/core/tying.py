@@ -26,8 +26,6 @@ from .layer_map import LayerMap
 from .spread import check_stored_map, expand
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-
-
 PRODUCTS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 NAMED_NORM = re.compile('(Norm|GRN)(?![a-z])')  # RmsNormFp32, LayerNorm2d, BatchNormAct2d, ConvNextV2GRN
 

@@ -128,6 +128,11 @@ class TwoStage(Detector):
 
     def __init__(self, model: TwoStageDetector, nms: bool = True):
         heads = model.roi_head
+        extractors = {
+            f'model.roi_head.{part}_roi_extractor ({i})': extractor
+            for part in ('bbox', 'mask')
+            for i, extractor in enumerate(_list(getattr(heads, f'{part}_roi_extractor', None)))
+        }
         _require_heads(
             {
                 'model.rpn_head': (getattr(model, 'rpn_head', None), (RPNHead,)),  # FastRCNN has none
@@ -139,23 +144,16 @@ class TwoStage(Detector):
                     )
                     for i, head in enumerate(_list(heads.bbox_head))
                 },
-                **{
-                    f'model.roi_head.{part}_roi_extractor ({i})': (extractor, (SingleRoIExtractor,))
-                    for part in ('bbox', 'mask')
-                    for i, extractor in enumerate(_list(getattr(heads, f'{part}_roi_extractor', None)))
-                },
+                **{name: (extractor, (SingleRoIExtractor,)) for name, extractor in extractors.items()},
                 **{
                     f'model.roi_head.mask_head ({i})': (head, (FCNMaskHead,))
                     for i, head in enumerate(_list(getattr(heads, 'mask_head', None)))
                 },
             }
         )
-        for part in ('bbox', 'mask'):
-            for i, extractor in enumerate(_list(getattr(heads, f'{part}_roi_extractor', None))):
-                for layer in extractor.roi_layers:
-                    if type(layer) is not RoIAlign or layer.pool_mode != 'avg':
-                        name = f'model.roi_head.{part}_roi_extractor ({i}).roi_layer'
-                        raise not_covered(name, layer, "RoIAlign with pool_mode='avg'")
+        for name, layer in ((name, layer) for name, found in extractors.items() for layer in found.roi_layers):
+            if type(layer) is not RoIAlign or layer.pool_mode != 'avg':
+                raise not_covered(f'{name}.roi_layer', layer, "RoIAlign with pool_mode='avg'")
         if heads.with_shared_head:
             raise not_covered('model.roi_head.shared_head', heads.shared_head, 'heads without one')
         for name, head in (

@@ -186,9 +186,7 @@ class OnnxModel(nn.Module):
                 masks = [resized(m.astype(np.float32), cv2.INTER_LINEAR) >= 0.5 for m in inside]
                 sample.pred_instances.masks = torch.from_numpy(np.array(masks, bool).reshape(-1, high, wide))
         elif 'labels' in found:
-            left, right, top, bottom = sample.metainfo.get('padding_size', (0, 0, 0, 0))  # as mmseg takes it off
-            labels = found['labels'][0][top : image.shape[-2] - bottom, left : image.shape[-1] - right]
-            labels = resized(labels.astype(np.int32).astype(np.float32), cv2.INTER_NEAREST_EXACT)
+            labels = resized(found['labels'][0].astype(np.int32).astype(np.float32), cv2.INTER_NEAREST_EXACT)
             sample.pred_sem_seg = PixelData(data=torch.from_numpy(labels).long()[None])
         else:
             scores = torch.from_numpy(found['scores'][0])

@@ -155,8 +155,9 @@ def _boxes(file: Path, classes: list[str]) -> Truth:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(file))
     names = {c['id']: c['name'] for c in coco.dataset['categories']}
-    unknown = sorted(set(names.values()) - set(classes))
-    if unknown and not set(names.values()) & set(classes):
+    there = set(names.values())
+    unknown = sorted(there - set(classes))
+    if unknown and len(unknown) == len(there):
         raise ValueError(
             f'{file} has no category that the models know: {unknown[:5]}; their classes are {classes[:5]} ...'
         )

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.fileio import list_from_file
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
@@ -67,7 +68,7 @@ def load_model(
     steps = [copy.deepcopy(t) for t in dataset['pipeline'] if not reads_annotations(t)]
     cfg.test_pipeline = steps  # where mmseg's inference_model looks
     model.cfg = model._config = cfg
-    model.dataset_meta = model._dataset_meta = _metainfo(stored, dataset, model, scope_of(cfg))
+    model.dataset_meta = model._dataset_meta = _metainfo(stored, dataset, model, scope)
     model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     model.eval()
     return deploy(model)
@@ -270,8 +271,8 @@ def _metainfo(stored: dict | None, dataset: dict, model: nn.Module, scope: str |
         known = {k: v for k, v in known.items() if k not in ('classes', 'palette')}
     named = dataset.get('classes')  # mmpretrain's: names, or a file of them
     if isinstance(named, str):
-        named = Path(named).read_text().split('\n') if Path(named).is_file() else None
-        named = named and [line.strip() for line in named if line.strip()]
+        file = Path(named).expanduser()
+        named = list_from_file(file) if file.is_file() else None
     meta = {
         **known,
         **({'classes': list(named)} if named else {}),

@@ -238,9 +238,8 @@ def remakable(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _again(module: nn.Module, held: dict, kind: str, enabled: bool, dtype: torch.dtype, source: Tensor):
-    if any(
-        module._parameters.get(name) is not p for name, p in held.items()
-    ):  # torch.func.functional_call lent it some
+    lent = any(module._parameters.get(name) is not p for name, p in held.items())  # by torch.func.functional_call
+    if lent:
         module = copy.copy(module)
         module._parameters = held
     with torch.no_grad(), torch.autocast(kind, dtype, enabled):
