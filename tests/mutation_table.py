@@ -1829,7 +1829,7 @@ MUTATIONS = (
     Mutation(
         'init',
         'a rate that falls is a warm-up',
-        'scalenet_mm/models/adoption.py',
+        'scalenet_mm/models/adoption_schedule.py',
         'rises = bool(first) and scheduler.get(first, 1 / 3) < scheduler.get(last, 1.0)',
         'rises = bool(first)',
         'tests/test_init.py::test_a_third_of_the_schedule_keeps_its_shape[schedulers3-expected3]',
@@ -2062,7 +2062,7 @@ MUTATIONS = (
     Mutation(
         'configs',
         'a change of the pipeline stays behind the end of a shortened schedule',
-        'scalenet_mm/models/adoption.py',
+        'scalenet_mm/models/adoption_schedule.py',
         "for part in ('train_cfg', 'default_hooks', 'custom_hooks'):",
         "for part in ('train_cfg',):",
         'tests/test_init.py::test_what_happens_late_in_a_schedule_happens_late_in_its_third',
@@ -2102,7 +2102,7 @@ MUTATIONS = (
     Mutation(
         'configs',
         'a warm-up is shortened',
-        'scalenet_mm/models/adoption.py',
+        'scalenet_mm/models/adoption_schedule.py',
         'if _counts_in(scheduler) != key or value <= after / 4}',
         'if False}',
         'tests/test_init.py::test_a_detector_gets_a_short_config_that_inherits_from_its_own',

@@ -20,6 +20,7 @@ from scalenet_mm.commands import init as command
 from scalenet_mm.compat import read_config
 from scalenet_mm.models import adoption, adoption_proofs
 from scalenet_mm.models.adoption import AdoptionError, adopt
+from scalenet_mm.models.adoption_schedule import shorten
 from scalenet_mm.models.adoption_text import difference, leaf_text, without_scope
 from scalenet_mm.models.made_up import made_up
 from scalenet_mm.runner.config import share_policy
@@ -600,7 +601,7 @@ def test_the_own_scope_is_left_out_and_another_s_stays():
 )
 def test_a_third_of_the_schedule_keeps_its_shape(schedulers, expected):
     cfg = Config(dict(train_cfg=dict(max_epochs=300), default_scope='mmdet', param_scheduler=schedulers))
-    adoption.shorten(cfg)
+    shorten(cfg)
     assert cfg.train_cfg.max_epochs == 100
     assert {key: cfg.param_scheduler[-1][key] for key in expected} == expected
 
@@ -608,7 +609,7 @@ def test_a_third_of_the_schedule_keeps_its_shape(schedulers, expected):
 def test_a_warm_up_as_long_as_what_is_left_gives_way():
     schedulers = [dict(type='LinearLR', end=1), dict(type='CosineAnnealingLR', begin=1, end=3, T_max=2)]
     cfg = Config(dict(train_cfg=dict(max_epochs=3), default_scope='mmdet', param_scheduler=schedulers))
-    adoption.shorten(cfg)
+    shorten(cfg)
     assert cfg.train_cfg.max_epochs == 1
     assert cfg.param_scheduler == [dict(type='CosineAnnealingLR', begin=0, end=1, T_max=1)]
 
@@ -644,7 +645,7 @@ def test_a_warm_up_as_long_as_what_is_left_gives_way():
 )
 def test_what_is_no_warm_up_stays_and_every_span_has_time(epochs, schedulers, expected):
     cfg = Config(dict(train_cfg=dict(max_epochs=epochs), default_scope='mmdet', param_scheduler=schedulers))
-    adoption.shorten(cfg)
+    shorten(cfg)
     spans = [(s['begin'], s['end']) if 'end' in s and 'begin' in s else None for s in cfg.param_scheduler]
     assert spans == expected
 
@@ -670,7 +671,7 @@ def test_what_happens_late_in_a_schedule_happens_late_in_its_third():
     checkpoint = dict(type='CheckpointHook', interval=10, save_begin=200)
     cfg = Config(dict(train_cfg=loop, custom_hooks=hooks, default_hooks=dict(checkpoint=checkpoint)))
     cfg.default_scope = 'mmdet'
-    adoption.shorten(cfg)
+    shorten(cfg)
     switch, recipe, ema = cfg.custom_hooks
     assert (switch.switch_epoch, recipe.schedule[0].action_epoch, ema.begin_epoch) == (80, 50, 0)
     assert switch.switch_pipeline == [dict(type='RandomResize', begin=7)]
@@ -684,6 +685,6 @@ def test_a_shipped_schedule_with_two_stages_is_shortened_as_a_whole(name):
     cfg = read_config(name)
     cfg.default_scope = 'mmdet'
     whole = next(h for h in cfg.custom_hooks if h.type == 'PipelineSwitchHook').switch_epoch, cfg.train_cfg.max_epochs
-    adoption.shorten(cfg)
+    shorten(cfg)
     short = next(h for h in cfg.custom_hooks if h.type == 'PipelineSwitchHook').switch_epoch, cfg.train_cfg.max_epochs
     assert whole == (90, 100) and short == (30, 33)
