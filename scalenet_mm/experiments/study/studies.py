@@ -111,10 +111,10 @@ _SWIN_RATES = {
     'source': (4e-3, 16e-3),  # beside its own, 8e-3
     'on': (5e-4, 1e-3, 2e-3),
     'on_time': (1e-3, 2e-3, 4e-3),
-    'stack': (1e-3, 2e-3, 4e-3),
-    **dict.fromkeys(('scalenet', 'tied'), (4e-3, 8e-3, 16e-3)),
+    'stack': (5e-4, 1e-3, 2e-3, 4e-3),
+    **dict.fromkeys(('scalenet', 'tied'), (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)),
     'interpolated': (1e-3, 4e-3, 8e-3),  # the order that is not Swin's; DeiT's such order had its best at 1e-3
-    'scalenet_increments': (2e-3, 4e-3, 8e-3),
+    'scalenet_increments': (1e-3, 2e-3, 4e-3, 8e-3),
     'scratch3': (1.5e-3, 3e-3, 6e-3, 12e-3),
 }
 
