@@ -16,6 +16,7 @@ from conftest import DEIT, SWIN, perturb, timm_vit
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import PixelData
 from mmpretrain.structures import DataSample
 from torch import nn
 
@@ -348,7 +349,7 @@ def test_results_of_a_study_become_a_curve(tmp_path):
     ]
     file = tmp_path / 'results.jsonl'
     file.write_text('\n'.join(map(json.dumps, lines)))
-    points = curve(read_results(file, {'deit/scalenet': 0.0}))
+    points = curve(read_results([file], {'deit/scalenet': 0.0}))
     assert [(p['drop_path'], p['runs'], p['top1']['mean']) for p in points] == [
         (0.0, 1, 50.0),
         (0.1, 2, 62.0),
@@ -358,14 +359,22 @@ def test_results_of_a_study_become_a_curve(tmp_path):
     others = [dict(line, row=f'deit5000/on_{line["row"][5:]}') for line in lines[:2]]
     file.write_text('\n'.join(map(json.dumps, lines + others)))
     with pytest.raises(ValueError, match="the sweeps of 'deit/', 'deit5000/on', which are .*: --sweep deit5000/on"):
-        read_results(file)
-    assert [p['runs'] for p in curve(read_results(file, {'deit/scalenet': 0.0}, 'deit/'))] == [1, 2, 1]
+        read_results([file])
+    assert [p['runs'] for p in curve(read_results([file], {'deit/scalenet': 0.0}, 'deit/'))] == [1, 2, 1]
+    parts = [tmp_path / 'a.jsonl', tmp_path / 'b.jsonl']
+    for part, these in zip(parts, (lines[:2], others)):
+        part.write_text('\n'.join(map(json.dumps, these)))
+    with pytest.raises(ValueError, match="a.jsonl, .*b.jsonl holds the sweeps of 'deit/', 'deit5000/on'"):
+        read_results(parts)
+    parts[1].write_text(json.dumps(dict(lines[0], top1=70.0)))  # a copy that went on
+    (point,) = curve(read_results(parts))
+    assert point['runs'] == 2 and point['top1'] == dict(mean=67.0, least=64.0, greatest=70.0)
     file.write_text('{"drop_path": 0.1, "top1": 3}')
     with pytest.raises(ValueError, match='line 1: a run is a JSON object'):
-        read_results(file)
+        read_results([file])
     file.write_text(json.dumps(lines[4]))
     with pytest.raises(ValueError, match='--rows 0=ROW'):
-        read_results(file)
+        read_results([file])
 
 
 @pytest.mark.parametrize('word', ['0.1', '=a.pth', '1.5=a.pth', 'x=a.pth', '0.1='])
@@ -515,6 +524,36 @@ def test_gradients_of_a_detector_are_those_of_its_training_loss(tmp_path):
     assert list(norms) == list(source_layers(model))
 
 
+def test_a_segmentors_images_may_differ_in_size():
+    from mmseg.structures import SegDataSample
+
+    init_default_scope('mmseg')
+    cfg = read_config(ROOT / 'configs/demo/upernet_scalenet_swin_digits.py')
+    cfg.model.backbone.init_cfg = None
+    cfg.model.data_preprocessor.size = (96, 96)
+    model = perturb(MODELS.build(cfg.model)).eval()
+
+    def batch():
+        sizes, generator = ((64, 96), (96, 64), (64, 64)), torch.Generator().manual_seed(0)
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, *s, dtype=torch.long))) for s in sizes]
+        images = [torch.randint(256, (3, *s), generator=generator, dtype=torch.uint8) for s in sizes]
+        return dict(inputs=images, data_samples=samples)
+
+    mean, std = (torch.tensor(cfg.model.data_preprocessor[k]).view(3, 1, 1) for k in ('mean', 'std'))
+    seen = prepared(model, batch())['inputs']
+    assert seen.shape == (3, 3, 96, 96) and not seen[0, :, 64:].any() and not seen[1, :, :, 64:].any()
+    colours = batch()['inputs'][0].flip(0) if cfg.model.data_preprocessor.bgr_to_rgb else batch()['inputs'][0]
+    torch.testing.assert_close(seen[0, :, :64], (colours - mean) / std)
+    small = {k: v[2:] for k, v in batch().items()}
+    assert prepared(model, small)['inputs'].shape == (1, 3, 64, 64)
+    for_loss = prepared(model, small, for_loss=True)
+    assert for_loss['inputs'].shape == (1, 3, 96, 96)
+    assert (for_loss['data_samples'][0].gt_sem_seg.data[:, 64:] == 255).all()
+    norms, loss, images = gradient_norms(model, [batch()])
+    assert images == 3 and loss > 0 and all(v > 0 for v in norms.values())
+    assert all(len(h) for h in histograms(model, [batch()]).values())
+
+
 # the hook
 
 
@@ -645,6 +684,9 @@ def test_noise_has_the_models_size_and_channels_and_labels():
     images = torch.stack(batch['inputs'])
     assert images.shape == (3, 3, 16, 16) and images.dtype == torch.uint8 and images.max() > 200
     assert all(0 <= int(s.gt_label) < 5 for s in batch['data_samples'])
+    other = next(iter(random_batches(deit(), 3, 3, seed=1)))['inputs']
+    drawn = [*batch['inputs'], *other]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(drawn, 2)), 'another seed, other images'
 
 
 @pytest.mark.parametrize('words', ['features --batch 0', 'gradients --micro-batch -1', 'cka --images none'])

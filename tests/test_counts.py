@@ -388,6 +388,7 @@ def test_a_backbone_that_is_not_scaled_is_refused_by_name(tmp_path):
         (['deit_t', '--scale', 'times=2'], 'must be a dict as a config has it, such as "dict(times=2)", got times=2'),
         (['deit_t', '--scale', 'dict(times=two)'], 'must be a dict as a config has it'),
         (['deit_t', '--input-size', 0, 224], 'must be a whole number from 1 on, got 0'),
+        (['deit_t', '--cfg-options', 'a.b=1'], 'deit_t is the short name of a model; name a config'),
     ],
 )
 def test_inspect_ends_wrong_arguments_with_one_line(args, says):

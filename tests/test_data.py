@@ -360,8 +360,13 @@ def test_a_folder_that_was_tampered_with_is_noticed(tmp_path, damage):
 def test_a_foreign_folder_is_left_alone_even_with_overwrite(tmp_path):
     (tmp_path / 'coco').mkdir()
     (tmp_path / 'coco' / 'mine.txt').write_text('keep')
-    with pytest.raises(FileExistsError, match='not a demo data set'):
+    with pytest.raises(FileExistsError, match='no manifest.json of a demo data set'):
         make_demo_data(tmp_path, ['coco'], train=2, val=1, overwrite=True)
+    assert (tmp_path / 'coco' / 'mine.txt').read_text() == 'keep'
+    for manifest in ('{"name": "an app"}', '[]', 'no json', '{"parameters": {}}'):
+        (tmp_path / 'coco' / 'manifest.json').write_text(manifest)
+        with pytest.raises(FileExistsError, match='no manifest.json of a demo data set, so it is left alone'):
+            make_demo_data(tmp_path, ['coco'], train=2, val=1, overwrite=True)
     assert (tmp_path / 'coco' / 'mine.txt').read_text() == 'keep'
 
 

@@ -28,6 +28,7 @@ from scalenet_mm.core.early_exit import EarlyExit, largest_probability, passes
 from scalenet_mm.core.flops import count_flops
 from scalenet_mm.core.tying import shared_names
 from scalenet_mm.experiments.study import exits as study
+from scalenet_mm.experiments.study import exits_page
 from scalenet_mm.experiments.study.pool import RESULTS, read_results
 from scalenet_mm.experiments.study.runs import config, jobs_of
 from scalenet_mm.experiments.study.studies import ROWS
@@ -501,18 +502,31 @@ def test_every_sample_has_the_result_of_the_depth_it_stopped_at(order):
     assert set(EarlyExit(model, 1.1)(x).depth.tolist()) == {6}
 
 
+def first_output(model, x):
+    out = model(x)
+    return first(out.to_tuple()) if hasattr(out, 'to_tuple') else out
+
+
 @pytest.mark.parametrize('host', ['HF ViT', 'HF Swin', 'timm Swin', 'HF Llama'])
 def test_exits_work_on_other_hosts(host):
     make, shape = PAIRS[host]
     model, x = perturb(make()[1]('stack'), std=0.05), inputs(shape)
+    require_whole_exits(model, x)
 
-    def predict(model, x):
-        return first(model(x).to_tuple()) if host.startswith('HF') else model(x)
+
+@pytest.mark.parametrize('stages', [(0,), (1,), 'all'])
+@pytest.mark.parametrize('make', [hf_swin, timm_swin])
+def test_exits_pass_containers_that_run_whole(make, stages):
+    require_whole_exits(perturb(scale(make(), adjust=ADAPTER, stages=stages), std=0.05).eval(), inputs(IMAGES))
+
+
+def require_whole_exits(model, x):
+    """A cascade that nothing stops ends with what the whole network says."""
 
     set_depth(model)
     with torch.no_grad():
-        whole = predict(model, x)
-    exits = EarlyExit(model, 2, predict=predict)(x)
+        whole = first_output(model, x)
+    exits = EarlyExit(model, 2, predict=first_output)(x)
     torch.testing.assert_close(exits.logits, whole)
     assert (exits.multiply_adds > 0).all()
 
@@ -625,6 +639,19 @@ def test_finished_runs_of_the_same_settings_are_taken_over_and_others_are_not(tm
     (record,) = read_results(mine / RESULTS)
     assert record['row'] == jobs[0].row and (mine / record['checkpoint']).read_bytes() == b'weights'
     assert study.adopt(jobs, mine, other) == 0
+    for failed in (dict(fits, status='failed', error='no memory'), dict(fits, digest='of other settings')):
+        (mine / RESULTS).write_text(json.dumps(failed) + '\n')
+        assert study.adopt(jobs, mine, other) == 1
+
+
+def test_the_page_waits_for_a_scaled_network(tmp_path):
+    assert not list(exits_page.report({}, tmp_path, tmp_path / 'out', 'a command'))
+    (tmp_path / f'{study.CONTROL}/seed0').mkdir(parents=True)
+    kept = dict(digest='d', depths={'3': dict(top1=1.0, mflops=1.0)}, exits={})
+    (tmp_path / f'{study.CONTROL}/seed0/{study.MEASURED}').write_text(json.dumps(kept))
+    records = {(study.CONTROL, 0): dict(status='done', digest='d', checkpoint='x.pth')}
+    assert not list(exits_page.report(records, tmp_path, tmp_path / 'out', 'a command'))
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.slow

@@ -38,9 +38,9 @@ from transformers import (
 
 from scalenet_mm.experiments.study import lm_data as toy_data
 from scalenet_mm.experiments.study import lm_study as toy_study
-from scalenet_mm.lm import alpaca
+from scalenet_mm.lm import alpaca, evaluation
 from scalenet_mm.lm.saving import from_pretrained, load_increments, save_increments
-from scalenet_mm.lm.training import Recipe, checkpoint_of, make_trainer, trainable_table
+from scalenet_mm.lm.training import Recipe, checkpoint_of, make_trainer, require_same_run, run_of, trainable_table
 
 SHAPE = dict(
     vocab_size=50,
@@ -772,11 +772,23 @@ def test_a_run_that_would_lose_later_checkpoints_is_refused(tmp_path):
         checkpoint_of(tmp_path / 'a', str(tmp_path / 'a' / 'checkpoint-12'))
 
 
-def test_a_run_is_not_resumed_with_another_scale_or_policy(source_folder, capsys):
+def test_the_folder_of_the_source_is_not_written_over(source_folder, capsys):
+    before = {file: file.read_bytes() for file in source_folder.iterdir()}
+    args = ('--data', source_folder.parent / 'alpaca.json', '--model', source_folder, '--max-steps', 1)
+    assert main(['lm-train', *map(str, args), '--out', f'{source_folder}/']) == 2
+    assert f'--out {source_folder} is the folder of --model' in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in source_folder.iterdir()} == before
+
+
+def test_a_run_is_not_resumed_with_another_scale_policy_recipe_or_data(source_folder, tokenizer, capsys):
     folder = source_folder.parent
     model = scalenet_mm.scale(from_pretrained(source_folder), times=2)
-    model.config.scalenet_train = 'increments'
+    examples = alpaca.encode(toy_data.make_records(24, 0), tokenizer, alpaca.MAX_LENGTH)
+    model.config.scalenet_run = run_of(Recipe(), 'increments', examples)
     model.config.save_pretrained(folder / 'out' / 'checkpoint-2')
+    require_same_run(folder / 'out' / 'checkpoint-2', model.config)
+    (folder / 'other.json').write_text(json.dumps(toy_data.make_records(24, 1)))
+    digest = model.config.scalenet_run['examples']
     (folder / 'out' / 'checkpoint-2' / 'trainer_state.json').write_text('{}')  # the Trainer's last
     usual = ('--model', source_folder, '--data', folder / 'alpaca.json', '--out', folder / 'out')
     for args, theirs, ours in (
@@ -786,12 +798,34 @@ def test_a_run_is_not_resumed_with_another_scale_or_policy(source_folder, capsys
         (('--adjust', 'lora'), 'ParallelAdapter', 'LoRA'),
         (('--start', 'function'), "{'start': 'paper'}", "{'start': 'function'}"),
         (('--train', 'all'), "{'train': 'increments'}", "{'train': 'all'}"),
+        (('--lr', 1e-3), "{'lr': 0.0002}", "{'lr': 0.001}"),
+        (('--batch-size', 64), "{'batch_size': 128}", "{'batch_size': 64}"),
+        (('--seed', 1), "{'seed': 0}", "{'seed': 1}"),
+        (('--max-length', 44), f"{{'examples': '{digest}'}}", "{'examples': '"),
+        (('--data', folder / 'other.json'), f"{{'examples': '{digest}'}}", "{'examples': '"),
     ):
         assert main(['lm-train', *map(str, (*usual, '--resume', *args))]) == 2
         told = capsys.readouterr().err.partition('these arguments make')
         assert 'checkpoint-2 is of a run with' in told[0]
         assert theirs in told[0] and ours in told[2]
     assert sorted(p.name for p in (folder / 'out').rglob('*.*')) == ['config.json', 'trainer_state.json']
+    model.config.scalenet_run = {}  # of an older version: what it does not say is not held against it
+    model.config.save_pretrained(folder / 'old')
+    model.config.scalenet_run = run_of(Recipe(lr=1), 'increments', examples)
+    require_same_run(folder / 'old', model.config)
+
+
+def test_increments_are_evaluated_in_the_precision_that_is_asked_for(source_folder, monkeypatch):
+    model = scalenet_mm.scale(from_pretrained(source_folder), times=2)
+    delta = source_folder.parent / 'x.delta.safetensors'
+    save_increments(model, source_folder, delta)
+    dtypes = []
+    monkeypatch.setattr(evaluation, 'evaluate', lambda model, *a: dtypes.append({p.dtype for p in model.parameters()}))
+    monkeypatch.setattr(evaluation, 'known_tasks', lambda *a: None)
+    for dtype in ('auto', 'bfloat16'):
+        args = ('--model', source_folder, '--increments', delta, '--dtype', dtype, '--json', '--device', 'cpu')
+        assert main(['lm-eval', *map(str, args)]) == 0
+    assert dtypes == [{torch.float32}, {torch.bfloat16}]
 
 
 @pytest.mark.slow
@@ -913,16 +947,17 @@ def test_the_committed_toy_table_is_that_of_its_runs():
 @pytest.mark.slow
 def test_the_toy_study_continues_where_it_stopped(tmp_path):
     args = ('--seeds', 1, '--shorten', 400, '--work-dir', tmp_path / 'work')
+    work = tmp_path / 'work' / '400_times_shorter'
     said = run_tool('experiment lm-toy', tmp_path, *args)
     assert f'{len(toy_study.ROWS)} runs, 0 of them done before' in said and '0 runs left' in said
-    table = (tmp_path / 'work' / 'lm_toy.md').read_text()
-    results = tmp_path / 'work' / 'results.jsonl'
+    table = (work / 'lm_toy.md').read_text()
+    results = work / 'results.jsonl'
     lines = results.read_text().splitlines(keepends=True)
-    assert (tmp_path / 'work' / 'lm_toy.png').stat().st_size > 5000
+    assert (work / 'lm_toy.png').stat().st_size > 5000
     results.write_text(''.join(lines[:-1]) + lines[-1][:20])  # killed while it wrote the last one
     said = run_tool('experiment lm-toy', tmp_path, *args)
     assert f'{len(lines) - 1} of them done before' in said
-    assert (tmp_path / 'work' / 'lm_toy.md').read_text() == table
+    assert (work / 'lm_toy.md').read_text() == table
 
 
 @pytest.mark.slow

@@ -277,6 +277,25 @@ def test_a_second_run_says_so_within_2_seconds(parts, state):
     assert (done.returncode, done.stdout) == (0, f'setup_env: {state.env} is up to date\n')
 
 
+def test_the_torch_of_another_index_takes_the_place_of_the_one_that_is_there(parts, state, monkeypatch):
+    (state.state / 'managed').touch()
+    add(state, 'torch', '2.11.0')
+    write_stamp(parts, state)
+    asked = []
+    monkeypatch.setattr(parts['steps'], 'pip', lambda s, *words: asked.append(words[0]))
+    for index, commands in ((None, ['install']), ('https://example.org/cpu', ['uninstall', 'install'])):
+        state.torch_index = index
+        parts['steps'].install_torch(state)
+        assert asked == commands
+        asked.clear()
+    write_stamp(parts, state)
+    parts['steps'].install_torch(state)
+    (state.state / 'managed').unlink()
+    state.torch_index = 'https://example.org/other'
+    parts['steps'].install_torch(state)
+    assert 'uninstall' not in asked, 'of the same index, or a torch of the user'
+
+
 def test_what_an_interrupted_pip_left_is_removed_in_our_environment_only(parts, state):
     whole, half = add(state, 'one', '1.0'), add(state, 'two', '2.0', installer=False)
     (state.state / 'managed').touch()

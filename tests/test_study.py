@@ -1,5 +1,6 @@
 """The study: its task, its statistics, its rows, and runs that stop, crash and continue."""
 
+import json
 import os
 import resource
 import signal
@@ -34,7 +35,17 @@ from scalenet_mm.experiments.study.claims import (
     verdicts,
 )
 from scalenet_mm.experiments.study.evidence_page import pilot_spread, short_tables, told, verdict_lines
-from scalenet_mm.experiments.study.pool import RESULTS, Diverged, Job, alone, latest, read_results, records_of, run_all
+from scalenet_mm.experiments.study.pool import (
+    RESULTS,
+    Diverged,
+    Job,
+    alone,
+    conduct,
+    latest,
+    read_results,
+    records_of,
+    run_all,
+)
 from scalenet_mm.experiments.study.rank import RankBatches, RankHead, RankMetric
 from scalenet_mm.experiments.study.runs import HELD_OUT, PRETRAINING, TRAINING, digest, jobs_of, shortened
 from scalenet_mm.experiments.study.stats import detectable, holm, interval, seeds_needed
@@ -458,6 +469,44 @@ def test_a_step_finds_the_memory_that_the_one_before_freed(tmp_path):
     assert found['a', 0]['faults'] < 2**10, 'of 32768 pages'
 
 
+def test_a_call_fails_by_its_own_runs_alone(tmp_path, capsys):
+    jobs, others = [Job('source', 0, 'd')], [Job('fails', 0, 'd')]
+    run_all([*jobs, *others], tmp_path, fake_train, tell=str)
+    page = tmp_path / 'page.md'
+    assert conduct(jobs, tmp_path, fake_train, '', lambda records: [page], run=False, shown=others) == 0
+    assert 'FAILED' not in capsys.readouterr().err
+    assert conduct(others, tmp_path, fake_train, '', lambda records: [page], run=False, shown=jobs) == 1
+    assert 'FAILED: fails seed 0: ValueError: on purpose' in capsys.readouterr().err
+
+
+def test_a_call_beside_runs_of_other_settings_says_how_many_would_be_run_again(tmp_path, capsys):
+    root = tmp_path / 'demo'
+    root.mkdir()
+    source, on, *_ = runs.jobs(['start'], [0])
+    lines = [
+        dict(row=source.row, seed=0, digest=source.digest, status='done'),
+        dict(row=on.row, seed=0, digest='of another version', status='done'),
+        dict(row='deit/swa', seed=0, digest='d', status='done'),
+    ]
+    (root / RESULTS).write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert main(['experiment', 'study', 'start', '--work-dir', str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert 'has 1 of these 4 runs, and 1 runs of these rows with other settings, which would be run again;' in told
+
+
+def test_a_page_names_the_command_that_makes_it(tmp_path, capsys):
+    root = tmp_path / 'demo_100_times_shorter'
+    root.mkdir()
+    _, on, *_ = runs.jobs(['start'], [3], 100)
+    numbers = dict.fromkeys(('top1', 'loss', 'seen_top1', 'params', 'trainable', 'mflops', 'cpu_minutes'), 1)
+    line = dict(row=on.row, seed=3, digest=on.digest, status='done', **numbers)
+    (root / RESULTS).write_text(json.dumps(line))
+    args = ('start', '--first-seed', '3', '--shorten', '100', '--report', '--work-dir', str(tmp_path))
+    assert main(['experiment', 'study', *args]) == 0
+    made_by = 'Made by `scalenet experiment study start --scale demo --first-seed 3 --shorten 100'
+    assert made_by in (root / 'start.md').read_text()
+
+
 def test_two_calls_in_one_folder_are_refused(tmp_path):
     with alone(tmp_path / 'demo_100_times_shorter'):
         refused = study('start', '--shorten', 100, '--work-dir', tmp_path)
@@ -553,7 +602,7 @@ def test_the_tool_trains_compares_and_continues(tmp_path):
         (('table5', '--shorten', '0'), 'from 1 on'),
         (('table5', '--shorten', '100000'), 'leaves less than two of the'),
         (('pilot', 'table5'), 'run pilot by itself'),
-        (('table5', '--report'), 'has no run of these rows yet'),
+        (('table5', '--report'), 'has nothing to show of these rows yet'),
     ],
 )
 def test_wrong_calls_are_refused_before_anything_runs(args, message, tmp_path, capsys):

@@ -21,6 +21,7 @@ from mmengine.config import Config
 from ..compat import read_config
 from ..core.roles import Role, total
 from ..core.tying import TiedLayers
+from ..models.build import names_config
 from ..models.counts import Report, adjustments, inspect
 from ..models.layer_table import draw_maps
 from ..runner.slips import refuse_slips
@@ -129,6 +130,11 @@ def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     try:
         model = args.config
+        if args.cfg_options and not names_config(model):
+            raise ValueError(
+                f'--cfg-options replaces settings of a config file, and {model} is the short name of a model; name a '
+                'config, such as configs/scalenet_swin_t_100e.py, or give --scale alone.'
+            )
         if args.cfg_options:
             model = read_config(model)
             refuse_slips(model, args.config, args.cfg_options)

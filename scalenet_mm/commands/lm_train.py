@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..file_names import a_folder
 from ..one_run import one_run
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     from ..core.adapters import parse_adjust
     from ..lm.alpaca import encode, read_alpaca
     from ..lm.saving import INCREMENTS, load_parts, save_increments
-    from ..lm.training import TRAINED, Recipe, checkpoint_of, make_trainer, require_same_run, trainable_table
+    from ..lm.training import RUN, Recipe, checkpoint_of, make_trainer, require_same_run, run_of, trainable_table
 
     # everything that can be wrong is looked at before the weights are loaded
     kind = dict(adapter='ParallelAdapter', lora='LoRA').get(args.adjust)
@@ -78,6 +79,11 @@ def main(argv: Sequence[str]) -> int:
     parse_adjust(adjust)
     recipe = Recipe(**{k: v for k, v in vars(args).items() if k in Recipe.__dataclass_fields__})
     recipe.arguments(args.out)
+    if Path(args.model).is_dir() and Path(args.model).resolve() == args.out.resolve():
+        raise ValueError(
+            f'--out {args.out} is the folder of --model, whose weights the trained ones would replace; name another '
+            '--out.'
+        )
     checkpoint = checkpoint_of(args.out, args.resume)
     records = read_alpaca(args.data)
     tokenizer, load = load_parts(args.model)
@@ -91,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     set_seed(args.seed)  # the adapters' first values
     if args.times != 1 or adjust:
         scale(model, times=args.times, order=args.order, adjust=adjust, start=args.start)
-    setattr(model.config, TRAINED, args.train)
+    setattr(model.config, RUN, run_of(recipe, args.train, examples))
     if checkpoint:
         require_same_run(checkpoint, model.config)
     policy = TrainPolicy(args.train)

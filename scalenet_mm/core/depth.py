@@ -170,6 +170,7 @@ def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) 
                     f'The forward of {name}.{i} was replaced on the instance (by hooks of accelerate), so it cannot '
                     'be skipped; take those off first: accelerate.hooks.remove_hook_from_module(model, recurse=True).'
                 )
+    partly = any(len(active[name]) < len(layers) for name, layers in containers.items())
     for name, layers in containers.items():
         shared = vars(layers).setdefault('skipping', Skipping())
         shared.zero_gradients = zero_gradients
@@ -180,7 +181,7 @@ def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) 
                     del block._forward_hooks[key]
             if i not in active[name]:
                 block.forward = partial(_skip, block, shared)
-        if 0 in active[name] and len(active[name]) < len(layers):
+        if 0 in active[name] and partly:  # `replayed` skips blocks of containers that run whole now
             layers[0].register_forward_hook(shared.learn)
 
 

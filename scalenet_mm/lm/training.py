@@ -5,6 +5,7 @@ The paper says of Table X: all layers x2, Alpaca, 3 epochs. Everything else in `
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ..tables import format_table
 from .alpaca import pad
 
 WRITTEN_LAST = 'trainer_state.json'  # of a checkpoint of the Trainer
-TRAINED = 'scalenet_train'  # of the model's config: which roles are trained
+RUN = 'scalenet_run'  # of the model's config: what `run_of` gives
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,19 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
+CONTINUED = ('lr', 'batch_size', 'warmup', 'weight_decay', 'clip', 'bf16', 'seed')  # of a recipe, by each checkpoint
+
+
+def run_of(recipe: Recipe, train: str, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
+    """What a run is continued with unchanged: the policy, most of the recipe, and a digest of the examples.
+
+    Epochs and steps may be others; micro-batches change memory alone.
+    """
+    given = json.dumps([{k: list(v) for k, v in example.items()} for example in examples], sort_keys=True)
+    digest = hashlib.sha256(given.encode()).hexdigest()[:16]
+    return dict(train=train, **{k: getattr(recipe, k) for k in CONTINUED}, examples=digest)
+
+
 def require_same_run(checkpoint: str | Path, config: Any) -> None:
     """Refuses to continue a checkpoint whose model was scaled, or is trained, otherwise than this one.
 
@@ -197,8 +211,8 @@ def require_same_run(checkpoint: str | Path, config: Any) -> None:
     """
     theirs = json.loads((Path(checkpoint) / 'config.json').read_text())
     ours = json.loads(config.to_json_string())
-    theirs.setdefault(TRAINED, ours.get(TRAINED))
-    theirs, ours = ((c.get('scalenet') or {}) | {'train': c.get(TRAINED)} for c in (theirs, ours))
+    theirs[RUN] = ours.get(RUN, {}) | theirs.get(RUN, {})  # what it does not say is not compared
+    theirs, ours = ((c.get('scalenet') or {}) | c.get(RUN, {}) for c in (theirs, ours))
     differ = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
     if differ:
         theirs, ours = ({k: c.get(k) for k in differ} for c in (theirs, ours))

@@ -45,11 +45,7 @@ def build(
         TypeError: for an argument that neither this function nor the backbone takes, naming the nearest.
         ValueError: for an unknown name, or a number of classes of a config whose model has no ``head.num_classes``.
     """
-    if (
-        isinstance(model, (dict, Config))
-        or Path(model).suffix in ('.py', '.json', '.yaml', '.yml')
-        or '::' in str(model)
-    ):
+    if names_config(model):
         return _initialised(_from_config(model, scale, num_classes, backbone))
     host, _, size = str(model).lower().replace('-', '_').partition('_')
     if host not in BACKBONES or not size:
@@ -73,6 +69,13 @@ def build(
     )
     init_default_scope('mmpretrain')
     return _initialised(MODELS.build(cfg))
+
+
+def names_config(model: str | Path | dict | Config) -> bool:
+    """Whether this is a config or the name of one, and no short name."""
+    if isinstance(model, (dict, Config)):
+        return True
+    return Path(model).suffix in ('.py', '.json', '.yaml', '.yml') or '::' in str(model)
 
 
 def load(

@@ -51,10 +51,10 @@ def fingerprint(s: Setup) -> dict:
 
 
 def up_to_date(s: Setup) -> bool:
+    stamp = s.stamp()
     try:
-        stamp = json.loads((s.state / 'stamp.json').read_text())
         same = stamp['is'] == fingerprint(s)
-    except (OSError, ValueError, KeyError, subprocess.CalledProcessError):
+    except (OSError, KeyError, subprocess.CalledProcessError):
         return False
     compiled = not s.compile_mmcv or bool(stamp['is']['mmcv_ops'])
     return same and compiled and s.torch_index in (None, stamp['torch_index'])

@@ -63,6 +63,13 @@ class Setup:
     def log(self) -> Path:
         return self.state / 'setup.log'
 
+    def stamp(self) -> dict:
+        """What the last complete run wrote; empty before it."""
+        try:
+            return json.loads((self.state / 'stamp.json').read_text())
+        except (OSError, ValueError):
+            return {}
+
     @property
     def managed(self) -> bool:
         """We made the environment, so its versions are ours to set."""

@@ -98,7 +98,10 @@ def install(s: Setup, names: Iterable[str]) -> str:
 
 
 def install_torch(s: Setup) -> str:
-    install(s, ('torch', 'torchvision'))
+    names = ('torch', 'torchvision')
+    if s.managed and s.torch_index and 'torch' in s.installed() and s.torch_index != s.stamp().get('torch_index'):
+        pip(s, 'uninstall', '-y', *names)  # pip takes the same version of another index for the one that is asked for
+    install(s, names)
     return f'torch {s.installed()["torch"]}'
 
 

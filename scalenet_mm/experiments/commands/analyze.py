@@ -36,7 +36,8 @@ from ..figures.gradients import gradient_norms
 def images_of(args: argparse.Namespace, first: Given, size: int) -> Batches:
     """The images that all models see, in batches of at most ``size``."""
     if args.random:
-        return random_batches(first.load('cpu'), args.images, size, args.size, labels=args.figure == 'gradients')
+        labels = args.figure == 'gradients'
+        return random_batches(first.load('cpu'), args.images, size, args.size, labels, args.seed)
     return Batches(first.cfg, args.split, args.images, size, args.seed)
 
 
@@ -89,7 +90,7 @@ def similarity(args: argparse.Namespace) -> dict:
 def droppath(args: argparse.Namespace) -> dict:
     named = rates(args.runs)
     rows = {row: rate for rate, row in rates(args.rows)}
-    runs = [run for path in args.results for run in read_results(path, rows, args.sweep)]
+    runs = read_results(args.results, rows, args.sweep) if args.results else []
     for _, checkpoint in named:
         parts_of(checkpoint)
     if not named and not runs:

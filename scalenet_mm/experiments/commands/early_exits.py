@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     jobs = runs.jobs_of([runs.shortened(row, args.shorten) for row in exits.ROWS.values()], range(args.seeds))
     if args.reuse:
         print(f'{exits.adopt(jobs, root, args.reuse)} finished runs taken from {args.reuse}.')
-    command = f'scalenet experiment early-exits --seeds {args.seeds}'
+    short = f' --shorten {args.shorten}' if args.shorten > 1 else ''
+    command = f'scalenet experiment early-exits --seeds {args.seeds}{short}'
     return conduct(
         jobs,
         root,

@@ -29,11 +29,12 @@ def main(argv: Sequence[str]) -> int:
     from ..study.pool import conduct
 
     short = f' --shorten {args.shorten}' if args.shorten > 1 else ''
+    root = args.work_dir / (f'{args.shorten}_times_shorter' if args.shorten > 1 else '')
     command = f'scalenet experiment lm-toy --seeds {args.seeds}{short}' + (f' --out {args.out}' if args.out else '')
     return conduct(
         lm_study.jobs(range(args.seeds), args.shorten),
-        args.work_dir,
+        root,
         lm_study.train,
         lm_study.TOLD,
-        lambda records: lm_study.report(records, args.out or args.work_dir, command),
+        lambda records: lm_study.report(records, args.out or root, command),
     )

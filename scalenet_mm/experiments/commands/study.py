@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from ..study import evidence_page, paper_scale, runs
-    from ..study.pool import RESULTS, conduct, latest, read_results
+    from ..study.pool import FAILED, RESULTS, conduct, latest, read_results, records_of
 
     if args.scale == 'demo':
         scale, report, option = runs, evidence_page.report, args.shorten
@@ -98,16 +98,21 @@ def main(argv: Sequence[str]) -> int:
     root = args.work_dir / (args.scale + (f'_{args.shorten}_times_shorter' if args.shorten > 1 else ''))
     jobs = scale.jobs(studies, seeds, option)
     known = latest(read_results(root / RESULTS))
-    done = sum(job.key in known for job in jobs)
-    if done and not args.report and not args.resume:
+    same = records_of(jobs, root)
+    if known.keys() & {job.key for job in jobs} and not args.report and not args.resume:
+        done = sum(record['status'] != FAILED for record in same.values())
+        others = len(known.keys() & {job.key for job in jobs} - same.keys())
+        differ = f', and {others} runs of these rows with other settings, which would be run again' * bool(others)
         print(
-            f'{root / RESULTS} has {done} of these {len(jobs)} runs; --resume runs the others, --report shows them, '
-            'another --work-dir starts anew.',
+            f'{root / RESULTS} has {done} of these {len(jobs)} runs{differ}; --resume runs what is missing, --report '
+            'shows what is there, another --work-dir starts anew.',
             file=sys.stderr,
         )
         return 2
     seeded = f' --seeds {args.seeds}' if args.seeds > 1 else ''
+    seeded += f' --first-seed {args.first_seed}' if args.first_seed else ''
     otherwise = f' --reproduce {shlex.quote(args.reproduce)}' if args.reproduce else ''
+    otherwise += f' --shorten {args.shorten}' if args.shorten > 1 else ''
     command = f'scalenet experiment study {" ".join(args.study)} --scale {args.scale}{seeded}{otherwise}'
     return conduct(
         jobs,

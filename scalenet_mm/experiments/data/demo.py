@@ -16,7 +16,7 @@ from ...one_run import only_process
 from ...progress import Progress
 from .dataset_layouts import LAYOUTS
 from .digits import SPLITS, digit_set
-from .manifest import MANIFEST, verify_manifest, write_manifest
+from .manifest import NotOurs, verify_manifest, write_manifest
 
 GENERATOR_VERSION = 2  # raise it with every change that alters what is drawn or written
 LOCK = '.demo_data.lock'
@@ -98,8 +98,8 @@ def _make_layout(out: Path, parameters: dict, workers: int, overwrite: bool, pro
         try:
             verify_manifest(root, parameters)
             return root
-        except (FileExistsError, ValueError):
-            if not (overwrite and (root / MANIFEST).is_file()):
+        except (FileExistsError, ValueError) as error:
+            if not overwrite or isinstance(error, NotOurs):
                 raise
     partial_root = out / PARTIAL.format(root.name)
     shutil.rmtree(partial_root, ignore_errors=True)  # what a killed run left

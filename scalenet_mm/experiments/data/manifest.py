@@ -9,6 +9,10 @@ from pathlib import Path
 MANIFEST = 'manifest.json'
 
 
+class NotOurs(FileExistsError):
+    """A folder that this tool did not write, which it never replaces."""
+
+
 def fingerprint(root: Path) -> dict:
     """Count and hash all files below ``root`` except the manifest (names and contents)."""
     paths = sorted(p for p in root.rglob('*') if p.is_file() and p.name != MANIFEST)
@@ -30,31 +34,30 @@ def verify_manifest(root: Path, parameters: dict) -> dict:
     """Check that ``root`` holds what ``parameters`` ask for, unchanged; return its manifest.
 
     Raises:
-        FileExistsError: If the folder was not written by this tool, or with other parameters.
+        NotOurs: If the folder was not written by this tool.
+        FileExistsError: If it was made with other parameters.
         ValueError: If files were added, removed or changed since.
     """
-    path = root / MANIFEST
-    if not path.is_file():
-        raise FileExistsError(
-            f'{root} exists but holds no {MANIFEST}, so it is not a demo data set and is left '
-            'alone; name another output folder'
-        )
-    manifest = json.loads(path.read_text())
-    known, way_out = manifest['parameters'], 'name another output folder, or pass --overwrite'
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+        known = dict(manifest['parameters'])
+        made = {key: manifest[key] for key in ('files', 'sha256')}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NotOurs(
+            f'{root} exists but holds no {MANIFEST} of a demo data set, so it is left alone; name another output folder'
+        ) from error
+    way_out = 'name another output folder, or replace it with scalenet experiment demo-data --overwrite'
     differing = [
         f'{key} is {known.get(key)!r} there and {parameters.get(key)!r} here'
         for key in sorted({*known, *parameters})
         if known.get(key) != parameters.get(key)
     ]
     if differing:
-        raise FileExistsError(
-            f'{root} was made with other parameters ({"; ".join(differing)}); {way_out} to replace it'
-        )
+        raise FileExistsError(f'{root} was made with other parameters ({"; ".join(differing)}); {way_out}')
     found = fingerprint(root)
-    if found != {key: manifest[key] for key in found}:
+    if found != made:
         raise ValueError(
-            f'{root} changed since it was made: its manifest names {manifest["files"]} files with '
-            f'sha256 {manifest["sha256"][:12]}, found are {found["files"]} with '
-            f'{found["sha256"][:12]}; {way_out} to write it again'
+            f'{root} changed since it was made: its manifest names {made["files"]} files with '
+            f'sha256 {made["sha256"][:12]}, found are {found["files"]} with {found["sha256"][:12]}; {way_out}'
         )
     return manifest

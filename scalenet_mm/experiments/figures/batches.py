@@ -61,7 +61,9 @@ class Batches:
         return -(-self.images // self.size)
 
 
-def random_batches(model: nn.Module, images: int, size: int, input_size=None, labels: bool = False) -> Batches:
+def random_batches(
+    model: nn.Module, images: int, size: int, input_size=None, labels: bool = False, seed: int = 0
+) -> Batches:
     """Images of noise, the same for every model of these channels.
 
     Args:
@@ -81,9 +83,10 @@ def random_batches(model: nn.Module, images: int, size: int, input_size=None, la
             '--random '
             "out and take the config's own data."
         )
-    dataset = dict(type='RandomImages', shape=(image_channels(backbone), height, width), classes=classes, length=images)
+    shape = (image_channels(backbone), height, width)
+    dataset = dict(type='RandomImages', shape=shape, classes=classes, length=images, seed=seed)
     loader = dict(batch_size=size, num_workers=0, dataset=dataset)
-    return Batches(Config(dict(test_dataloader=loader)), 'test', images, size)
+    return Batches(Config(dict(test_dataloader=loader)), 'test', images, size, seed)
 
 
 @DATASETS.register_module()
@@ -96,14 +99,14 @@ class RandomImages(Dataset):
 
     metainfo: dict = {}
 
-    def __init__(self, shape: tuple[int, int, int], classes: int | None, length: int):
-        self.shape, self.classes, self.length = tuple(shape), classes, length
+    def __init__(self, shape: tuple[int, int, int], classes: int | None, length: int, seed: int = 0):
+        self.shape, self.classes, self.length, self.seed = tuple(shape), classes, length, seed
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(int(index))
+        generator = torch.Generator().manual_seed(self.length * self.seed + int(index))
         image = torch.randint(256, self.shape, generator=generator, dtype=torch.uint8)
         if self.classes is None:
             return dict(inputs=image)
@@ -142,9 +145,22 @@ def _join(a: Tensor | list, b: Tensor | list) -> Tensor | list:
     return torch.cat([a, b]) if isinstance(a, Tensor) else [*a, *b]
 
 
-def prepared(model: nn.Module, batch: dict) -> dict[str, Any]:
-    """A batch as the model's forward takes it: normalised and on its device, without mixup."""
-    return model.data_preprocessor(batch, False)
+def prepared(model: nn.Module, batch: dict, for_loss: bool = False) -> dict[str, Any]:
+    """A batch as the model's forward takes it: normalised and on its device, without mixup.
+
+    mmseg pads images and label maps to one size in training alone: ``for_loss`` takes that; else images of several
+    sizes are padded to the largest of the batch.
+    """
+    prepare = model.data_preprocessor
+    segments = hasattr(prepare, 'seg_pad_val')
+    if not segments or for_loss or len({image.shape for image in batch['inputs']}) == 1:
+        return prepare(batch, segments and for_loss)
+    from mmseg.utils import stack_batch
+
+    samples = batch['data_samples']
+    images = [prepare(dict(inputs=[x], data_samples=[s]), False)['inputs'][0] for x, s in zip(batch['inputs'], samples)]
+    largest = tuple(max(image.shape[side] for image in images) for side in (-2, -1))
+    return dict(inputs=stack_batch(images, size=largest, pad_val=prepare.pad_val)[0], data_samples=samples)
 
 
 def loss_of(model: nn.Module, data: dict) -> Tensor:

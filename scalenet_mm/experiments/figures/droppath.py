@@ -71,15 +71,18 @@ def evaluate(model: nn.Module, cfg: Config, batches: Batches, split: str) -> dic
     return dict(top1=top1, loss=summed / images)
 
 
-def read_results(path: str | Path, rows: Mapping[str, float] | None = None, sweep: str | None = None) -> list[dict]:
-    """Runs that were evaluated already, from JSON lines: those of ``scalenet experiment study``, or one's own.
+def read_results(
+    paths: Iterable[str | Path], rows: Mapping[str, float] | None = None, sweep: str | None = None
+) -> list[dict]:
+    """Runs that were evaluated already, from files of JSON lines: those of ``scalenet experiment study``, or one's own.
 
     A line is a run of the sweep if it has the number ``drop_path``, or a ``row`` that ends with ``drop_path_RATE`` or
-    is one of ``rows``. Other lines, and runs that did not come to their end, are left out.
+    is one of ``rows``. Other lines, and runs that did not come to their end, are left out. A row and seed is one run,
+    in whichever files it stands; its last line counts.
 
     Args:
         rows: rates of rows whose name does not tell them.
-        sweep: what the names of its rows begin with, where the file holds several: ``deit5000/scalenet``.
+        sweep: what the names of its rows begin with, where the files hold several: ``deit5000/scalenet``.
 
     Raises:
         ValueError: if a line is no JSON object, a run lacks ``top1`` or ``loss``, or there is no run,
@@ -87,7 +90,8 @@ def read_results(path: str | Path, rows: Mapping[str, float] | None = None, swee
     """
     found: dict[tuple, dict] = {}
     sweeps: set[str] = set()
-    for i, line in enumerate(Path(path).read_text().splitlines(), 1):
+    lines = [(path, i, line) for path in paths for i, line in enumerate(Path(path).read_text().splitlines(), 1)]
+    for path, i, line in lines:
         try:
             entry = json.loads(line or '{}')
             name, told = _rate(entry.get('row', ''))
@@ -96,20 +100,21 @@ def read_results(path: str | Path, rows: Mapping[str, float] | None = None, swee
             rate = entry.get('drop_path', (rows or {}).get(entry.get('row')) if told is None else told)
             if rate is not None and entry.get('status', 'done') == 'done':
                 numbers = {k: float(entry[k]) for k in ('top1', 'loss')}
-                run = (entry['row'], entry.get('seed')) if 'row' in entry else i
-                found[run] = dict(drop_path=float(rate), **numbers)  # a run's last line counts
+                run = (entry['row'], entry.get('seed')) if 'row' in entry else (path, i)
+                found[run] = dict(drop_path=float(rate), **numbers)
                 sweeps |= {name} if told is not None else set()
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f'{path}, line {i}: a run is a JSON object with the numbers top1 and loss, and drop_path or a row '
                 f'called ..._drop_path_RATE; got {line[:80]!r}.'
             ) from error
+    named = ', '.join(map(str, paths))
     if not found:
-        raise ValueError(f'{path} holds no finished run of a drop-path sweep; name its rows: --rows 0=ROW.')
+        raise ValueError(f'{named} holds no finished run of a drop-path sweep; name its rows: --rows 0=ROW.')
     if len(sweeps) > 1:
         raise ValueError(
-            f'{path} holds the sweeps of {", ".join(map(repr, sorted(sweeps)))}, which are curves of their own; choose '
-            f'one: --sweep {max(sweeps)}.'
+            f'{named} holds the sweeps of {", ".join(map(repr, sorted(sweeps)))}, which are curves of their own; '
+            f'choose one: --sweep {max(sweeps)}.'
         )
     return list(found.values())
 

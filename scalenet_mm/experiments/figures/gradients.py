@@ -31,7 +31,7 @@ def gradient_norms(
     layers, summed, images = layer_tensors(model, tensors, names), 0.0, 0
     for batch in batches:
         n = number(batch)
-        loss = loss_of(model, prepared(model, batch)) * n
+        loss = loss_of(model, prepared(model, batch, for_loss=True)) * n
         loss.backward()
         summed, images = summed + float(loss.detach()), images + n
     if not images:

@@ -15,7 +15,7 @@ from ...checkpoint.writing import write_atomically
 from ...core.depth import depth_range, set_depth
 from ...core.early_exit import EarlyExit, largest_probability
 from ...progress import Progress
-from .pool import RESULTS, Job, alone, latest, read_results
+from .pool import FAILED, RESULTS, Job, alone, latest, read_results, records_of
 from .rank import RankBatches
 from .rows import DEIT_SOURCE, TWICE, Row
 from .runs import HELD_OUT, trained
@@ -41,14 +41,14 @@ CASCADES = ('two', 'all')  # the smallest and the full depth; all depths in turn
 
 def adopt(jobs: Iterable[Job], root: Path, other: Path) -> int:
     """Takes over finished runs of the same settings from another folder of studies; returns how many."""
-    mine = latest(read_results(root / RESULTS))
+    mine = records_of(jobs := list(jobs), root)
     found = latest(read_results(other / RESULTS))
     taken = 0
     with alone(root) as file, file.open('a') as out:
         for job in jobs:
-            record = found.get((job.row, job.seed), {})
+            record = found.get(job.key, {})
             same = record.get('status') == 'done' and record['digest'] == job.digest
-            if (job.row, job.seed) in mine or not same:
+            if mine.get(job.key, {}).get('status', FAILED) != FAILED or not same:
                 continue
             checkpoint = (other / record['checkpoint']).resolve()
             if checkpoint.is_file():

@@ -32,7 +32,7 @@ LEGEND = (
 def report(records: Records, root: Path, out: Path, command: str) -> Iterator[Path]:
     """Measures all finished runs; writes elastic.json, .md and .png; yields them."""
     measured = measure_all(records, root)
-    if not measured:
+    if not any(key in measured for key in SCALED):  # the control alone has no depth to choose
         return
     out.mkdir(parents=True, exist_ok=True)
     figures = {k: {s: _thin(m) for s, m in seeds.items()} for k, seeds in measured.items()}

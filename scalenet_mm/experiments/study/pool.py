@@ -138,11 +138,11 @@ def conduct(
     written = list(report(records)) if records else []
     for file in written:
         print(f'wrote {file}')
-    failed = [r for r in records.values() if r['status'] != DONE]
+    failed = [r for j in jobs if (r := records.get(j.key)) and r['status'] != DONE]
     for record in failed:
         print(f'FAILED: {record["row"]} seed {record["seed"]}: {record["error"]}', file=sys.stderr)
     if not written and not failed:
-        print(f'{root / RESULTS} has no run of these rows yet; leave --report out.', file=sys.stderr)
+        print(f'{root / RESULTS} has nothing to show of these rows yet; leave --report out.', file=sys.stderr)
         return 2
     return 1 if failed else 0
 
