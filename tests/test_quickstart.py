@@ -77,6 +77,16 @@ def test_the_table_has_the_four_models_with_what_they_cost(detection):
     assert 'backbone alone' in done.stdout and 'minutes in all' in done.stdout
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_whole(detection):
+    folder, *_ = detection
+    clock = folder / 'work/det/scalenet/minutes.json'
+    told = float(clock.read_text())
+    clock.unlink()
+    again = call('det', folder, '--epochs', '1')
+    assert again.returncode == 0, again.stderr
+    assert told / 2 < float(clock.read_text()) < told + 1
+
+
 def test_the_picture_has_a_column_for_truth_before_and_after(detection):
     height, width = cv2.imread(str(detection[0] / 'work/det/result.png')).shape[:2]
     assert width > 1000 and height > width, 'three columns of four images'

@@ -128,7 +128,8 @@ class Job:
         if settings.exists() and settings.read_text() != wanted:
             raise SystemExit(f'{folder} holds a run with other settings; delete it or choose another --work-dir.')
         folder.mkdir(parents=True, exist_ok=True)
-        settings.write_text(wanted)
+        if not settings.exists():
+            settings.write_text(wanted)
         done = folder / f'{self.task.unit}_{cfg.train_cfg[f"max_{self.task.unit}s"]}.pth'
         if not done.exists():
             cfg = cfg.copy()
@@ -141,6 +142,8 @@ class Job:
                     build_runner(cfg).train()
             finally:
                 clock.write_text(json.dumps(before + (time.time() - begin) / 60))
+        if not clock.exists():  # killed after its last checkpoint
+            clock.write_text(json.dumps((done.stat().st_mtime - settings.stat().st_mtime) / 60))
         return str(done), json.loads(clock.read_text())
 
     def evaluate(self, name: str, cfg: Config, file: str, checkpoint: str, minutes: float) -> Result:
