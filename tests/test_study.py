@@ -47,6 +47,7 @@ from scalenet_mm.experiments.study.pool import (
     run_all,
 )
 from scalenet_mm.experiments.study.rank import RankBatches, RankHead, RankMetric
+from scalenet_mm.experiments.study.rows import OWN_RATES
 from scalenet_mm.experiments.study.runs import HELD_OUT, PRETRAINING, TRAINING, digest, jobs_of, shortened
 from scalenet_mm.experiments.study.stats import detectable, holm, interval, seeds_needed
 from scalenet_mm.experiments.study.studies import PILOT_ROWS, PILOT_SEEDS, PILOTS, ROWS, STUDIES
@@ -357,8 +358,9 @@ def test_jobs_come_sources_first_each_once():
 
 
 def test_where_it_pays_compares_each_place_with_training_on_there(tmp_path):
-    rows = {rows.format(name) for places in pays.PANELS.values() for rows in places.values() for name in pays.LINES}
+    rows = {pays.key(at, name) for places in pays.PANELS.values() for at in places.values() for name in pays.LINES}
     assert rows < set(STUDIES['pays'])
+    assert {ROWS[key].rate for key in rows if '/on_time' in key} == {OWN_RATES['on_time']}
     level = {'deit/on_of_3000': [70.0, 71.0], 'deit/scalenet_of_3000': [72.0, 73.5], 'deit/on': [75.0]}
     found = pays.gains(records(level))
     assert found['steps of the source']['3,000'].keys() == {'scalenet'}

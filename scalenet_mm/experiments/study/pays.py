@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ...tables import markdown_table
-from .rows import SOURCE_STEPS, STEPS
+from .rows import AT_OWN_RATE, SOURCE_STEPS, STEPS
 from .stats import Interval, Records, interval, paired
-from .studies import LENGTHS, SETS, YOUNGER_STEPS
+from .studies import LENGTHS, ROWS, SETS, YOUNGER_STEPS
 
 BASE = 'on'  # every point is a difference from the source trained on for equal steps
 LINES = {  # row -> title, colour
@@ -32,13 +32,19 @@ PANELS: Mapping[str, Mapping[str, str]] = {
 Gains = dict[str, dict[str, dict[str, Interval]]]
 
 
+def key(rows: str, name: str) -> str:
+    """The row of this name in a place of a panel, at a learning rate of its own where it has one."""
+    found = rows.format(name)
+    return found + AT_OWN_RATE if found + AT_OWN_RATE in ROWS else found
+
+
 def gains(records: Records) -> Gains:
     """Panel -> where -> row -> differences of top-1 from training on, where there are any."""
     found: Gains = {}
     for panel, places in PANELS.items():
         found[panel] = {}
         for place, rows in places.items():
-            pairs = {name: paired(records, rows.format(name), rows.format(BASE), 'top1') for name in LINES}
+            pairs = {name: paired(records, key(rows, name), key(rows, BASE), 'top1') for name in LINES}
             found[panel][place] = {name: interval(values) for name, values in pairs.items() if values}
     return found
 

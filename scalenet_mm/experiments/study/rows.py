@@ -144,7 +144,7 @@ DEIT = (
     _deit('adapter_increments', 'adapters, old depth, increments trained', scale=OLD_DEPTH, train='increments'),
     _deit('stacked', 'ScaleNet x2, stack order', scale=dict(TWICE, order='stack'), paper='table5/deit_b/stack'),
     _deit('times3', 'ScaleNet x3', scale=dict(TWICE, times=3), paper='table4/deit_b/x3'),
-    _deit('times4', 'ScaleNet x4', scale=dict(TWICE, times=4)),
+    _deit('times4', 'ScaleNet x4', scale=dict(TWICE, times=4), lr=OWN_RATES['times3']),
     _deit('function', 'ScaleNet x2, function-preserving start', scale=dict(TWICE, start='function')),
     _deit('distill_logits', 'ScaleNet x2, distilled: logits', scale=TWICE, options=_distilled(logits=1.0, layers=0.0)),
     _deit('distill_layers', 'ScaleNet x2, distilled: layers', scale=TWICE, options=_distilled(logits=0.0, layers=1.0)),

@@ -24,6 +24,8 @@ OWN_RATE = tuple(
     replace(row, name=row.name + AT_OWN_RATE, title=f'{row.title}, own rate', lr=OWN_RATES[row.name], paper='')
     for row in named(' '.join(OWN_RATES))
 )
+_AT_OWN_RATE = {row.name.removesuffix(AT_OWN_RATE): row for row in OWN_RATE}
+HERE = tuple(_AT_OWN_RATE.get(row.name, row) for row in CONTROLS)  # what other lengths and sources stand beside
 
 
 def _fixed(scenes: int) -> tuple[Row, ...]:
@@ -41,11 +43,18 @@ def _fixed(scenes: int) -> tuple[Row, ...]:
 FIXED = tuple(row for scenes in SETS for row in _fixed(scenes))
 
 
-# Where it pays: a source less far trained; more and fewer steps.
+# Where it pays: a source less far trained; more and fewer steps. Rates are those of 4,000 steps, their own at once.
 def _younger(steps: int) -> tuple[Row, ...]:
     source = replace(DEIT_SOURCE, name=f'source_{steps}', title=f'source of {steps:,} steps', steps=steps, paper='')
     rows = (
-        replace(r, name=f'{r.name}_of_{steps}', title=f'{r.title}, of {steps:,} steps', source=source, paper='')
+        replace(
+            r,
+            name=f'{r.name}_of_{steps}',
+            title=f'{r.title}, of {steps:,} steps',
+            source=source,
+            lr=OWN_RATES.get(r.name, r.lr),
+            paper='',
+        )
         for r in CONTROLS
     )
     return (source, *rows)
@@ -60,6 +69,7 @@ OF_LENGTH = tuple(
         name=f'{row.name}_for_{steps}',
         title=f'{row.title}, {steps:,} steps',
         steps=row.steps * steps // STEPS,
+        lr=OWN_RATES.get(row.name, row.lr),
         paper='',
     )
     for steps in LENGTHS
@@ -151,9 +161,9 @@ STUDIES = {
     ),
     'swin': keys(SWIN),
     **{f'fixed{scenes}': keys(row for row in FIXED if row.scenes == scenes) for scenes in SETS},
-    'younger': keys((*YOUNGER, DEIT_SOURCE, *CONTROLS)),
-    'length': keys((*OF_LENGTH, DEIT_SOURCE, *CONTROLS)),
-    'pays': keys((*YOUNGER, *OF_LENGTH, *CONTROLS, *(row for row in FIXED if row.name in {r.name for r in CONTROLS}))),
+    'younger': keys((*YOUNGER, DEIT_SOURCE, *HERE)),
+    'length': keys((*OF_LENGTH, DEIT_SOURCE, *HERE)),
+    'pays': keys((*YOUNGER, *OF_LENGTH, *HERE, *(row for row in FIXED if row.name in {r.name for r in CONTROLS}))),
     'table1': _keys(deit='source on on_time random stack interpolate swa zero peft scalenet scalenet_increments'),
     'table2': _keys(deit='source on tied lora adapter adapter_increments tied_lora scalenet scalenet_increments'),
     'table3': _keys(deit='source on layer1 layer2 layer3 scalenet'),
