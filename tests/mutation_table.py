@@ -2924,4 +2924,12 @@ MUTATIONS = (
         "if False and s.torch_index and s.managed and 'torch' in",
         'tests/test_setup.py::test_the_torch_of_another_index_takes_the_place_of_the_one_that_is_there',
     ),
+    Mutation(
+        'study',
+        'a resumed run is measured at other steps',
+        'scalenet_mm/engine/gradient_hook.py',
+        'runner.iter // wrapper._accumulative_counts',
+        '0',
+        'tests/test_analyze.py::test_a_resumed_run_is_measured_at_the_steps_of_an_uninterrupted_one',
+    ),
 )

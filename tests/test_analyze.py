@@ -645,6 +645,16 @@ def test_the_hooks_values_are_in_the_message_hub_and_tensorboard_and_every_inter
     assert runner.message_hub.get_scalar(name).current() == found[4][name]
 
 
+def test_a_resumed_run_is_measured_at_the_steps_of_an_uninterrupted_one(tmp_path):
+    kept = dict(_delete_=True, type='CheckpointHook', interval=1)
+    changes = {'default_hooks.checkpoint': kept, 'train_cfg.max_epochs': 2}
+    _, whole = train(tmp_path / 'a', batch=2, hook=dict(interval=4), **changes)
+    changes |= dict(resume=True, load_from=str(tmp_path / 'a' / 'epoch_1.pth'))
+    _, resumed = train(tmp_path / 'b', batch=2, hook=dict(interval=4), **changes)
+    assert list(whole) == [1, 5, 9] and list(resumed) == [9]
+    assert resumed[9] == pytest.approx(whole[9], rel=1e-5)
+
+
 def test_the_hook_refuses_to_watch_what_is_not_trained(tmp_path):
     increments = {'optim_wrapper.paramwise_cfg.policy.train': 'increments'}
     with pytest.raises(ValueError, match="none of these tensors is trained.*tensors='all'"):

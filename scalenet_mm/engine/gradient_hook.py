@@ -56,7 +56,7 @@ class GradientNormHook(Hook):
             raise ValueError(
                 f'GradientNormHook needs one optimizer wrapper, got {type(wrapper).__name__}; leave the hook out.'
             )
-        step, self.steps = wrapper.step, 0
+        step, self.steps = wrapper.step, runner.iter // wrapper._accumulative_counts  # more than 0 where it resumes
 
         @wraps(step)
         def measured(**kwargs):
