@@ -17,6 +17,14 @@ LEARNING_RATES = {'scratch': 8e-3, 'deep scratch': 3e-3, 'all': 1e-3, 'deep': 8e
 # the primary family keep what they were run with; rows of this ending stand beside them. Fixed sets take these at once.
 OWN_RATES = {'interpolate': 4e-3, 'on_time': 2e-3, 'stacked': 1e-3, 'times3': 4e-3}
 AT_OWN_RATE = '_own_rate'
+# Of Swin's rows, each swept by itself before any of them counted: `scalenet experiment study pilot_swin`.
+SWIN_RATES = {
+    'source': 8e-3,
+    **dict.fromkeys(('on', 'stack', 'scalenet', 'tied'), 1e-3),
+    **dict.fromkeys(('on_time', 'scalenet_increments'), 2e-3),
+    'interpolated': 4e-3,
+    'scratch3': 6e-3,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +118,12 @@ def _distilled(**weights: float) -> dict:
 
 _source = partial(Row, 'source', steps=SOURCE_STEPS)
 DEIT_SOURCE = _source('source (3 layers)', paper='table1/deit_t/base')
-SWIN_SOURCE = _source('source (1 + 3 layers)', 'swin', paper='table1/swin_t/base')
+SWIN_SOURCE = _source('source (1 + 3 layers)', 'swin', lr=SWIN_RATES['source'], paper='table1/swin_t/base')
 _deit = partial(Row, host='deit', source=DEIT_SOURCE)
-_swin = partial(Row, host='swin', source=SWIN_SOURCE)
+
+
+def _swin(name: str, title: str, source: Row | None = SWIN_SOURCE, **settings: Any) -> Row:
+    return Row(name, title, 'swin', source=source, lr=SWIN_RATES[name], **settings)
 
 
 def _grown(how: str) -> dict:
@@ -211,5 +222,5 @@ SWIN = (
         scale=dict(LAST_TWICE, order='interpolate'),
         paper='table5/swin_b/interpolate',
     ),
-    Row('scratch3', '1 + 6 layers from scratch, 3 x the steps', 'swin', dict(LAST, **DEEP), steps=3 * STEPS),
+    _swin('scratch3', '1 + 6 layers from scratch, 3 x the steps', None, scale=dict(LAST, **DEEP), steps=3 * STEPS),
 )
