@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import DEIT, SWIN, perturb, timm_vit
 from mmengine.config import Config
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
@@ -23,6 +24,7 @@ from torch import nn
 from scalenet_mm import LayerMap, scale_layers
 from scalenet_mm.compat import read_config
 from scalenet_mm.core.layers import containers, instances, layer_tensors, source_layers
+from scalenet_mm.engine.gradient_hook import GradientNormHook
 from scalenet_mm.experiments.commands import analyze
 from scalenet_mm.experiments.figures import plots
 from scalenet_mm.experiments.figures.batches import Batches, cut, prepared, random_batches
@@ -661,6 +663,10 @@ def test_the_hook_refuses_to_watch_what_is_not_trained(tmp_path):
         train(tmp_path, batch=6, hook=dict(tensors='shared'), **increments)
     _, found = train(tmp_path / 'all', batch=6, hook=dict(interval=1), **increments)
     assert len(found[1]) == 4
+    runner, _ = train(tmp_path / 'several', batch=12)
+    runner.optim_wrapper = OptimWrapperDict(one=runner.optim_wrapper)
+    with pytest.raises(ValueError, match='needs one optimizer wrapper, got OptimWrapperDict'):
+        GradientNormHook().before_train(runner)
     with pytest.raises(ValueError, match='at least 1 step, got 0'):
         train(tmp_path, batch=6, hook=dict(interval=0))
 

@@ -161,6 +161,17 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
     assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['new.pth']
 
 
+def test_the_file_behind_a_link_is_written(tmp_path):
+    (tmp_path / 'big disk').mkdir()
+    for name in ('old.pth', 'new.pth'):
+        (tmp_path / name).symlink_to(tmp_path / 'big disk' / name)
+    (tmp_path / 'big disk' / 'old.pth').write_bytes(b'old')
+    for name in ('old.pth', 'new.pth'):
+        write_atomically(tmp_path / name, b'new')
+        assert (tmp_path / name).is_symlink() and (tmp_path / 'big disk' / name).read_bytes() == b'new'
+    assert sorted(os.listdir(tmp_path / 'big disk')) == ['new.pth', 'old.pth']
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').write_text('kept')
     with pytest.raises(OSError, match=r'a\.pth \(3 bytes\) could not be written: (Not a d|File ex)'):

@@ -64,8 +64,8 @@ def test_seconds_of_a_round_are_those_of_one_call(monkeypatch):
     monkeypatch.setattr(timing, 'LEAST', 0.05)
     runs = {'short': partial(time.sleep, 0.02), 'long': partial(time.sleep, 0.06)}
     for found in timing.interleaved(runs, rounds=2, warmup=0):
-        assert found['short'] == pytest.approx(0.02, rel=0.25)
-        assert found['long'] == pytest.approx(0.06, rel=0.25)
+        assert found['short'] == pytest.approx(0.02, rel=0.5)
+        assert found['long'] == pytest.approx(0.06, rel=0.5)
 
 
 def test_the_spread_is_median_least_and_largest_as_numpy_has_them():
@@ -464,6 +464,34 @@ def test_the_report_has_the_later_row_of_a_machine_and_says_what_was_not_run(tmp
     files[0].write_text(json.dumps(dict(runs=[{**first, 'device': 'cuda', 'rows': [row_of('cuda', 0.4)]}])))
     assert tool('--report', *map(str, files), '--out', str(out)) == 0
     assert 'on a GPU' not in out.read_text() and '| 0.400, pass |' in out.read_text()
+
+
+def test_a_row_that_measured_nothing_replaces_none_and_other_sizes_and_switches_are_other_rows(tmp_path):
+    about = dict(device='cpu', machine=machine.describe('cpu'), rates=RATES)
+    measured, nothing = row_of('cpu', 0.9), row_of('cpu', 0) | dict(status='not run', note='add --compiled')
+    del nothing['value']
+    runs = [
+        dict(about, settings=dict(size='full', asked={}), rows=[measured]),
+        dict(about, settings=dict(size='full', asked={}), rows=[nothing]),
+        dict(about, settings=dict(size='quick', asked=dict(linear='plain')), rows=[row_of('cpu', 9.9)]),
+        dict(about, settings=dict(size='micro'), rows=[nothing]),
+    ]
+    (tmp_path / 'a.json').write_text(json.dumps(dict(runs=runs)))
+    lines = [x for x in report.markdown([tmp_path / 'a.json']).splitlines() if x.startswith('| P1')]
+    against = {cells[3]: cells[7] for x in lines if (cells := [c.strip() for c in x.split('|')])}
+    assert against == {
+        'eager': '0.900, pass',
+        'eager, size quick, linear=plain': '9.900, pass',
+        'eager, size micro': 'not run: add --compiled',
+    }
+
+
+@pytest.mark.skipif(bool(operators.cases(MICRO)), reason='mmcv is compiled here')
+def test_a_pair_that_has_nothing_to_measure_here_says_why(capsys):
+    assert tool('--pairs', 'P7,operators') == 2
+    assert 'operators: nothing to measure here; operators are timed beside those of a compiled mmcv' in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_list_names_every_pair_and_switch(capsys):

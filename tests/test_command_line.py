@@ -139,6 +139,17 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(words, says, monkeypatch,
     assert code == 2 and re.search(says, told) and 'Traceback' not in told
 
 
+def test_another_projects_script_ends_as_it_would_by_itself(tmp_path):
+    script = tmp_path / 'a script.py'
+    script.write_text('import sys\nsys.exit("boom")\n')
+    alone, ours = (
+        subprocess.run([*words, script], capture_output=True, text=True)
+        for words in ([sys.executable], scalenet('run'))
+    )
+    assert (ours.returncode, ours.stdout) == (alone.returncode, alone.stdout) == (1, '')
+    assert ours.stderr.splitlines()[-1] == alone.stderr.strip() == 'boom'
+
+
 def test_a_reader_that_has_enough_ends_a_command_without_a_word():
     with subprocess.Popen(
         scalenet('inspect', SCALED), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -500,6 +500,17 @@ def test_the_tool_exports_shows_verifies_and_applies(toy, command, tmp_path):
 
     code, _ = command('apply', base, delta, out)
     assert 'is there already; add --force' in code
+    held = {file: file.read_bytes() for file in (base, delta, kept)}
+    for words in (
+        ('apply', base, delta, base, '--force'),
+        ('apply', base, kept, kept, '--force'),
+        ('export', delta, '--base', base, '--out', delta, '--force'),
+    ):
+        code, _ = command(*words)
+        assert 'is read and would be written over' in code
+    assert {file: file.read_bytes() for file in held} == held
+    code, _ = command('export', kept, '--base', kept, '--out', tmp_path / 'nothing.safetensors')
+    assert code == 0 and not read_delta(tmp_path / 'nothing.safetensors').tensors
     code, _ = command('verify', write_base(tmp_path / 'other.pth', seed=5), delta)
     assert code.startswith('scalenet delta: error: ') and '.safetensors: The delta stands on base.pth' in code
     torch.save(dict(state_dict=state), tmp_path / 'plain.pth')

@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +22,7 @@ from scalenet_mm.experiments.benchmark import first_minutes
 from scalenet_mm.experiments.benchmark.first_minutes import DRY, Size, Step, carry_out, chains, last_logged, run, speeds
 from scalenet_mm.experiments.benchmark.goals import DEFAULT
 from scalenet_mm.experiments.commands.gpu_check import main
+from scalenet_mm.one_run import Stopped, ending_cleanly
 
 
 def test_every_step_runs_on_the_cpu(tmp_path):
@@ -83,6 +87,42 @@ def test_a_step_that_fails_costs_itself_and_what_needs_it_alone(tmp_path, monkey
     assert json.loads((tmp_path / 'gpu_check.json').read_text())['steps'] == records
     assert 'a log' in (tmp_path / 'logs' / records[0]['log']).read_text() and len(told) == 3
     assert [r['why'] for r in run(DRY, tmp_path, 0.1)] == ['no time was left', 'fails is not done', 'no time was left']
+
+
+def test_the_line_of_a_log_that_tells_what_failed(tmp_path):
+    (tmp_path / 'log').write_text('begins\nValueError: no weights\n\nIf that is wrong, --no-preflight\n=======\n')
+    assert first_minutes.what_failed(tmp_path / 'log') == 'ValueError: no weights'
+    (tmp_path / 'log').write_text('begins\nit broke\n=====\n')
+    assert first_minutes.what_failed(tmp_path / 'log') == 'it broke'
+
+
+def test_a_check_that_is_told_to_end_begins_nothing_else_and_ends_what_runs(tmp_path, monkeypatch):
+    wait = f'from pathlib import Path; import time; Path({str(tmp_path / "runs")!r}).touch(); time.sleep(60)'
+    todo = [one(wait, 'first'), one('pass', 'second')]
+    monkeypatch.setattr(first_minutes, 'chains', lambda size, out: {'one': todo})
+    monkeypatch.setattr(first_minutes, 'speeds', lambda size, out: [one('pass', 'speed')])
+
+    def stop():
+        while not (tmp_path / 'runs').exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    begin = time.monotonic()
+    with pytest.raises(Stopped), ending_cleanly():
+        run(DRY, tmp_path, 5, str)
+    assert time.monotonic() - begin < 30
+    steps = (
+        json.loads((tmp_path / 'gpu_check.json').read_text())['steps'] if (tmp_path / 'gpu_check.json').exists() else []
+    )
+    assert {'second', 'speed'}.isdisjoint(s['step'] for s in steps)
+
+
+def test_a_check_that_did_nothing_has_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(first_minutes, 'chains', lambda size, out: {'one': [one('pass')]})
+    monkeypatch.setattr(first_minutes, 'speeds', lambda size, out: [])
+    assert main(['--out', str(tmp_path / 'a'), '--dry', '--minutes', '0.1']) == 1
+    assert main(['--out', str(tmp_path / 'b'), '--dry', '--minutes', '1']) == 0
 
 
 def test_what_is_compiled_is_not_begun_without_a_compiler(tmp_path, monkeypatch):

@@ -73,6 +73,8 @@ def test_the_launchers_pass_everything_on_and_refuse_what_cannot_start(command, 
         (4, {}, '4 GPUs were asked for, but this machine has 2'),
         ('all', {}, 'whole number'),
         (2, dict(NNODES='2'), 'NNODES=2 needs MASTER_ADDR'),
+        (2, dict(NNODES='1:2'), "NNODES must be a whole number >= 1, got '1:2'"),
+        (2, dict(NNODES='two'), "NNODES must be a whole number >= 1, got 'two'"),
     ):
         refused = launched(gpus, **more)
         assert refused.returncode == 2 and message in refused.stderr and not refused.stdout

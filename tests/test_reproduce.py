@@ -22,9 +22,10 @@ from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.experiments.paper import check, make_plan, run
 from scalenet_mm.experiments.paper.bundle import METRIC_NAMES, Hidden, write_bundle
 from scalenet_mm.experiments.paper.instructions import as_dict, describe
+from scalenet_mm.experiments.paper.plan import parse_options
 from scalenet_mm.experiments.paper.public import PUBLIC, other_counts
 from scalenet_mm.experiments.paper.recount import ROWS
-from scalenet_mm.experiments.paper.reproduction import fetch, step
+from scalenet_mm.experiments.paper.reproduction import _settings, fetch, step
 from scalenet_mm.one_run import ending_cleanly
 
 ROOT = Path(__file__).parents[1]
@@ -241,6 +242,52 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(digits, tmp_path):
         run(demo(digits), tmp_path)
     assert os.listdir(tmp_path) == ['settings.json']
     assert (tmp_path / 'settings.json').read_text() == '{"seed": 1}'
+
+
+def test_a_run_is_done_only_for_the_config_and_the_checkpoint_that_it_had(digits, tmp_path, capsys):
+    data, source = digits
+    mine, start = tmp_path / 'mine.py', tmp_path / 'start.pth'
+    mine.write_text(f"_base_ = '{SCALED}'\n")
+    start.write_bytes(source.read_bytes())
+
+    def plan(config=mine):
+        return make_plan(str(config), options=options(data), checkpoint=str(start), cpu=True)
+
+    run_folder = tmp_path / 'run'
+    (run_folder / 'bundle').mkdir(parents=True)
+    known = run_folder / 'settings.json'
+    known.write_text(json.dumps(_settings(plan())))
+    assert run(plan(), run_folder) == run_folder / 'bundle' and 'is done already' in capsys.readouterr().out
+    start.write_bytes(b'other weights')
+    with pytest.raises(SystemExit, match='holds a run with other settings .*checkpoint_sha256 was .* and is '):
+        run(plan(), run_folder)
+    start.write_bytes(source.read_bytes())
+    other = tmp_path / 'elsewhere' / 'mine.py'
+    other.parent.mkdir()
+    other.write_text(f"_base_ = '{SCALED}'\nmodel = dict(backbone=dict(drop_path_rate=0.5))\n")
+    with pytest.raises(SystemExit, match='other settings .*config_sha256 was'):
+        run(plan(other), run_folder)
+    older = {k: v for k, v in json.loads(known.read_text()).items() if 'sha256' not in k}
+    known.write_text(json.dumps(older))  # of an earlier version: what it does not say is not compared
+    assert run(plan(other), run_folder) == run_folder / 'bundle'
+
+
+def test_paths_with_spaces_and_commas_reach_a_config_as_they_were_typed():
+    words = ['a=/my data/x, y.pth', 'b="/my data/x, y.pth"', "c='3'", 'd=/my data/x.pth', 'e=3', 'f=None', 'g=[1, 2]']
+    found = parse_options([*words, 'h="[a,b]"', 'i=1,2', 'j=a b=c', 'k='])
+    assert found == dict(
+        a=['/mydata/x', 'y.pth'],  # mmengine's lists need no brackets
+        b='/my data/x, y.pth',
+        c='3',
+        d='/my data/x.pth',
+        e=3,
+        f=None,
+        g=[1, 2],
+        h=['a', 'b'],
+        i=[1, 2],
+        j='a b=c',
+        k='',
+    )
 
 
 def test_a_bundle_sets_the_result_beside_the_papers(tmp_path):

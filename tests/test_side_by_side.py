@@ -258,6 +258,10 @@ def test_two_segmentors_are_compared_against_label_maps(models, tmp_path):
     for page in (1, 2):
         assert cv2.imread(str(tmp_path / f'page_{page}.png')).shape[1] > 1500  # four columns
     assert 'comparing: 100 %' in done.stdout and 'page_2.png' in done.stdout
+    (tmp_path / 'page_of_mine.png').touch()
+    again = run(*made['upernet_swin'], *made['upernet_scalenet_swin'], images[0], '--out', tmp_path, '--device', 'cpu')
+    assert again.returncode == 0, again.stderr
+    assert sorted(p.name for p in tmp_path.glob('page*')) == ['page_1.png', 'page_of_mine.png']
 
 
 @pytest.mark.slow
@@ -302,6 +306,10 @@ def test_objects_of_classes_that_the_models_do_not_know_are_left_out(tmp_path):
     assert not len(_boxes(tmp_path / 'none.json', ['cow'])(tmp_path / 'a.jpg').boxes)
     with pytest.raises(ValueError, match='no category that the models know'):
         _boxes(tmp_path / 'some.json', ['horse'])
+    for content in ('', '{}', '[]', '{"annotations": [], "images": [], "categories": [1]}'):
+        (tmp_path / 'broken.json').write_text(content)
+        with pytest.raises(ValueError, match='broken.json is no COCO json with images, annotations and categories'):
+            _boxes(tmp_path / 'broken.json', ['cow'])
 
 
 @pytest.mark.slow
@@ -322,8 +330,9 @@ def test_what_cannot_be_compared_is_told_without_a_traceback(models, tmp_path):
         ([*a, *a, tmp_path / 'none*.jpg'], 'There is no image in'),
         ([*a, wider, a[1], image], "the first that differs is 0: '0' and 'a'"),
         ([*a, *a, image, '--ann', tmp_path / 'no.json'], 'There is no annotation file'),
+        ([*a, *a, image, '--out', image.parent], 'is the folder of the images'),
     ):
-        done = run(*args, '--out', out, '--device', 'cpu')
+        done = run('--out', out, '--device', 'cpu', *args)
         assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr, done.stderr
     assert not out.exists()
 

@@ -627,9 +627,17 @@ def reproduces_by_a_script(job, folder, source):
 def test_a_paper_scale_run_with_other_options_is_another_and_the_page_names_them(tmp_path):
     (job, *_), (other, *_) = (paper_scale.jobs(['table8'], [0], options) for options in ((), ('--cpu',)))
     assert job.row == other.row and job.digest != other.digest
-    record = dict(status='done', metrics={'box AP': 1.0}, deviations=['run on the CPU'])
+    record = dict(status='done', metrics={'box AP': 1.0}, minutes=1.0, deviations=['run on the CPU'])
     (page,) = paper_scale.report(['table8'], {other.key: record}, tmp_path, tmp_path, 'a command')
     assert '| run on the CPU |' in page.read_text()
+
+
+def test_hours_of_training_stand_beside_the_papers(tmp_path):
+    (job, *_) = [j for j in paper_scale.jobs(['table7'], [0]) if 'scratch' not in j.row]
+    record = dict(status='done', metrics={'top-1': 80.0}, minutes=90.0)
+    (page,) = paper_scale.report(['table7'], {job.key: record}, tmp_path, tmp_path, 'a command')
+    (line,) = [x for x in page.read_text().splitlines() if f'| {job.row} | hours |' in x]
+    assert '| 1.50 |' in line
 
 
 @pytest.mark.slow

@@ -26,6 +26,10 @@ torchrun_tool() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   fi
 
+  if [[ ! ${NNODES:-1} =~ ^[1-9][0-9]*$ ]]; then
+    echo "NNODES must be a whole number >= 1, got '$NNODES'." >&2
+    return 2
+  fi
   if ((${NNODES:-1} > 1)); then
     if [[ -z ${MASTER_ADDR:-} || -z ${NODE_RANK:-} ]]; then
       echo "NNODES=$NNODES needs MASTER_ADDR (of the first machine) and NODE_RANK (0 ... $((NNODES - 1)))." >&2

@@ -60,6 +60,13 @@ def export_delta(
             'current',
             logging.WARNING,
         )
+    if not changed:
+        print_log(
+            f'Every tensor of {checkpoint} is that of {base}, so the delta holds nothing; name as the base what the '
+            'run started from (its load_from).',
+            'current',
+            logging.WARNING,
+        )
     text = meta['cfg'] if config is None else cfg.pretty_text
     delta = make_delta(state, changed, model, base_name(base), text, meta, found=mine)
     if out is not None:

@@ -1,15 +1,28 @@
-"""``--cfg-options``: mmengine's parser, whose errors are told in a sentence."""
+"""``--cfg-options``: mmengine's parser, which leaves text as it was typed and whose errors are told in a sentence."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.config import DictAction
 
 
 class CfgOptions(DictAction):
-    """The ``action`` of an option that takes ``key=value``."""
+    """The ``action`` of an option that takes ``key=value``.
+
+    mmengine's own removes spaces from every value, and makes a list of a path with a comma; here a value with neither
+    brackets nor a comma keeps its spaces, and so does one in quotation marks, whatever is in it but brackets.
+    """
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        text = val.strip('\'"')
+        quoted = text != val
+        if set(val) & set('()[]{}' if quoted else '()[]{},'):
+            return DictAction._parse_iterable(val)
+        return text if quoted else DictAction._parse_int_float_bool(val)
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Sequence[str], *more):
         for word in values:

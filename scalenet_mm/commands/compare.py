@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
     pages = -(-len(images) // args.rows)
     drawn, file = [args.out / f'page_{n + 1}.png' for n in range(pages)], args.out / 'differences.json'
     require_other([*drawn, file], [*images, *([args.ann] if args.ann else [])])
+    if args.out.resolve() in {image.resolve().parent for image in images}:
+        raise ValueError(f'--out {args.out} is the folder of the images, among which its pages would be; name another.')
     a = load_model(args.config_a, args.checkpoint_a, args.delta_a, args.device)
     b = load_model(args.config_b, args.checkpoint_b, args.delta_b, args.device)
     task = task_of(a, b)
@@ -86,6 +88,9 @@ def main(argv: Sequence[str]) -> None:
         'images': reports,
     }
     file.write_text(json.dumps(told, indent=1))
+    for old in args.out.glob('page_*.png'):  # of a call with more images
+        if old not in drawn and old.stem.removeprefix('page_').isdecimal():
+            old.unlink()
     shown = [(k, v) for k, v in summed.items() if not k.startswith('by_class.')]
     print(format_table((f'{len(images)} images', ''), shown))
     print(f'Pictures: {args.out}/page_1.png ... page_{pages}.png   Differences: {args.out}/differences.json')

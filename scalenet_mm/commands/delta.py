@@ -19,7 +19,7 @@ from pathlib import Path
 from ..checkpoint.assemble import apply_to_file, export_delta, verify_delta
 from ..checkpoint.delta_file import SUFFIX, Delta, read_delta
 from ..checkpoint.publish import push_delta
-from ..file_names import a_folder, file_ending
+from ..file_names import a_folder, file_ending, require_other
 from ..tables import format_table
 from .main import command_parser
 
@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
         out = args.out or Path(args.checkpoint.rpartition('/')[2]).with_suffix(SUFFIX)
         if args.out is None and '://' not in args.checkpoint:
             out = Path(args.checkpoint).with_suffix(SUFFIX)
+        require_other([out], [args.checkpoint, args.base])
         new_file(out, args.force)
         report(export_delta(args.checkpoint, args.base, out, args.config), out)
     elif args.command == 'info':
@@ -100,6 +101,7 @@ def main(argv: Sequence[str]) -> None:
         delta = verify_delta(args.base, args.delta, args.config)
         print(f'{args.delta} is whole and stands on {args.base} (sha256 {delta.fingerprint}).')
     elif args.command == 'apply':
+        require_other([args.out], [args.base, args.delta])
         out = new_file(args.out, args.force)
         apply_to_file(args.base, args.delta, out, args.config)
         print(f'written {out} ({out.stat().st_size:,} bytes)')

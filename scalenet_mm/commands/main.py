@@ -116,7 +116,7 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         print(f'{called}: stopped.', file=sys.stderr)
         return 128 + signal.SIGINT
     except SystemExit as end:
-        if not isinstance(end.code, str):
+        if name in NOT_OURS or not isinstance(end.code, str):
             raise
         return refused(called, end.code)
     except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import wraps
 
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 
 from ..compat import bare
@@ -52,7 +52,7 @@ class GradientNormHook(Hook):
                 "gradient; use tensors='all', or train them (policy.train='all')."
             )
         wrapper = runner.optim_wrapper
-        if not isinstance(wrapper, OptimWrapper):
+        if isinstance(wrapper, OptimWrapperDict) or not isinstance(wrapper, OptimWrapper):
             raise ValueError(
                 f'GradientNormHook needs one optimizer wrapper, got {type(wrapper).__name__}; leave the hook out.'
             )

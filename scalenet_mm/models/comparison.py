@@ -152,9 +152,13 @@ def _boxes(file: Path, classes: list[str]) -> Truth:
 
     if not file.is_file():
         raise FileNotFoundError(f'There is no annotation file {file}.')
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(file))
-    names = {c['id']: c['name'] for c in coco.dataset['categories']}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(str(file))
+        names = {c['id']: c['name'] for c in coco.dataset['categories']}
+        by_name = {entry['file_name']: entry for entry in coco.dataset['images']}
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{file} is no COCO json with images, annotations and categories.') from error
     there = set(names.values())
     unknown = sorted(there - set(classes))
     if unknown and len(unknown) == len(there):
@@ -163,7 +167,6 @@ def _boxes(file: Path, classes: list[str]) -> Truth:
         )
     if unknown:  # mmdet leaves them out as well
         print_log(f'Categories that the models do not know are left out: {unknown}.', 'current', logging.WARNING)
-    by_name = {entry['file_name']: entry for entry in coco.dataset['images']}
 
     def truth(image: Path) -> Panel:
         parts = image.parts

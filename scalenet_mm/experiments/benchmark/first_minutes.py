@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import torch
@@ -222,10 +223,12 @@ def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = pri
     (out / 'logs').mkdir(parents=True, exist_ok=True)
     together, alone = chains(size, out), speeds(size, out)
     numbers = {step.name: i for i, step in enumerate([*chain.from_iterable(together.values()), *alone], 1)}
-    writing = Lock()
+    writing, stopped, running = Lock(), Event(), set()
 
     def follow(todo: Sequence[Step], until: float) -> None:
         for step in todo:
+            if stopped.is_set():
+                return
             left = until - time.monotonic()
             if step.needs and records[step.needs]['status'] != 'done':
                 record = dict(status='not run', why=f'{step.needs} is not done')
@@ -234,7 +237,7 @@ def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = pri
             elif left < LEAST:
                 record = dict(status='not run', why='no time was left')
             else:
-                record = carry_out(step, left, out / 'logs' / f'{numbers[step.name]:02}.log')
+                record = carry_out(step, left, out / 'logs' / f'{numbers[step.name]:02}.log', running)
             with writing:
                 records[step.name] = dict(step=step.name, command=as_typed(step.command, out), **record)
                 result['steps'] = sorted(records.values(), key=lambda r: numbers[r['step']])
@@ -244,13 +247,20 @@ def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = pri
                 tell(f'[{len(records)}/{len(numbers)}] {step.name}: {told}; {left:.1f} min left')
 
     with ThreadPoolExecutor(size.at_once) as pool:
-        followed = []
-        for about, todo in together.items():
-            if about in FAMILIES:
-                prepare(about, size, out)
-            followed.append(pool.submit(follow, todo, end - FOR_SPEED * (end - begin)))
-        for one in followed:
-            one.result()
+        try:
+            followed = []
+            for about, todo in together.items():
+                if about in FAMILIES:
+                    prepare(about, size, out)
+                followed.append(pool.submit(follow, todo, end - FOR_SPEED * (end - begin)))
+            for one in followed:
+                one.result()
+        except BaseException:  # told to end: nothing else is begun, and what runs ends
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(running):
+                end_session(process)
+            raise
     follow(alone, end)
     return result['steps']
 
@@ -264,8 +274,13 @@ def as_typed(command: Sequence[str], out: Path) -> str:
     return text
 
 
-def carry_out(step: Step, seconds: float, log: Path) -> dict[str, Any]:
-    """Runs a step's command; what it printed is in ``log``. What it started ends with it."""
+def carry_out(step: Step, seconds: float, log: Path, running: set[subprocess.Popen] | None = None) -> dict[str, Any]:
+    """Runs a step's command; what it printed is in ``log``. What it started ends with it.
+
+    Args:
+        running: holds its process while that runs.
+    """
+    running = set() if running is None else running
     begin, environment = time.monotonic(), {**os.environ, 'SCALENET_ENV': sys.prefix}
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get('PYTHONPATH'))))
     record: dict[str, Any] = dict(log=log.name)
@@ -273,13 +288,15 @@ def carry_out(step: Step, seconds: float, log: Path) -> dict[str, Any]:
         process = subprocess.Popen(
             step.command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
+        running.add(process)
         try:
             code = process.wait(seconds)
-            record |= dict(status='failed', exit=code, error=last_line(log)) if code else dict(status='done')
+            record |= dict(status='failed', exit=code, error=what_failed(log)) if code else dict(status='done')
         except subprocess.TimeoutExpired:
             record |= dict(status='out of time')
         finally:
             end_session(process)
+            running.discard(process)
     record['seconds'] = round(time.monotonic() - begin, 1)
     try:
         return record | (step.told() if record['status'] == 'done' else {})
@@ -287,9 +304,12 @@ def carry_out(step: Step, seconds: float, log: Path) -> dict[str, Any]:
         return record | dict(status='failed', error=f'{type(error).__name__}: {error}')
 
 
-def last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ''
+def what_failed(log: Path) -> str:
+    """The last line that tells of an error, or that has letters at all."""
+    lines = log.read_text(errors='replace').splitlines()
+    told = [line for line in lines if re.search('[a-z]', line)]
+    errors = [line for line in told if re.search(r'[Ee]rror\b', line)]
+    return (errors or told or [''])[-1][:300]
 
 
 def end_session(process: subprocess.Popen) -> None:

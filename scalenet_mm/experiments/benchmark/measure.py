@@ -60,6 +60,7 @@ PAIRS: dict[str, Callable[[Settings], list[Case]]] = {
 }
 Row = dict[str, Any]
 BAD = ('error', 'no parity')
+NO_CASE = 'nothing to measure here; operators are timed beside those of a compiled mmcv (setup_env.sh --compile-mmcv).'
 
 
 def chosen(names: Sequence[str]) -> list[str]:
@@ -93,13 +94,16 @@ def run(
     if s.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('device is cuda, but torch sees no CUDA GPU here; leave --device out to measure on the CPU.')
     earlier = read_runs(file) if file and file.exists() else []
-    cases = [case for name in names for case in PAIRS[name](s) if s.case in case.name]
+    found = {name: PAIRS[name](s) for name in names}
+    if empty := [name for name, some in found.items() if not some]:
+        raise ValueError(f'{", ".join(empty)}: {NO_CASE}')
+    cases = [case for some in found.values() for case in some if s.case in case.name]
     if not cases:
         raise ValueError(f'--case {s.case!r} is in the name of no case of {", ".join(names)}; leave it out.')
     result = dict(
         started=time.strftime('%Y-%m-%d %H:%M:%S'),
         device=s.device,
-        settings=asdict(s) | {'ops': s.our_ops()},
+        settings=asdict(s) | {'ops': s.our_ops(), 'asked': dict(s.ops)},
         machine=describe(s.device),
         rates=rates(s.device),
         rows=[],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 from ...checkpoint.writing import write_atomically
 from ...tables import format_table, markdown_table
@@ -45,7 +46,7 @@ def _spread(row: Row) -> str:
 
 
 def markdown(files: Iterable[Path]) -> str:
-    """One table of all runs in these files, a column a machine; of a row that one has twice, the later one.
+    """One table of all runs in these files, a column a machine; of a row that one has measured twice, the later one.
 
     Raises:
         ValueError: for a file that is no result.
@@ -54,7 +55,7 @@ def markdown(files: Iterable[Path]) -> str:
     machines: dict[tuple, list[dict]] = {}
     for run in (run for file in files for run in read_runs(file)):
         machines.setdefault(_identity(run), []).append(run)
-    latest = {at: {_key(row): row for run in runs for row in run['rows']} for at, runs in machines.items()}
+    latest = {at: _latest(runs) for at, runs in machines.items()}
     keys = sorted(dict.fromkeys(k for rows in latest.values() for k in rows), key=lambda k: list(GOALS).index(k[0]))
     names = dict(zip(machines, ascii_uppercase))
     lines = [
@@ -92,8 +93,22 @@ def _identity(run: dict) -> tuple:
     return (run['device'], *(run['machine'].get(k) for k in ('gpu', 'cpu', 'instructions', 'threads')))
 
 
-def _key(row: Row) -> tuple[str, str, str, str]:
-    return row['pair'], row['case'], row['dtype'], row['setting']
+def _latest(runs: Iterable[dict]) -> dict[tuple[str, str, str, str], Row]:
+    """The last row of each kind, those that measured nothing only where no other did."""
+    found: dict[tuple, Row] = {}
+    for run in runs:
+        for row in run['rows']:
+            key = _key(row, run.get('settings', {}))
+            if 'value' in row or 'value' not in found.get(key, ()):
+                found[key] = row
+    return found
+
+
+def _key(row: Row, settings: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """What a row is of; other sizes and switches than the usual ones make it another."""
+    size, asked = settings.get('size', 'full'), settings.get('asked', {})
+    unusual = [f'size {size}'] * (size != 'full') + [f'{name}={value}' for name, value in asked.items()]
+    return row['pair'], row['case'], row['dtype'], ', '.join([row['setting'], *unusual])
 
 
 def _goal(key: tuple, device: str, found: Sequence[Row | None]) -> str:

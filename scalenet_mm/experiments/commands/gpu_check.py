@@ -7,7 +7,7 @@ Trains Mask R-CNN and UPerNet Swin-T at full size with mixed precision on images
 verifies their increments; trains DeiT-B compiled; runs one process and two by torchrun, and the tests that need a GPU:
 these side by side, so that their seconds are no speeds. Then measures the goals of docs/performance.md, alone, in order
 of worth. Every result is in OUT/gpu_check.json (speed in OUT/performance_gpu.json) as soon as it is there; what each
-step printed is in OUT/logs. A step that fails costs itself alone. Ends with 1 if one did.
+step printed is in OUT/logs. A step that fails costs itself alone. Ends with 1 if one did, or if none was done.
 """
 
 from __future__ import annotations
@@ -43,4 +43,4 @@ def main(argv: Sequence[str]) -> int:
     records = run(DRY if args.dry else Size(), args.out.absolute(), args.minutes)
     number = {s: sum(r['status'] == s for r in records) for s in ('done', 'failed', 'out of time', 'not run')}
     print(f'{", ".join(f"{n} {s}" for s, n in number.items() if n)}: {args.out / RESULTS}')
-    return 1 if number['failed'] else 0
+    return 1 if number['failed'] or not number['done'] else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ from ...checkpoint.fetching import fetch_hub, fetch_url
 from ...checkpoint.strict import CheckpointError
 from ...checkpoint.writing import write_atomically
 from ...runner.preflight import preflight
-from .bundle import BUNDLE, LOG, METRICS, STEPS, WORK, sha256, write_bundle
+from .bundle import BUNDLE, LOG, METRICS, STEPS, WORK, plan_config, sha256, write_bundle
 from .plan import ROOT, Plan
 from .public import other_counts
 
@@ -115,15 +117,18 @@ def run(plan: Plan, folder: Path) -> Path:
 
     folder = folder.absolute()
     settings, known = _settings(plan), folder / 'settings.json'
-    if known.is_file() and known.read_bytes() != settings:
+    theirs = json.loads(known.read_text()) if known.is_file() else {}
+    if differ := [name for name in theirs if theirs[name] != settings.get(name)]:
+        told = '; '.join(f'{name} was {theirs[name]!r} and is {settings.get(name)!r}' for name in differ)
         raise SystemExit(
-            f'{folder} holds a run with other settings ({known.name}); name another folder with --out, or delete it.'
+            f'{folder} holds a run with other settings ({known.name}: {told}); name another folder with --out, or '
+            'delete it.'
         )
     if (folder / BUNDLE).is_dir():
         print(f'{plan.name} is done already: {folder / BUNDLE}')
         return folder / BUNDLE
     checkpoint = check(plan)
-    write_atomically(known, settings)
+    write_atomically(known, json.dumps(settings, indent=1).encode())
     work = folder / WORK
     tested = work / plan.last if plan.trains else checkpoint
     if plan.trains and not tested.is_file():
@@ -139,12 +144,17 @@ def run(plan: Plan, folder: Path) -> Path:
     return write_bundle(plan, folder, checkpoint)
 
 
-def _settings(plan: Plan) -> bytes:
-    """What a run's folder must agree in, to be continued."""
-    named = ('name', 'options', 'extra', 'gpus', 'seed')
-    kept = {name: getattr(plan, name) for name in named}
-    kept['checkpoint'] = plan.checkpoint and plan.checkpoint.name
-    return json.dumps(kept, indent=1).encode()
+def _settings(plan: Plan) -> dict[str, Any]:
+    """What a run's folder must agree in, to be continued or called done."""
+    kept = {name: getattr(plan, name) for name in ('name', 'extra', 'gpus', 'seed')} | {'options': list(plan.options)}
+    config = plan_config(plan)
+    config = config.replace(plan.data_root, 'DATA') if plan.data_root else config  # it may lie elsewhere by then
+    kept |= {'extra': list(plan.extra), 'config_sha256': hashlib.sha256(config.encode()).hexdigest()}
+    if start := plan.checkpoint:
+        local = None if start.remote else Path(start.address).expanduser()
+        kept['checkpoint'] = start.name
+        kept['checkpoint_sha256'] = sha256(local) if local and local.is_file() else None
+    return kept
 
 
 def step(name: str, command: Sequence[str], folder: Path) -> None:

@@ -49,7 +49,8 @@ def train(job: Job, folder: Path, source: None) -> dict[str, Any]:
     key = next(row.key for row in ROWS if row.config == job.row)
     there = torch.cuda.device_count()
     gpus = ['--gpus', str(there)] if there and '--gpus' not in job.settings else []
-    command = [*COMMAND, key, '--run', '--seed', str(job.seed), '--out', str(folder)]
+    runs = folder / job.digest  # what a stopped run left there is of the same settings
+    command = [*COMMAND, key, '--run', '--seed', str(job.seed), '--out', str(runs)]
     with subprocess.Popen([*command, *gpus, *job.settings]) as process:
         try:
             code = process.wait()
@@ -57,7 +58,7 @@ def train(job: Job, folder: Path, source: None) -> dict[str, Any]:
             process.terminate()
             process.wait()
             raise
-    found = sorted(folder.glob('*/bundle/result.json'))
+    found = sorted(runs.glob('*/bundle/result.json'))
     if code or not found:
         lines = (folder / 'console.log').read_text().strip().splitlines() or ['no output']
         raise RuntimeError(f'scalenet experiment reproduce {key}: {lines[-1]}')
@@ -73,7 +74,7 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
         lines = []
         for row in STUDIES[name]:
             found = [r for (c, _), r in records.items() if c == row.config and r['status'] == 'done']
-            done = [r['metrics'] for r in found]
+            done = [{'hours': r['minutes'] / 60, **r['metrics']} for r in found]
             otherwise = dict.fromkeys(text for r in found for text in r.get('deviations', ()))
             for metric, printed in (row.result or {'top-1': None}).items():
                 ours = [m[metric] for m in done if metric in m]
