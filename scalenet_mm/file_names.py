@@ -24,7 +24,7 @@ def require_suffix(path: str | Path, *suffixes: str) -> Path:
     Raises:
         ValueError: if it is not, or the name promises a digest that a new file does not have.
     """
-    path = Path(path)
+    path = Path(path).expanduser()  # a shell leaves ~ in --out=~/x
     if path.suffix not in suffixes:
         raise ValueError(f'{path} must end in {" or ".join(suffixes)}, which says what is written there.')
     if path.suffix in WEIGHTS and (digest := DIGEST.search(path.name)):
@@ -40,7 +40,7 @@ def require_folder_name(path: str | Path) -> Path:
     Raises:
         ValueError: if its name, or that of a folder above it that would be made too, is a file's.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     above = (p for p in path.parents if not p.exists())
     if named := next((p for p in (path, *above) if p.suffix.lower() in FILES), None):
         raise ValueError(f'{named} is the name of a file, and a folder is written; leave {named.suffix} out.')
@@ -76,7 +76,7 @@ def a_folder(text: str) -> Path:
 
 def a_file(text: str) -> Path:
     """The ``type`` of an argparse argument that names a file to read."""
-    if not (path := Path(text)).is_file():
+    if not (path := Path(text).expanduser()).is_file():
         raise ArgumentTypeError(f'{path} is a folder; name a file in it.' if path.is_dir() else f'there is no {path}.')
     return path
 

@@ -508,6 +508,8 @@ def test_the_tool_exports_shows_verifies_and_applies(toy, command, tmp_path):
     ):
         code, _ = command(*words)
         assert 'is read and would be written over' in code
+    code, _ = command('export', delta, '--base', base, '--out', tmp_path / 'again.safetensors')
+    assert 'is a delta already' in code
     assert {file: file.read_bytes() for file in held} == held
     code, _ = command('export', kept, '--base', kept, '--out', tmp_path / 'nothing.safetensors')
     assert code == 0 and not read_delta(tmp_path / 'nothing.safetensors').tensors

@@ -12,7 +12,7 @@ from scalenet_mm.backbones import ScaleNetDeiT
 from scalenet_mm.checkpoint.assemble import apply_to_file, export_delta
 from scalenet_mm.commands.main import main
 from scalenet_mm.export.file import export_backbone
-from scalenet_mm.file_names import require_folder_name, require_suffix
+from scalenet_mm.file_names import a_file, a_folder, file_ending, require_folder_name, require_suffix
 
 PACKAGE = Path(__file__).parents[1] / 'scalenet_mm'
 DEMO = PACKAGE.parent / 'configs' / 'demo' / 'rank_deit.py'
@@ -64,6 +64,14 @@ def test_another_suffix_is_refused_before_any_work(case, tmp_path, monkeypatch, 
     assert code == 2, said
     assert any(text in said for text in ('must end in', 'is the name of a file', 'would say that its SHA-256')), said
     assert not any(tmp_path.iterdir())
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.json').touch()
+    named = a_file('~/a.json'), a_folder('~/run'), file_ending('.pth')('~/x.pth'), require_suffix('~/x.md', '.md')
+    assert [path.relative_to(tmp_path).as_posix() for path in named] == ['a.json', 'run', 'x.pth', 'x.md']
 
 
 def test_no_folder_a_folder_and_a_file_in_the_way_are_refused_too(tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from ..core.roles import roles
 from ..file_names import require_suffix
 from ..version import __version__
 from .config_text import parse_config
-from .delta_file import SHORT, Delta, check, read_delta, structure
+from .delta_file import SHORT, SUFFIX, Delta, check, read_delta, structure
 from .digests import digests, fingerprint
 from .loading import build_model, load_base, load_weights
 from .reading import read_checkpoint, unwrap
@@ -46,6 +46,11 @@ def export_delta(
     """
     if out is not None:
         require_suffix(out, '.safetensors')
+    if str(checkpoint).endswith(SUFFIX):
+        raise CheckpointError(
+            f'{checkpoint} is a delta already, and that of a full checkpoint is taken; `scalenet delta apply` makes '
+            'one of base and delta.'
+        )
     content = read_checkpoint(checkpoint)
     state, meta = unwrap(content), content.get('meta') or {}
     cfg = _config(config, meta.get('cfg'), checkpoint)

@@ -51,11 +51,11 @@ def convert(
     read = read_checkpoint(source)
     said = read.get('meta')
     dataset = said.get('dataset_meta') if isinstance(said, Mapping) else None
-    state = unwrap(read, prefer_ema=ema)
-    dialect = recognise(state).name
-    translated = rewrite(state)
     weight = torch.empty(())  # no host has other tensors
     with naming(source):
+        state = unwrap(read, prefer_ema=ema)
+        dialect = recognise(state).name
+        translated = rewrite(state)
         require_values({k: weight for k in translated if k.startswith('backbone.')}, translated)
     if backbone_only:
         translated = strip_prefix(translated, 'backbone.')
