@@ -18,6 +18,7 @@ import torch
 from conftest import scalenet
 
 import scalenet_mm
+from scalenet_mm.commands.cfg_options import setting
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.experiments.paper import check, make_plan, run
 from scalenet_mm.experiments.paper.bundle import METRIC_NAMES, Hidden, write_bundle
@@ -288,6 +289,8 @@ def test_paths_with_spaces_and_commas_reach_a_config_as_they_were_typed():
         j='a b=c',
         k='',
     )
+    for path in ('/data/x.pth', '/my data/x.pth', '/a, b/x.pth'):
+        assert parse_options([setting('load_from', path)]) == {'load_from': path}
 
 
 def test_a_bundle_sets_the_result_beside_the_papers(tmp_path):

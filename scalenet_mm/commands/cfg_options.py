@@ -34,3 +34,8 @@ class CfgOptions(DictAction):
                     f'takes key=value, a list as key="[a,b]" and no dict(...), whose keys are written one by one '
                     f'(model.backbone.scale.growth=stack model.backbone.scale.new_layers=1), got {word}',
                 ) from None
+
+
+def setting(key: str, value: object) -> str:
+    """The ``key=value`` of a text, such as a path, as ``CfgOptions`` reads it back."""
+    return f'{key}="{value}"' if ',' in str(value) else f'{key}={value}'

@@ -29,6 +29,7 @@ import torch
 from ...checkpoint.delta_file import SUFFIX
 from ...checkpoint.loading import build_model
 from ...checkpoint.writing import write_atomically
+from ...commands.cfg_options import setting
 from ...compat import configs_dir, read_config
 from ..data import CLASSES, make_demo_data
 from .loaders import DEMO, FAMILIES
@@ -175,7 +176,7 @@ def chains(size: Size, out: Path) -> dict[str, list[Step]]:
     def training(family: str, name: str, *options: str, work='work', more=(), needs='', tool=None) -> Step:
         """``tool``: what runs a config, and what it takes after it."""
         (first, second), folder = tool or ((*SCALENET, 'train'), ()), out / family / work
-        data = f'data_root={out / DATA / FAMILIES[family].layout}'
+        data = setting('data_root', out / DATA / FAMILIES[family].layout)
         words = (*first, size.config(family, out), *second, '--work-dir', folder, *more, *size.train)
         told = partial(last_logged, folder)
         return Step(f'{family}: {name}', command(*words, '--cfg-options', data, *options), told, needs)

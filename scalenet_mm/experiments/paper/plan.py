@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...commands.cfg_options import CfgOptions
+from ...commands.cfg_options import CfgOptions, setting
 from ...compat import configs_dir
 from ...file_names import DIGEST
 from ...runner.config import load_config, walk
@@ -101,7 +101,7 @@ class Plan:
 
     def train(self, work_dir: str, checkpoint: str | None) -> list[str]:
         """The training's command."""
-        start = [f'{self.checkpoint.key}={checkpoint}'] if checkpoint else []
+        start = [setting(self.checkpoint.key, checkpoint)] if checkpoint else []
         options = [*self.options, *start, f'randomness.seed={self.seed}']
         end = ['--work-dir', work_dir, *self.extra, '--cfg-options', *options]
         if self.gpus == 1:
