@@ -2864,8 +2864,8 @@ MUTATIONS = (
         'study',
         'runs of other settings count as done',
         'scalenet_mm/experiments/commands/study.py',
-        'same = records_of(jobs, root)',
-        'same = known',
+        " if record['digest'] == job.digest]",
+        ']',
         'tests/test_study.py::test_a_call_beside_runs_of_other_settings_says_how_many_would_be_run_again',
     ),
     Mutation(
@@ -2952,8 +2952,8 @@ MUTATIONS = (
         'configs',
         'spaces of a setting are removed',
         'scalenet_mm/commands/cfg_options.py',
-        'if set(val) & set(',
-        'if True or set(val) & set(',
+        "if text.startswith(('(', '[')) or",
+        'if True or',
         'tests/test_reproduce.py::test_paths_with_spaces_and_commas_reach_a_config_as_they_were_typed',
     ),
     Mutation(

@@ -64,8 +64,8 @@ def test_seconds_of_a_round_are_those_of_one_call(monkeypatch):
     monkeypatch.setattr(timing, 'LEAST', 0.05)
     runs = {'short': partial(time.sleep, 0.02), 'long': partial(time.sleep, 0.06)}
     for found in timing.interleaved(runs, rounds=2, warmup=0):
-        assert found['short'] == pytest.approx(0.02, rel=0.5)
-        assert found['long'] == pytest.approx(0.06, rel=0.5)
+        assert found['short'] == pytest.approx(0.02, rel=0.25)
+        assert found['long'] == pytest.approx(0.06, rel=0.25)
 
 
 def test_the_spread_is_median_least_and_largest_as_numpy_has_them():

@@ -511,16 +511,16 @@ def first_output(model, x):
 def test_exits_work_on_other_hosts(host):
     make, shape = PAIRS[host]
     model, x = perturb(make()[1]('stack'), std=0.05), inputs(shape)
-    require_whole_exits(model, x)
+    assert_whole_exits(model, x)
 
 
 @pytest.mark.parametrize('stages', [(0,), (1,), 'all'])
 @pytest.mark.parametrize('make', [hf_swin, timm_swin])
 def test_exits_pass_containers_that_run_whole(make, stages):
-    require_whole_exits(perturb(scale(make(), adjust=ADAPTER, stages=stages), std=0.05).eval(), inputs(IMAGES))
+    assert_whole_exits(perturb(scale(make(), adjust=ADAPTER, stages=stages), std=0.05).eval(), inputs(IMAGES))
 
 
-def require_whole_exits(model, x):
+def assert_whole_exits(model, x):
     """A cascade that nothing stops ends with what the whole network says."""
 
     set_depth(model)

@@ -289,7 +289,7 @@ def test_paths_with_spaces_and_commas_reach_a_config_as_they_were_typed():
         j='a b=c',
         k='',
     )
-    for path in ('/data/x.pth', '/my data/x.pth', '/a, b/x.pth'):
+    for path in ('/data/x.pth', '/my data/x.pth', '/a, b/x.pth', '/my data (1)/x.pth', '/a, [b]/x.pth'):
         assert parse_options([setting('load_from', path)]) == {'load_from': path}
 
 

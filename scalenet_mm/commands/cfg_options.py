@@ -12,15 +12,15 @@ from mmengine.config import DictAction
 class CfgOptions(DictAction):
     """The ``action`` of an option that takes ``key=value``.
 
-    mmengine's own removes spaces from every value, and makes a list of a path with a comma; here a value with neither
-    brackets nor a comma keeps its spaces, and so does one in quotation marks, whatever is in it but brackets.
+    mmengine's own removes spaces from every value, and makes a list of a path with a comma; here a text is kept as it
+    was typed: what does not begin with a bracket, and has no comma or stands in quotation marks.
     """
 
     @staticmethod
     def _parse_iterable(val: str) -> Any:
         text = val.strip('\'"')
         quoted = text != val
-        if set(val) & set('()[]{}' if quoted else '()[]{},'):
+        if text.startswith(('(', '[')) or (',' in text and not quoted):
             return DictAction._parse_iterable(val)
         return text if quoted else DictAction._parse_int_float_bool(val)
 

@@ -130,12 +130,12 @@ def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     try:
         model = args.config
-        if args.cfg_options and not names_config(model):
-            raise ValueError(
-                f'--cfg-options replaces settings of a config file, and {model} is the short name of a model; name a '
-                'config, such as configs/scalenet_swin_t_100e.py, or give --scale alone.'
-            )
         if args.cfg_options:
+            if not names_config(model):
+                raise ValueError(
+                    f'--cfg-options replaces settings of a config file, and {model} is the short name of a model; name '
+                    'a config, such as configs/scalenet_swin_t_100e.py, or give --scale alone.'
+                )
             model = read_config(model)
             refuse_slips(model, args.config, args.cfg_options)
             model.merge_from_dict(args.cfg_options)

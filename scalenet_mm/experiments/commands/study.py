@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from ..study import evidence_page, paper_scale, runs
-    from ..study.pool import FAILED, RESULTS, conduct, latest, read_results, records_of
+    from ..study.pool import FAILED, RESULTS, conduct, latest, read_results
 
     if args.scale == 'demo':
         scale, report, option = runs, evidence_page.report, args.shorten
@@ -98,10 +98,10 @@ def main(argv: Sequence[str]) -> int:
     root = args.work_dir / (args.scale + (f'_{args.shorten}_times_shorter' if args.shorten > 1 else ''))
     jobs = scale.jobs(studies, seeds, option)
     known = latest(read_results(root / RESULTS))
-    same = records_of(jobs, root)
-    if known.keys() & {job.key for job in jobs} and not args.report and not args.resume:
-        done = sum(record['status'] != FAILED for record in same.values())
-        others = len(known.keys() & {job.key for job in jobs} - same.keys())
+    recorded = [(job, known[job.key]) for job in jobs if job.key in known]
+    if recorded and not args.report and not args.resume:
+        same = [record for job, record in recorded if record['digest'] == job.digest]
+        done, others = sum(record['status'] != FAILED for record in same), len(recorded) - len(same)
         differ = f', and {others} runs of these rows with other settings, which would be run again' * bool(others)
         print(
             f'{root / RESULTS} has {done} of these {len(jobs)} runs{differ}; --resume runs what is missing, --report '

@@ -146,10 +146,10 @@ def run(plan: Plan, folder: Path) -> Path:
 
 def _settings(plan: Plan) -> dict[str, Any]:
     """What a run's folder must agree in, to be continued or called done."""
-    kept = {name: getattr(plan, name) for name in ('name', 'extra', 'gpus', 'seed')} | {'options': list(plan.options)}
+    kept = dict(name=plan.name, options=list(plan.options), extra=list(plan.extra), gpus=plan.gpus, seed=plan.seed)
     config = plan_config(plan)
     config = config.replace(plan.data_root, 'DATA') if plan.data_root else config  # it may lie elsewhere by then
-    kept |= {'extra': list(plan.extra), 'config_sha256': hashlib.sha256(config.encode()).hexdigest()}
+    kept['config_sha256'] = hashlib.sha256(config.encode()).hexdigest()
     if start := plan.checkpoint:
         local = None if start.remote else Path(start.address).expanduser()
         kept['checkpoint'] = start.name
