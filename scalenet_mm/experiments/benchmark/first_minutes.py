@@ -224,7 +224,7 @@ def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = pri
     (out / 'logs').mkdir(parents=True, exist_ok=True)
     together, alone = chains(size, out), speeds(size, out)
     numbers = {step.name: i for i, step in enumerate([*chain.from_iterable(together.values()), *alone], 1)}
-    writing, stopped, running = Lock(), Event(), set()
+    writing, stopped = Lock(), Event()
 
     def follow(todo: Sequence[Step], until: float) -> None:
         for step in todo:
@@ -238,7 +238,7 @@ def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = pri
             elif left < LEAST:
                 record = dict(status='not run', why='no time was left')
             else:
-                record = carry_out(step, left, out / 'logs' / f'{numbers[step.name]:02}.log', running)
+                record = carry_out(step, left, out / 'logs' / f'{numbers[step.name]:02}.log', stopped)
             with writing:
                 records[step.name] = dict(step=step.name, command=as_typed(step.command, out), **record)
                 result['steps'] = sorted(records.values(), key=lambda r: numbers[r['step']])
@@ -258,9 +258,6 @@ def run(size: Size, out: Path, minutes: float, tell: Callable[[str], None] = pri
                 one.result()
         except BaseException:  # told to end: nothing else is begun, and what runs ends
             stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in tuple(running):
-                end_session(process)
             raise
     follow(alone, end)
     return result['steps']
@@ -275,13 +272,13 @@ def as_typed(command: Sequence[str], out: Path) -> str:
     return text
 
 
-def carry_out(step: Step, seconds: float, log: Path, running: set[subprocess.Popen] | None = None) -> dict[str, Any]:
+def carry_out(step: Step, seconds: float, log: Path, stopped: Event | None = None) -> dict[str, Any]:
     """Runs a step's command; what it printed is in ``log``. What it started ends with it.
 
     Args:
-        running: holds its process while that runs.
+        stopped: ends the step when it is set.
     """
-    running = set() if running is None else running
+    stopped = stopped or Event()
     begin, environment = time.monotonic(), {**os.environ, 'SCALENET_ENV': sys.prefix}
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get('PYTHONPATH'))))
     record: dict[str, Any] = dict(log=log.name)
@@ -289,15 +286,16 @@ def carry_out(step: Step, seconds: float, log: Path, running: set[subprocess.Pop
         process = subprocess.Popen(
             step.command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
-        running.add(process)
         try:
-            code = process.wait(seconds)
-            record |= dict(status='failed', exit=code, error=what_failed(log)) if code else dict(status='done')
-        except subprocess.TimeoutExpired:
-            record |= dict(status='out of time')
+            while (code := process.poll()) is None and time.monotonic() < begin + seconds:
+                if stopped.wait(0.1):
+                    break
         finally:
             end_session(process)
-            running.discard(process)
+    if code is None:
+        record |= dict(status='not run', why='told to end') if stopped.is_set() else dict(status='out of time')
+    else:
+        record |= dict(status='failed', exit=code, error=what_failed(log)) if code else dict(status='done')
     record['seconds'] = round(time.monotonic() - begin, 1)
     try:
         return record | (step.told() if record['status'] == 'done' else {})
