@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ...tables import markdown_table
-from .rows import AT_OWN_RATE, SOURCE_STEPS, STEPS
+from .rows import SOURCE_STEPS, STEPS
 from .stats import Interval, Records, interval, paired
-from .studies import LENGTHS, ROWS, SETS, YOUNGER_STEPS
+from .studies import LENGTHS, SETS, YOUNGER_STEPS, at_own_rate
 
 BASE = 'on'  # every point is a difference from the source trained on for equal steps
 LINES = {  # row -> title, colour
@@ -33,9 +33,8 @@ Gains = dict[str, dict[str, dict[str, Interval]]]
 
 
 def key(rows: str, name: str) -> str:
-    """The row of this name in a place of a panel, at a learning rate of its own where it has one."""
-    found = rows.format(name)
-    return found + AT_OWN_RATE if found + AT_OWN_RATE in ROWS else found
+    """The row of this name in a place of a panel."""
+    return at_own_rate(rows.format(name))
 
 
 def gains(records: Records) -> Gains:

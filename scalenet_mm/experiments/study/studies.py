@@ -24,8 +24,14 @@ OWN_RATE = tuple(
     replace(row, name=row.name + AT_OWN_RATE, title=f'{row.title}, own rate', lr=OWN_RATES[row.name], paper='')
     for row in named(' '.join(OWN_RATES))
 )
-_AT_OWN_RATE = {row.name.removesuffix(AT_OWN_RATE): row for row in OWN_RATE}
-HERE = tuple(_AT_OWN_RATE.get(row.name, row) for row in CONTROLS)  # what other lengths and sources stand beside
+
+
+def at_own_rate(key: str) -> str:
+    """The row of this key, at a learning rate of its own where it has one."""
+    return next((row.key for row in OWN_RATE if row.key == key + AT_OWN_RATE), key)
+
+
+HERE = tuple(at_own_rate(row.key) for row in CONTROLS)  # what other lengths and sources stand beside
 
 
 def _fixed(scenes: int) -> tuple[Row, ...]:
@@ -161,9 +167,13 @@ STUDIES = {
     ),
     'swin': keys(SWIN),
     **{f'fixed{scenes}': keys(row for row in FIXED if row.scenes == scenes) for scenes in SETS},
-    'younger': keys((*YOUNGER, DEIT_SOURCE, *HERE)),
-    'length': keys((*OF_LENGTH, DEIT_SOURCE, *HERE)),
-    'pays': keys((*YOUNGER, *OF_LENGTH, *HERE, *(row for row in FIXED if row.name in {r.name for r in CONTROLS}))),
+    'younger': (*keys((*YOUNGER, DEIT_SOURCE)), *HERE),
+    'length': (*keys((*OF_LENGTH, DEIT_SOURCE)), *HERE),
+    'pays': (
+        *keys((*YOUNGER, *OF_LENGTH)),
+        *HERE,
+        *keys(row for row in FIXED if row.name in {r.name for r in CONTROLS}),
+    ),
     'table1': _keys(deit='source on on_time random stack interpolate swa zero peft scalenet scalenet_increments'),
     'table2': _keys(deit='source on tied lora adapter adapter_increments tied_lora scalenet scalenet_increments'),
     'table3': _keys(deit='source on layer1 layer2 layer3 scalenet'),
