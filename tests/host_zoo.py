@@ -231,6 +231,15 @@ ZOO = {
         ('dinov2.encoder.layer',),
         mlps=(),  # 32 -> 88 twice, before transformers 5 once 32 -> 176; 88 -> 32
     ),
+    **{
+        f'Hugging Face {name}': Zoo(
+            huggingface(f'{name}VisionModel', f'{name}VisionConfig', intermediate_size=HIDDEN, **WIDE, **SEEN),
+            ('vision_model.encoder.layers',),
+            norms=('layer_norm1', 'layer_norm2'),
+            mlps=(plain(WIDTH, 2),),
+        )
+        for name in ('CLIP', 'Siglip')
+    },
     'Hugging Face Swin': Zoo(huggingface('SwinForImageClassification', 'SwinConfig', **STAGES), **HF_SWIN),
     'Hugging Face Swin v2': Zoo(
         huggingface('Swinv2ForImageClassification', 'Swinv2Config', **STAGES),

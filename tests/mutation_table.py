@@ -1700,6 +1700,22 @@ MUTATIONS = (
     ),
     Mutation(
         'hosts',
+        'what is read of one tower refuses another',
+        'scalenet_mm/core/positions.py',
+        "and 'vision' not in name",
+        'and False',
+        'tests/test_live.py::test_a_part_is_scaled_where_what_another_reads_of_it_stays_the_same',
+    ),
+    Mutation(
+        'hosts',
+        "norms behind CLIPSeg's decoder are not known",
+        'scalenet_mm/core/hosts.py',
+        "    'CLIPSegDecoderLayer',",
+        '',
+        'tests/test_live.py::test_a_norm_behind_a_branch_is_told_by_the_class_where_structures_are_alike',
+    ),
+    Mutation(
+        'hosts',
         "a part's config leaves the whole's",
         'scalenet_mm/core/positions.py',
         'setattr(module, attribute, copy.deepcopy(value, memo))',

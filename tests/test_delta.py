@@ -599,8 +599,8 @@ def test_metrics_that_are_no_numbers_are_left_out_of_a_delta(tmp_path):
     assert read_delta(tmp_path / 'w' / 'epoch_1.delta.safetensors').metrics == dict(acc=1.0, zero=0.0)
 
 
-@pytest.mark.parametrize('template', ['m_{}.pt', 'm_{}'])
-def test_a_delta_stays_as_long_as_its_checkpoint_whatever_that_is_called(template, tmp_path):
+@pytest.mark.parametrize(('template', 'named'), [('m_{}.pt', 'm_{}'), ('m_{}', 'm_{}'), ('v1.{}', 'v1.{}')])
+def test_a_delta_stays_as_long_as_its_checkpoint_whatever_that_is_called(template, named, tmp_path):
     base = write_base(tmp_path / 'base.pth')
     for epochs in (3, 4):
         cfg = toy_config(tmp_path / 'w', base, hooks=HOOKS, filename_tmpl=template, max_keep_ckpts=2)
@@ -608,7 +608,7 @@ def test_a_delta_stays_as_long_as_its_checkpoint_whatever_that_is_called(templat
         cfg.load_from = None if cfg.resume else cfg.load_from
         build_runner(cfg).train()
         assert {p.name for p in (tmp_path / 'w').glob('*.delta.safetensors')} == {
-            f'm_{epoch}.delta.safetensors' for epoch in (epochs - 1, epochs)
+            f'{named.format(epoch)}.delta.safetensors' for epoch in (epochs - 1, epochs)
         }
 
 

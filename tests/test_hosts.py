@@ -429,7 +429,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(host):
         model.zero_grad()
         torch.manual_seed(3)
         result(model(host.x)).square().mean().backward()
-        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         counts.append(len(calls))
         enable()
     assert counts[1] > counts[0]  # computed again

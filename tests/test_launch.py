@@ -31,7 +31,7 @@ def scenes(tmp_path_factory):
 def test_asking_for_more_gpus_than_there_are_ends_at_once():
     require_gpu(local_rank=7, gpus=0)  # on CPU
     require_gpu(local_rank=1, gpus=2)
-    with pytest.raises(SystemExit, match='at most 2 processes'):
+    with pytest.raises(SystemExit, match='at most 2 processes; under Slurm.*--gpus-per-node'):
         require_gpu(local_rank=2, gpus=2)
 
 

@@ -37,7 +37,8 @@ def clip() -> nn.Module:
     return perturb(T.CLIPModel(config), std=0.1).eval()
 
 
-def llava() -> nn.Module:
+def llava(taken: int | list[int] = -2) -> nn.Module:
+    """A vision tower of two layers, of whose outputs ``taken`` go to a language model of three."""
     import transformers as T
 
     vision = T.CLIPVisionConfig(
@@ -45,7 +46,7 @@ def llava() -> nn.Module:
     )
     text = T.LlamaConfig(num_hidden_layers=3, **LANGUAGE)
     return T.LlavaForConditionalGeneration(
-        T.LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
+        T.LlavaConfig(vision_config=vision, text_config=text, image_token_index=5, vision_feature_layer=taken)
     ).eval()
 
 
@@ -149,6 +150,7 @@ def test_hidden_states_are_those_of_the_scaled_depth_after_the_source_has_run():
 
 
 SWIN = ZOO['timm Swin'].make
+VISION, TEXT = ['model.vision_tower.vision_model.encoder.layers'], ['model.language_model.layers']  # of LLaVA
 REFUSED = {  # what -> (makes a model, arguments, what the error says)
     'scaled already': (lambda: scale(made('timm ViT')), {}, 'scaled already'),
     'layers': (lambda: made('timm ViT'), dict(layers=[7]), '7'),
@@ -256,6 +258,12 @@ REFUSED = {  # what -> (makes a model, arguments, what the error says)
         'out_indices',
     ),
     'layers whose outputs another part reads': (lambda: qwen3_vision(), {}, 'deepstack_visual_indexes'),
+    'a layer whose output the language model reads': (lambda: llava(-2), dict(stages=VISION), 'vision_feature_layer'),
+    'layers whose outputs the language model reads': (
+        lambda: llava([1, -1]),
+        dict(stages=VISION),
+        'vision_feature_layer',
+    ),
     'linears read past their forward, Hugging Face': (
         lambda: small('VideoMAEModel', 'VideoMAEConfig', num_frames=2),
         dict(adjust=dict(type='LoRA')),
@@ -282,6 +290,25 @@ def qwen3_vision() -> nn.Module:
 
     size = dict(hidden_size=32, num_heads=2, intermediate_size=64, out_hidden_size=16, patch_size=4)
     return Qwen3VLVisionModel(Qwen3VLVisionConfig(depth=3, deepstack_visual_indexes=[1], **size))
+
+
+@pytest.mark.parametrize(('taken', 'tower'), [(-1, VISION), (-2, TEXT)])
+def test_a_part_is_scaled_where_what_another_reads_of_it_stays_the_same(taken, tower):
+    model = llava(taken)
+    inputs = dict(input_ids=torch.tensor([[1, *[5] * 16, 2]]), pixel_values=torch.randn(1, 3, 32, 32))
+    before = model(**inputs).logits
+    scaled = scale(model, adjust=dict(type='LoRA', rank=2), start='function', stages=tower)
+    torch.testing.assert_close(scaled(**inputs).logits, before)
+
+
+def test_a_norm_behind_a_branch_is_told_by_the_class_where_structures_are_alike():
+    import transformers as T
+
+    model = T.CLIPSegForImageSegmentation(
+        T.CLIPSegConfig(extract_layers=[0], reduce_dim=32, decoder_num_attention_heads=2)
+    )
+    tower, decoder = model.clip.vision_model.encoder.layers[0], model.decoder.layers[0]
+    assert (hosts.host_facts(tower).writes, hosts.host_facts(decoder).writes) == (('proj', 'fc2'), None)
 
 
 def mvit() -> nn.Module:

@@ -31,6 +31,12 @@ SEAL = 'header_sha256'  # of all other entries of the header; files of 0.1.0 hav
 SHORT = 8  # hex digits that tell one base tensor from another; the fingerprint has all
 
 
+def beside(checkpoint: str | Path) -> Path:
+    """Where the delta of a checkpoint lies: ``epoch_3.pth`` has ``epoch_3.delta.safetensors``, ``v1.3`` keeps its 3."""
+    path = Path(checkpoint)
+    return path.with_name((path.stem if path.suffix[1:].isalpha() else path.name) + SUFFIX)
+
+
 @dataclass(frozen=True)
 class Delta:
     """A delta file's content.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoint.assemble import apply_to_file, export_delta, verify_delta
-from ..checkpoint.delta_file import SUFFIX, Delta, read_delta
+from ..checkpoint.delta_file import Delta, beside, read_delta
 from ..checkpoint.publish import push_delta
 from ..file_names import a_folder, file_ending, require_other
 from ..tables import format_table
@@ -89,9 +89,9 @@ def report(delta: Delta, path: Path | None = None) -> None:
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     if args.command == 'export':
-        out = args.out or Path(args.checkpoint.rpartition('/')[2]).with_suffix(SUFFIX)
+        out = args.out or beside(args.checkpoint.rpartition('/')[2])
         if args.out is None and '://' not in args.checkpoint:
-            out = Path(args.checkpoint).with_suffix(SUFFIX)
+            out = beside(args.checkpoint)
         require_other([out], [args.checkpoint, args.base])
         new_file(out, args.force)
         report(export_delta(args.checkpoint, args.base, out, args.config), out)

@@ -116,6 +116,8 @@ MIXERS = (
         for mark in ('post_feedforward_layernorm', 'post_mlp_layernorm')
     ),
     HostFacts('Hugging Face decoder', **_apart('self_attn', 'self_attn.o_proj')),
+    # CLIP, SigLIP and the towers made like them
+    HostFacts('Hugging Face CLIP', **_apart('self_attn', 'self_attn.out_proj'), marks=('layer_norm1', 'layer_norm2')),
     HostFacts(
         'Hugging Face Swin v2',
         qkv=('attention.self.query', 'attention.self.key', 'attention.self.value'),
@@ -166,7 +168,13 @@ MLPS = (
 )
 
 # Blocks with a norm behind each branch where others of the same structure have it before: only the class tells.
-POST_NORM = ('ResPostBlock', 'ResPostRelPosBlock', 'EvaBlockPostNorm', 'SwinTransformerV2CrBlock')
+POST_NORM = (
+    'ResPostBlock',
+    'ResPostRelPosBlock',
+    'EvaBlockPostNorm',
+    'SwinTransformerV2CrBlock',
+    'CLIPSegDecoderLayer',
+)
 
 REGISTERED: list[HostFacts] = []
 

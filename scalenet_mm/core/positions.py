@@ -48,6 +48,8 @@ BY_LAYER = {
     (CONFIG, 'intermediate_layers_indices'): TAKEN,
     (CONFIG, 'intermediate_hidden_state_indices'): TAKEN,
     (CONFIG, 'intermediate_hook_ids'): TAKEN,
+    (CONFIG, 'vision_feature_layer'): TAKEN,
+    (CONFIG, 'vision_feature_layers'): TAKEN,
     (AROUND, 'local_up_to_layer'): 'the layer at which its class token joins the others',
     (AROUND, 'rope_mixed'): 'learnt frequencies of its rotary embedding',
     (AROUND, 'mid_position_embeddings'): 'position embeddings',
@@ -68,12 +70,14 @@ def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
     own = [module for prefix, module in around.items() if not any(other.startswith(prefix) for other in others)]
     configs = _configs(around.values()) if _stage(name) is None else []  # else they count stages
     places: dict[str, list[Any]] = {AROUND: own, INSIDE: list(layers.modules()), CONFIG: configs}
-    last = ([-1], [len(layers)])  # alone, it moves with the layers
 
     def used(place: str, attribute: str, value: Any) -> bool:
         if place != CONFIG:
             return True
-        return value not in last and any(_reads(m, attribute) for m in around.values())  # not by other models alone
+        if attribute.startswith('vision_') and 'vision' not in name:  # a config of the whole, on another part
+            return False
+        moves = value in (-1, [-1]) or (attribute in OUTPUTS and value == [len(layers)])  # the last one, alone
+        return not moves and any(_reads(m, attribute) for m in around.values())  # not by other models alone
 
     for (place, attribute), what in BY_LAYER.items():
         for holder in places[place]:

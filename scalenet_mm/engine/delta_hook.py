@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
 from ..checkpoint.assemble import base_name, make_delta
-from ..checkpoint.delta_file import SUFFIX, apply_delta, read_delta
+from ..checkpoint.delta_file import SUFFIX, apply_delta, beside, read_delta
 from ..checkpoint.digests import digests
 from ..checkpoint.reading import read_checkpoint, unwrap
 from ..checkpoint.supplied import pretrained_files
@@ -52,7 +52,7 @@ class DeltaHook(Hook):
     def before_train(self, runner) -> None:
         if runner._resume and RECORD in runner.message_hub.runtime_info:
             deltas = {*_folder(runner).glob(f'*{SUFFIX}')}
-            self._written = {d: p for p in _folder(runner).glob('*') if (d := p.with_suffix(SUFFIX)) in deltas}
+            self._written = {d: p for p in _folder(runner).glob('*') if (d := beside(p)) in deltas}
             return
         state = bare(runner.model).state_dict()
         found = digests(state)
@@ -102,7 +102,7 @@ class DeltaHook(Hook):
     def _follow(self, runner, metrics: dict | None = None) -> None:
         """Brings the deltas up to their checkpoints; metrics go to those of the weights that were just validated."""
         for path in _checkpoints(runner):
-            target = path.with_suffix(SUFFIX)
+            target = beside(path)
             fresh = target.exists() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns
             if fresh and not metrics:
                 continue

@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
-from ..checkpoint.delta_file import SUFFIX
+from ..checkpoint.delta_file import beside
 from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.writing import UNFINISHED, pickled, write_atomically
 from ..compat import type_class
@@ -155,8 +155,8 @@ def _set_aside(path: Path) -> None:
     """Gives a file, and the delta beside it, a name that is free: ``best_epoch_3.earlier_1.pth``."""
     free = next(p for n in count(1) if not (p := path.with_stem(f'{path.stem}.earlier_{n}')).exists())
     path.rename(free)
-    if path.with_suffix(SUFFIX).exists():
-        path.with_suffix(SUFFIX).rename(free.with_suffix(SUFFIX))
+    if beside(path).exists():
+        beside(path).rename(beside(free))
     print_log(f'{path} is later than the checkpoint resumed from; it is kept as {free.name}.', 'current')
 
 

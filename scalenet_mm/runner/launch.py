@@ -68,7 +68,8 @@ def require_gpu(local_rank: int, gpus: int) -> None:
     """Raises SystemExit if a process of this machine has no GPU of its own; without any GPU all run on CPU."""
     if 0 < gpus <= local_rank:
         raise SystemExit(
-            f'Process {local_rank} of this machine has no GPU: there are {gpus}. Ask for at most {gpus} processes.'
+            f'Process {local_rank} of this machine has no GPU: it sees {gpus}. Ask for at most {gpus} processes; under '
+            'Slurm show every process all GPUs of its node (--gpus-per-node, not --gpus-per-task).'
         )
 
 

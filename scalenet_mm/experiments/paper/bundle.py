@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ...checkpoint.delta_file import SUFFIX, read_delta
+from ...checkpoint.delta_file import beside, read_delta
 from ...tables import markdown_table
 from ..benchmark.machine import describe
 from .instructions import as_dict
@@ -48,7 +48,7 @@ def write_bundle(plan: Plan, folder: Path, checkpoint: Path | None) -> Path:
     made.mkdir()
     hide = Hidden(plan, folder, checkpoint)
     result = summary(plan, folder, checkpoint)
-    delta = (folder / WORK / plan.last).with_suffix(SUFFIX)
+    delta = beside(folder / WORK / plan.last)
     if delta.is_file():
         kept = read_delta(delta)
         kept = dataclasses.replace(kept, config=hide(kept.config))

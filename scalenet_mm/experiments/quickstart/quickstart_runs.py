@@ -16,7 +16,7 @@ from mmengine.hooks import Hook
 
 import scalenet_mm
 
-from ...checkpoint.delta_file import SUFFIX
+from ...checkpoint.delta_file import beside
 from ...compat import configs_dir
 from ...core.roles import count, total
 from ...models.counts import measure, train_policy
@@ -176,7 +176,7 @@ class Job:
 
 def delta_bytes(checkpoint: str) -> int:
     """Of the file that the ``DeltaHook`` of a run wrote beside its checkpoint; 0 where a run started from nothing."""
-    file = Path(checkpoint).with_suffix(SUFFIX)
+    file = beside(checkpoint)
     return file.stat().st_size if file.exists() else 0
 
 
