@@ -19,8 +19,9 @@ from conftest import scalenet
 
 from scalenet_mm.checkpoint.delta_file import read_delta
 from scalenet_mm.experiments.benchmark import first_minutes
-from scalenet_mm.experiments.benchmark.first_minutes import DRY, Size, Step, carry_out, chains, last_logged, run, speeds
+from scalenet_mm.experiments.benchmark.first_minutes import carry_out, run
 from scalenet_mm.experiments.benchmark.goals import DEFAULT
+from scalenet_mm.experiments.benchmark.gpu_steps import DRY, Size, Step, chains, last_logged, speeds
 from scalenet_mm.experiments.commands.gpu_check import main
 from scalenet_mm.one_run import Stopped, ending_cleanly
 
@@ -87,6 +88,18 @@ def test_a_step_that_fails_costs_itself_and_what_needs_it_alone(tmp_path, monkey
     assert json.loads((tmp_path / 'gpu_check.json').read_text())['steps'] == records
     assert 'a log' in (tmp_path / 'logs' / records[0]['log']).read_text() and len(told) == 3
     assert [r['why'] for r in run(DRY, tmp_path, 0.1)] == ['no time was left', 'fails is not done', 'no time was left']
+
+
+def test_images_that_cannot_be_made_cost_their_own_chain_alone(tmp_path, monkeypatch):
+    apart = {'detection': [one('pass', 'train'), one('pass', 'resume', 'train')], 'tests': [one('pass', 'tests')]}
+    monkeypatch.setattr(first_minutes, 'chains', lambda size, out: apart)
+    monkeypatch.setattr(first_minutes, 'speeds', lambda size, out: [one('pass', 'speed')])
+    (tmp_path / 'detection').write_text('a file where a folder is to be')
+    found = {r['step']: r for r in run(DRY, tmp_path, 1, str)}
+    assert {n: r['status'] for n, r in found.items()} == dict(
+        train='failed', resume='failed', tests='done', speed='done'
+    )
+    assert 'could not be made: FileExistsError' in found['train']['error']
 
 
 def test_the_line_of_a_log_that_tells_what_failed(tmp_path):

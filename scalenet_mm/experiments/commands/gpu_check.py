@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
 
     import scalenet_mm.registration  # noqa: F401  (what the configs name)
 
-    from ..benchmark.first_minutes import DRY, RESULTS, Size, run
+    from ..benchmark.first_minutes import RESULTS, run
+    from ..benchmark.gpu_steps import DRY, Size
 
     if not args.dry and not torch.cuda.is_available():
         raise SystemExit('torch sees no CUDA GPU here; --dry tries every step on the CPU, with tiny networks.')
