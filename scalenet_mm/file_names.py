@@ -42,7 +42,8 @@ def require_folder_name(path: str | Path) -> Path:
     """
     path = Path(path).expanduser()
     above = (p for p in path.parents if not p.exists())
-    if named := next((p for p in (path, *above) if p.suffix.lower() in FILES), None):
+    made = (p for p in (path, *above) if not p.is_dir())
+    if named := next((p for p in made if p.suffix.lower() in FILES), None):
         raise ValueError(f'{named} is the name of a file, and a folder is written; leave {named.suffix} out.')
     return path
 

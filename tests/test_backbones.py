@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 from conftest import DEIT, ROOT, SWIN, perturb, scalenet
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import SwinTransformer, VisionTransformer
 
 import scalenet_mm
@@ -230,7 +230,7 @@ def test_the_arguments_of_mmdets_swin_are_understood(changed):
 
 def test_wrong_arguments_are_refused_with_rule_value_and_way_out():
     for host in OURS:
-        with pytest.raises(ValueError, match='frozen_stages=2 .*ScaleNetOptimWrapperConstructor'):
+        with pytest.raises(ValueError, match='frozen_stages=2 .*policy = dict'):
             ours(host, frozen_stages=2)
         with pytest.raises(ValueError, match=r"no key \['depth'\]"):
             ours(host, dict(depth=2))
@@ -420,3 +420,25 @@ def test_tensors_that_no_resizer_can_take_are_refused_by_key():
     state = deit.state_dict()
     with pytest.raises(CheckpointError, match=r'pos_embed \(1, 12, 32\)'):
         ours('deit').load_state_dict({**state, 'pos_embed': state['pos_embed'][:, :12]})
+
+
+def test_positions_of_a_file_with_a_class_token_are_resized_for_a_network_without():
+    """Against mmseg's own class, which keeps the token's position and leaves the token out."""
+    from mmseg.models.backbones import VisionTransformer as OfSegmentors
+
+    def made(kind, image: int, **more):
+        size = dict(embed_dims=32, num_layers=2, num_heads=2, patch_size=8, with_cls_token=False)
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            model = kind(img_size=image, **size, **more)
+        model.eval()  # mmseg's returns nothing
+        return model
+
+    small, theirs = perturb(made(OfSegmentors, 32)), made(OfSegmentors, 64)
+    theirs.load_state_dict({**small.state_dict(), 'pos_embed': theirs.pos_embed})
+    grid = theirs.resize_pos_embed(small.pos_embed, (8, 8), (4, 4), theirs.interpolate_mode)
+    theirs.pos_embed.data.copy_(grid)
+    ours = made(ScaleNetDeiT, 64, scale=dict(times=1, adjust=None))
+    ours.load_state_dict(small.state_dict())
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for mine, expected in zip(ours(x), theirs(x), strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)

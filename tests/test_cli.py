@@ -168,6 +168,9 @@ def test_data_root_moves_every_path_below_the_old_folder(tmp_path):
     two.data_root = 'x'
     move_data_root(two, 'z')
     assert two.a.data_root == 'z/' and two.b == [dict(data_root='y'), 'xyz/1']
+    inside = Config(dict(data_root='x/', both=(dict(data_root='x/'), dict(of=('x/1', (1, 2))))))
+    move_data_root(inside, 'z')
+    assert inside.both == (dict(data_root='z/'), dict(of=('z/1', (1, 2))))
 
 
 def test_nothing_is_built_when_something_is_missing(config, tmp_path):
@@ -177,6 +180,8 @@ def test_nothing_is_built_when_something_is_missing(config, tmp_path):
     assert not (tmp_path / 'w').exists()
     with pytest.raises(FileNotFoundError):
         train.main([str(path), '--work-dir', str(tmp_path / 'w'), '--no-preflight'])
+    with pytest.raises(SystemExit, match='model.pretrained: there is no checkpoint none.pth'):
+        train.main([str(config()), '--work-dir', str(tmp_path / 'x'), '--cfg-options', 'model.pretrained=none.pth'])
 
 
 def source_state(path) -> dict:
@@ -206,6 +211,9 @@ def test_deltas_are_written_where_increments_of_something_pretrained_are_trained
     write_deltas(cfg, cfg.load_from)
     write_deltas(cfg, cfg.load_from)
     assert [h.type for h in cfg.custom_hooks].count('DeltaHook') == 1
+    of_model = Config.fromfile(config(load_from=None, **{'model.pretrained': 'base.pth'}))
+    write_deltas(of_model, None)
+    assert 'DeltaHook' in [h.type for h in of_model.custom_hooks]
     for changes in (
         {'load_from': None},
         {'load_from': 'base.pth', 'policy.train': 'all'},

@@ -75,8 +75,20 @@ def test_names_of_the_classes_are_kept(source, tmp_path, convert):
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=names, epoch=3)), tmp_path / 'named.pth')
     assert convert(tmp_path / 'named.pth', tmp_path / 'ours.pth').returncode == 0
     assert torch.load(tmp_path / 'ours.pth', weights_only=True)['meta']['dataset_meta'] == names
+    assert convert(tmp_path / 'named.pth', tmp_path / 'ours.safetensors').returncode == 0
+    assert read_checkpoint(tmp_path / 'ours.safetensors')['meta']['dataset_meta'] == names
+    assert convert(tmp_path / 'ours.safetensors', tmp_path / 'again.pth').returncode == 0
+    assert torch.load(tmp_path / 'again.pth', weights_only=True)['meta']['dataset_meta'] == names
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=['cat'])), tmp_path / 'listed.pth')
     assert convert(tmp_path / 'listed.pth', tmp_path / 'other.pth').returncode == 0
+
+
+def test_a_head_that_diverged_is_refused(source, tmp_path, convert):
+    state = torch.load(source)['model']
+    state['head.fc.bias' if 'head.fc.bias' in state else 'head.bias'][0] = float('nan')
+    torch.save(state, tmp_path / 'diverged.pth')
+    done = convert(tmp_path / 'diverged.pth', tmp_path / 'ours.pth')
+    assert done.returncode and 'finite' in done.stderr and not (tmp_path / 'ours.pth').exists()
 
 
 def test_backbone_only_leaves_the_head_and_the_prefix_out(source, tmp_path, convert):

@@ -415,6 +415,20 @@ def test_a_backbones_own_pretraining_is_a_base_too(tmp_path):
     assert same(assemble(delta, base).state_dict(), state)
 
 
+@pytest.mark.parametrize('head', [True, False])
+def test_a_models_own_pretraining_is_a_base_too(head, tmp_path):
+    base = write_base(tmp_path / 'base.pth', head=head)
+    also = ['fc'] if head else ['fc', 'bn']
+    cfg = toy_config(tmp_path / 'w', policy=dict(train='increments', also=also), hooks=HOOKS)
+    cfg.model.init_cfg = dict(type='Pretrained', checkpoint=str(base))
+    Runner.from_cfg(cfg).train()
+    delta = read_delta(tmp_path / 'w' / 'epoch_4.delta.safetensors')
+    state = full(tmp_path / 'w' / 'epoch_4.pth')['state_dict']
+    assert delta.base == 'base.pth' and same(assemble(delta, base).state_dict(), state)
+    of_backbone = {name for name in delta.tensors if name.startswith('backbone.')}
+    assert 0 < len(of_backbone) < sum(name.startswith('backbone.') for name in state)
+
+
 def test_a_resumed_run_writes_the_same_delta(toy, tmp_path):
     _, base, _, whole = toy
     cfg = toy_config(tmp_path / 'w', base, hooks=HOOKS)
@@ -583,7 +597,10 @@ def test_a_delta_of_a_live_network_is_told_from_one_with_a_config(command, tmp_p
         out = (tmp_path / 'out.pth',) if words[0] == 'apply' else ()
         code, _ = command(words[0], tmp_path / words[1], tmp_path / 'live.delta.safetensors', *out)
         assert re.search(r'delta(\.safetensors)? is of a network that scalenet_mm.scale made', code)
-        assert code.endswith('scalenet_mm.scale_by_delta(network, delta).\n') and not (tmp_path / 'out.pth').exists()
+        assert (
+            code.endswith('scalenet_mm.checkpoint.live_delta.scale_by_delta(network, delta).\n')
+            and not (tmp_path / 'out.pth').exists()
+        )
 
 
 @METRICS.register_module()
@@ -610,6 +627,31 @@ def test_a_delta_stays_as_long_as_its_checkpoint_whatever_that_is_called(templat
         assert {p.name for p in (tmp_path / 'w').glob('*.delta.safetensors')} == {
             f'{named.format(epoch)}.delta.safetensors' for epoch in (epochs - 1, epochs)
         }
+
+
+def test_the_card_of_a_live_networks_delta_has_code_that_runs(tmp_path):
+    source = timm_vit(2)
+    model = scale(copy.deepcopy(source), times=2)
+    with torch.no_grad():
+        for p in (p for n, p in model.named_parameters() if 'adapter' in n):
+            p.add_(0.01)
+    delta_of(model, source, tmp_path / 'mine' / 'base.pth').save(tmp_path / 'd.safetensors')
+    push_delta(tmp_path / 'd.safetensors', tmp_path / 'pushed')
+    card = (tmp_path / 'pushed' / 'README.md').read_text()
+    assert str(tmp_path) not in card and 'base.pth' in card
+    here = dict(network=copy.deepcopy(source))
+    exec(card.split('```python\n')[1].split('```')[0].replace("'.'", repr(str(tmp_path / 'pushed'))), here)
+    assert same(here['network'].state_dict(), model.state_dict())
+
+
+def test_the_config_of_a_hugging_face_model_is_pushed_as_json(toy, tmp_path):
+    *_, delta = toy
+    told = dataclasses.replace(read_delta(delta), config='{"scalenet": {"start": true}}')
+    told.save(tmp_path / 'd.safetensors')
+    push_delta(tmp_path / 'd.safetensors', tmp_path / 'pushed')
+    assert json.loads((tmp_path / 'pushed' / 'config.json').read_text()) == {'scalenet': {'start': True}}
+    card = (tmp_path / 'pushed' / 'README.md').read_text()
+    assert 'scale_by_delta(network' in card and 'Training settings: `config.json`' in card
 
 
 def test_a_delta_names_a_base_on_the_hub_in_its_card(toy, tmp_path):

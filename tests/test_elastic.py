@@ -190,7 +190,7 @@ def test_at_the_source_depth_untouched_adapters_give_the_source_bit_for_bit(pair
     active = set_depth(scaled, low)
     assert sum(map(len, active.values())) == low
     assert same(outputs(scaled, x), outputs(source, x))
-    assert active_instances(scaled) == active
+    assert active_instances(scaled) == active == set_depth(scaled, np.int64(low))
 
 
 def test_back_at_full_depth_nothing_has_changed_twice(pair):

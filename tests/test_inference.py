@@ -171,6 +171,8 @@ def test_classes_are_those_of_the_file_then_of_the_config(tmp_path):
     assert load_model(cfg, plain, device='cpu').dataset_meta['classes'] == [str(i) for i in range(19)]
     cfg.test_dataloader.dataset.classes = list('abcdefghijklmnopqrs')
     assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][18] == 's'
+    cfg.test_dataloader.dataset.classes = ['a', 'b']  # the head has more
+    assert load_model(cfg, plain, device='cpu').dataset_meta['classes'] == ['a', 'b', *map(str, range(2, 19))]
     cfg.test_dataloader.dataset.classes = str(tmp_path / 'names.txt')
     (tmp_path / 'names.txt').write_text(''.join(f'name {i}\n' for i in range(19)))
     assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][18] == 'name 18'
@@ -178,6 +180,16 @@ def test_classes_are_those_of_the_file_then_of_the_config(tmp_path):
     cfg.model.head.num_classes = 1000
     thousand = checkpoint(cfg, tmp_path / 't.pth')
     assert load_model(cfg, thousand, device='cpu').dataset_meta['classes'][1] == 'goldfish, Carassius auratus'
+
+
+def test_a_test_of_several_sets_or_none_prepares_images_as_its_sets_do(files):
+    cfg = Config.fromfile(CONFIGS['det'])
+    plain = load_model(cfg, files['det'], device='cpu')
+    inner = cfg.test_dataloader.dataset
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner, inner])
+    assert load_model(cfg, files['det'], device='cpu').cfg.test_pipeline == plain.cfg.test_pipeline
+    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
+    assert load_model(cfg, files['det'], device='cpu').cfg.test_pipeline == plain.cfg.test_pipeline
 
 
 def test_images_are_files_folders_and_patterns(tmp_path):

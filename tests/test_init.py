@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from conftest import perturb, scalenet
 from mmengine.config import Config
@@ -224,6 +225,15 @@ def test_of_a_plain_transformer_the_outputs_are_those_of_its_layers_last_use(tmp
     last = adopt(*files, tmp_path / 'stacked.py', scale(layers=[2, 3], order='stack'))
     assert last.config.model.backbone.out_indices == [0, 1, 4, 5], 'of 0 1 2 3 2* 3*'
     adopt(*files, tmp_path / 'same.py', scale(start='function'))
+
+
+def test_the_start_at_the_function_is_proved_of_frozen_stages_and_of_other_dialects(classifier, tmp_path):
+    config = changed(classifier, tmp_path, 'model = dict(backbone=dict(frozen_stages=1))')
+    adopt(config, classifier[1], tmp_path / 'a.py', scale(start='function'))
+    options = dict(embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, img_size=64, num_classes=7)
+    theirs = timm.create_model('vit_tiny_patch16_224', **options)
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    adopt(classifier[0], tmp_path / 'timm.pth', tmp_path / 'b.py', scale(start='function'))
 
 
 def test_what_is_asked_for_is_written_and_the_rest_is_the_paper_s(classifier, tmp_path):
@@ -536,6 +546,16 @@ def test_the_command_tells_layers_roles_proofs_and_what_comes_next(mask_rcnn, tm
 def test_a_config_without_data_is_not_tried_out(capsys):
     command.try_out(SimpleNamespace(config=Config(dict(model=dict(type='ImageClassifier')))))
     assert 'No dry run: the config has no train_dataloader.' in capsys.readouterr().out
+
+
+def test_what_ends_a_trial_run_is_told_and_leaves_what_was_written(monkeypatch, capsys):
+    def fails(cfg):
+        raise AssertionError('no GPU\nand more')
+
+    for name in ('preflight', 'dry_run'):
+        monkeypatch.setattr(command, name, fails if name == 'dry_run' else lambda cfg: None)
+    command.try_out(SimpleNamespace(config=Config(dict(train_dataloader=dict(batch_size=1)))))
+    assert capsys.readouterr().out == '\nNo dry run: it ended with AssertionError: no GPU\n'
 
 
 def test_json_says_the_same_to_programs(classifier, tmp_path):

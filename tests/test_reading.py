@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from yacs.config import CfgNode
 
 from scalenet_mm.checkpoint import CheckpointError, compare, read_checkpoint, register_schemes, require, unwrap
 from scalenet_mm.checkpoint.strict import require_values
+from scalenet_mm.checkpoint.trusted import write_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -163,6 +165,57 @@ def test_hf_addresses_go_through_huggingface_hub(weights, served, tmp_path):
     assert '/owner/repo/resolve/v1/sub/model.safetensors' in Handler.asked
 
 
+@pytest.mark.parametrize('answer', [b'no HTTP\r\n', b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc'])
+def test_a_server_that_does_not_keep_to_http_is_told_in_a_sentence(answer, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+
+    def serve():
+        for _ in range(2):
+            connection, _ = server.accept()
+            connection.recv(4096)
+            connection.sendall(answer)
+            connection.close()
+
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(CheckpointError, match=r'x\.pth could not be downloaded'):
+            read_checkpoint(f'http://127.0.0.1:{server.getsockname()[1]}/x.pth')
+
+
+def test_an_address_that_is_none_is_told_in_a_sentence():
+    with pytest.raises(CheckpointError, match=r'a b\.pth could not be downloaded \(URL'):
+        read_checkpoint('http://localhost:1/a b.pth')
+
+
+def test_weights_on_a_store_that_is_not_there_are_told_so():
+    for address in ('s3://bucket/x.safetensors', 's3://bucket/x.pth', 'torchvision://nope'):
+        with pytest.raises(CheckpointError, match='it could not be fetched, or is no checkpoint') as told:
+            read_checkpoint(address)
+        assert 'RecursionError' not in str(told.value)
+
+
+def test_safetensors_on_a_store_of_mmengines_are_read(weights, tmp_path):
+    from mmengine.fileio import LocalBackend, register_backend
+    from mmengine.runner import CheckpointLoader
+
+    @register_backend('mine', prefixes='mine', force=True)
+    class Mine(LocalBackend):
+        def _path(self, filepath):
+            return str(filepath).removeprefix('mine://')
+
+        def get_local_path(self, filepath):
+            return super().get_local_path(self._path(filepath))
+
+    CheckpointLoader.register_scheme('mine://', lambda name, map_location=None: torch.load(name), force=True)
+    save_file(weights, tmp_path / 'x.safetensors')
+    try:
+        assert same(
+            OrderedDict(sorted(read_checkpoint(f'mine://{tmp_path}/x.safetensors')['state_dict'].items())), weights
+        )
+    finally:
+        del CheckpointLoader._schemes['mine://']
+
+
 def test_a_malformed_hf_address_shows_the_form():
     with pytest.raises(CheckpointError, match=r'not of the form hf://owner/repo/path'):
         read_checkpoint('hf://owner/model.pth')
@@ -179,8 +232,11 @@ def test_without_huggingface_hub_the_remedy_is_named(tmp_path):
 
 
 def test_an_unknown_scheme_is_refused_with_the_known_ones():
-    with pytest.raises(CheckpointError, match=r'ftp://x/y\.pth: unknown scheme.*open-mmlab://'):
+    with pytest.raises(CheckpointError, match=r'ftp://x/y\.pth: unknown scheme.*open-mmlab://') as told:
         read_checkpoint('ftp://x/y.pth')
+    assert 'safetensors' not in str(told.value)  # a pattern of ours is no scheme
+    with pytest.raises(CheckpointError, match='unknown scheme'):
+        read_checkpoint('ftp://x/y.safetensors')
 
 
 def test_other_schemes_of_mmengine_are_held_to_weights_only(weights, tmp_path, monkeypatch):
@@ -314,6 +370,7 @@ def test_what_others_allowed_stays_allowed(tmp_path):
         before = set(torch.serialization.get_safe_globals())
         read_checkpoint(tmp_path / 'x.pth')
         assert set(torch.serialization.get_safe_globals()) == before
+    torch.serialization.add_safe_globals([register])  # scalenet_mm's own, which torch has taken away just now
 
 
 def test_a_whole_pickled_model_is_refused(tmp_path):
@@ -472,6 +529,29 @@ def test_averaged_weights_are_taken_only_when_asked_for(weights):
         checkpoint = {averaged: average, plain: weights}
         assert same(unwrap(checkpoint), weights)
         assert same(unwrap(checkpoint, prefer_ema=True), average)
+
+
+def test_torchs_own_averages_are_read(weights):
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(3, 2)).state_dict()
+    assert list(unwrap(averaged)) == ['weight', 'bias'] == list(unwrap({'state_dict': averaged}))
+
+
+def test_entries_that_have_numbers_for_names_are_no_weights(weights):
+    with pytest.raises(CheckpointError, match='holds no tensors'):
+        unwrap({0: torch.zeros(1)})
+    assert same(unwrap({**weights, 0: torch.zeros(1)}), weights)
+
+
+def test_weights_are_taken_from_their_place_beside_other_modules(tmp_path):
+    net, loss = torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(weight=torch.ones(2))
+    meta = dict(dataset_meta=dict(classes=('a', 'b')), path=Path('x'))
+    stored = {'a': {'state_dict': net.state_dict(), 'criterion': loss, 'meta': meta}, 'b': {'model': net, 'loss': loss}}
+    for name, content in stored.items():
+        torch.save(content, tmp_path / f'{name}.pth')
+        write_weights(tmp_path / f'{name}.pth', tmp_path / f'{name}.weights.pth')
+        read = read_checkpoint(tmp_path / f'{name}.weights.pth')
+        assert same(unwrap(read), net.state_dict())
+    assert read_checkpoint(tmp_path / 'a.weights.pth')['meta'] == dict(dataset_meta=dict(classes=['a', 'b']))
 
 
 def test_a_steps_entry_of_a_model_that_is_no_average_stays():

@@ -275,7 +275,7 @@ def test_a_run_is_done_only_for_the_config_and_the_checkpoint_that_it_had(digits
 
 def test_paths_with_spaces_and_commas_reach_a_config_as_they_were_typed():
     words = ['a=/my data/x, y.pth', 'b="/my data/x, y.pth"', "c='3'", 'd=/my data/x.pth', 'e=3', 'f=None', 'g=[1, 2]']
-    found = parse_options([*words, 'h="[a,b]"', 'i=1,2', 'j=a b=c', 'k='])
+    found = parse_options([*words, 'h="[a,b]"', 'i=1,2', 'j=a b=c', 'k=', 'l=["a b", "c,d"]', 'm=[(1, "a b")]'])
     assert found == dict(
         a=['/mydata/x', 'y.pth'],  # mmengine's lists need no brackets
         b='/my data/x, y.pth',
@@ -288,6 +288,8 @@ def test_paths_with_spaces_and_commas_reach_a_config_as_they_were_typed():
         i=[1, 2],
         j='a b=c',
         k='',
+        l=['a b', 'c,d'],
+        m=[(1, 'a b')],
     )
     for path in ('/data/x.pth', '/my data/x.pth', '/a, b/x.pth', '/my data (1)/x.pth', '/a, [b]/x.pth'):
         assert parse_options([setting('load_from', path)]) == {'load_from': path}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,16 @@ def test_a_samples_randomness_depends_on_its_place_only():
     sampler.set_epoch(1)
     assert {d for _, d in (dataset[i] for i in sampler)}.isdisjoint(d for _, d in whole)
     assert dataset.metainfo == 'kept' and len(dataset) == len(sampler) == 6
+
+
+def test_samples_that_were_seen_are_skipped_without_being_read():
+    def made() -> SeededSampler:
+        return SeededSampler(Draws(), dict(type='InfiniteSampler', shuffle=True), seed=3)
+
+    whole, later = list(islice(made(), 20)), made()
+    later.skip(13)
+    assert [(i, i.key) for i in islice(later, 7)] == [(i, i.key) for i in whole[13:]]
+    assert not hasattr(SeededSampler(Draws(), dict(type='DefaultSampler'), seed=3), 'skip')
 
 
 def test_a_sample_is_seeded_as_an_iteration_without_a_visit_to_every_device(monkeypatch):

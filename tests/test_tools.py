@@ -75,6 +75,16 @@ def test_train_then_test_gives_the_same_accuracy(digits, tmp_path):
         ('train.py', ['configs/nothing.py'], 'scalenet_swin_t_100e.py'),
         ('train.py', ['configs/demo/deit_digits.py', '--amp'], 'needs a GPU'),
         ('train.py', ['configs/demo/deit_digits.py', '--auto-scale-lr'], 'base_batch_size'),
+        (
+            'train.py',
+            ['configs/demo/deit_digits.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
+            'base_batch_size',
+        ),
+        (
+            'train.py',
+            ['configs/demo/deit_digits.py', '--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'],
+            "type='AmpOptimWrapper' needs a GPU",
+        ),
         ('test.py', ['configs/demo/deit_digits.py', 'nothing.pth'], 'no checkpoint nothing.pth'),
         (
             'train.py',

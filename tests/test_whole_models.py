@@ -185,8 +185,8 @@ def test_a_label_map_of_sides_that_were_made_multiples_is_the_whole_picture(scen
 
 def test_a_normalisation_in_the_pipeline_is_not_lost_in_a_graph_that_prepares():
     cfg = source('det').cfg
-    cfg.test_pipeline.insert(1, dict(type='mmdet.Normalize', mean=[1.0] * 3, std=[2.0] * 3, to_rgb=False))
-    with pytest.raises(ValueError, match="'Normalize'.*give mean and std there"):
+    cfg.test_pipeline.insert(1, dict(type='Normalize', mean=[1.0] * 3, std=[2.0] * 3, to_rgb=False))
+    with pytest.raises(ValueError, match='changes the values of pixels .*say mean and std in data_preprocessor'):
         Preparation.of(cfg)
 
 
@@ -303,10 +303,74 @@ def test_preparation_is_the_librarys(blue_first, mean):
     from mmdet.models.data_preprocessors import DetDataPreprocessor
 
     said = dict(mean=mean, std=mean and (4.0, 5.0, 6.0)[: len(mean)], bgr_to_rgb=not blue_first)
-    cfg = Config(dict(model=dict(data_preprocessor=said), test_pipeline=[dict(type='LoadImageFromFile')]))
+    steps = [dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]
+    cfg = Config(dict(default_scope='mmdet', model=dict(data_preprocessor=said), test_pipeline=steps))
     blue = torch.randint(256, (3, 7, 5), dtype=torch.uint8)
     theirs = DetDataPreprocessor(**said)(dict(inputs=[blue], data_samples=None))['inputs']
     assert torch.equal(Preparation.of(cfg)(blue.flip(0).permute(1, 2, 0)[None]), theirs.float())
+
+
+def classifier(*steps: dict, **preprocessor) -> nn.Module:
+    """The quickstart's classifier, behind another test pipeline."""
+    cfg = read_config(CONFIGS / f'{NAMES["cls"]}.py')
+    cfg.test_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile'), *steps, dict(type='PackInputs')]
+    cfg.model.data_preprocessor.update(preprocessor)
+    return load_model(cfg, SOURCES / f'{NAMES["cls"]}.safetensors', device='cpu')
+
+
+def coloured(file: Path, *sides: int) -> Path:
+    pixels = np.random.default_rng(1).integers(0, 255, (*sides, 3), np.uint8)
+    cv2.imwrite(str(file), pixels // np.uint8([4, 1, 2]))
+    return file
+
+
+TO_PIL, FROM_PIL = dict(type='NumpyToPIL', to_rgb=True), dict(type='PILToNumpy')
+
+
+@pytest.mark.parametrize('turned', [False, True])
+def test_channels_that_a_pipeline_turns_round_are_in_the_graph_as_it_gives_them(turned, tmp_path):
+    steps = (TO_PIL, FROM_PIL) if turned else ()
+    model, image = classifier(*steps, to_rgb=not turned), coloured(tmp_path / 'a.png', 32, 32)
+    export_model(model, tmp_path / 'm.onnx', (32, 32), preparation=Preparation.of(model.cfg), metadata=about(model))
+    pixels = torch.from_numpy(cv2.imread(str(image))[None, ..., ::-1].copy())
+    expected = predict(model, image).pred_score
+    torch.testing.assert_close(torch.from_numpy(run(tmp_path / 'm.onnx', pixels))[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(predict(OnnxModel(tmp_path / 'm.onnx'), image).pred_score, expected, atol=1e-4, rtol=0)
+    blue_first = run(tmp_path / 'm.onnx', pixels.flip(-1))[0]
+    assert np.abs(blue_first - expected.numpy()).max() > 1e-3, 'the order does not matter to this network'
+
+
+def test_a_step_that_makes_shares_of_pixels_is_refused_before_any_work():
+    model = classifier(TO_PIL, dict(type='torchvision/ToTensor'))
+    with pytest.raises(ValueError, match=r'changes the values of pixels \(\(200, 100, 50\) comes out as \(0.78'):
+        Preparation.of(model.cfg)
+
+
+def test_what_a_step_of_torchvision_resizes_is_taken_whole(tmp_path):
+    resized = dict(type='torchvision/Resize', size=(32, 32))
+    model, image = (
+        classifier(TO_PIL, resized, dict(type='PILToNumpy', to_bgr=True)),
+        coloured(tmp_path / 'a.png', 24, 16),
+    )
+    assert prepared(model, image).shape == (1, 3, 32, 32)
+    export_model(model, tmp_path / 'm.onnx', (32, 32), metadata=about(model))
+    theirs, ours = (predict(m, image).pred_score for m in (model, OnnxModel(tmp_path / 'm.onnx')))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_a_file_that_is_none_of_onnx_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match='There is no file .*m.onnx'):
+        OnnxModel(tmp_path / 'm.onnx')
+    (tmp_path / 'm.onnx').write_text('no graph')
+    with pytest.raises(ValueError, match='m.onnx cannot be run: it is damaged, or none of ONNX'):
+        OnnxModel(tmp_path / 'm.onnx')
+
+
+def test_a_classifier_that_was_distilled_is_exported_with_its_own_config(tmp_path):
+    cfg = read_config(CONFIGS / f'{SCALED["cls"]}.py')
+    cfg.model.update(type='DistilledClassifier', distill=dict(checkpoint='nowhere.pth'))
+    model = perturb(build_model(cfg)).eval()
+    assert export_model(model, tmp_path / 'm.onnx', (32, 32)).difference < 1e-4
 
 
 @pytest.mark.slow
@@ -560,6 +624,22 @@ def test_a_part_that_is_not_covered_is_named(change, told):
         network_of(build_model(cfg))
 
 
+def test_a_detector_that_predicts_more_than_objects_is_named():
+    cfg = read_config(CONFIGS / f'{NAMES["det"]}.py')
+    classes, width = dict(num_things_classes=10, num_stuff_classes=3), cfg.model.neck.out_channels
+    loss, norm = dict(type='CrossEntropyLoss', ignore_index=255), dict(type='GN', num_groups=4)
+    cfg.model.test_cfg.panoptic = {}
+    cfg.model |= dict(
+        type='PanopticFPN',
+        semantic_head=dict(
+            type='PanopticFPNHead', in_channels=width, inner_channels=16, norm_cfg=norm, loss_seg=loss, **classes
+        ),
+        panoptic_fusion_head=dict(type='HeuristicFusionHead', **classes),
+    )
+    with pytest.raises(ValueError, match='model is a PanopticFPN, which is not covered'):
+        network_of(build_model(cfg))
+
+
 def test_models_and_modes_that_are_not_covered_are_named(tmp_path):
     with pytest.raises(ValueError, match='model is a Linear, which is not covered by the export; covered are Image'):
         network_of(nn.Linear(1, 1))
@@ -568,6 +648,13 @@ def test_models_and_modes_that_are_not_covered_are_named(tmp_path):
     cfg.default_scope = 'mmseg'
     with pytest.raises(ValueError, match="test_cfg.mode is 'slide'"):
         network_of(build_model(cfg))
+    cfg.model.test_cfg = None
+    assert network_of(build_model(cfg)).task == 'segmentation'
+    cfg = read_config(CONFIGS / f'{NAMES["det"]}.py')
+    cfg.model.test_cfg.rcnn.nms = None
+    with pytest.raises(ValueError, match='rcnn.nms is None; the export covers'):
+        network_of(build_model(cfg))
+
     file = tmp_path / 'foreign.onnx'
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node('Identity', ['image'], ['level_0'])],

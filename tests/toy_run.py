@@ -27,8 +27,8 @@ SOURCE = dict(type='mmpretrain.VisionTransformer', **BACKBONE)
 class ToyClassifier(BaseModel):
     """Backbone, BatchNorm, classifier; inputs (B, 3, 16, 16), labels (B,)."""
 
-    def __init__(self, backbone: dict):
-        super().__init__()
+    def __init__(self, backbone: dict, init_cfg: dict | None = None):
+        super().__init__(init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         self.bn = nn.BatchNorm1d(16)
         self.fc = nn.Linear(16, 3)

@@ -82,7 +82,9 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         fits = embed.ndim == 3 and embed.shape[2] == self.embed_dims
         patches = (embed.shape[1], embed.shape[1] - 1) if fits else ()  # without and with a class token
         same = fits and embed.shape[1] - self.pos_embed.shape[1] in (0, 1)  # no resizing: any grid, not only squares
-        if not same and not any(math.isqrt(n) ** 2 == n for n in patches):
+        if not same and self.cls_token is None and patches and math.isqrt(patches[1]) ** 2 == patches[1]:
+            entries['pos_embed'] = embed[:, 1:]  # without the class token's, the host resizes it
+        elif not same and not any(math.isqrt(n) ** 2 == n for n in patches):
             raise CheckpointError(
                 f'pos_embed {tuple(embed.shape)} is no square of patches with {self.embed_dims} channels beside a '
                 f'class token; this model has {tuple(self.pos_embed.shape)}. Is the file of this architecture?'

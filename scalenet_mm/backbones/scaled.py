@@ -49,8 +49,7 @@ class ScaledBackbone(StrictBackbone):
         if frozen_stages != -1:
             raise ValueError(
                 f'frozen_stages={frozen_stages} would freeze the norms and adapters of the scaled network as well; '
-                'leave it out and choose what is trained with '
-                "optim_wrapper=dict(constructor='ScaleNetOptimWrapperConstructor', ...)."
+                "leave it out and choose what is trained with the config's policy = dict(train=...)."
             )
         if not isinstance(scale, (dict, type(None))):
             raise ValueError(f'scale must be a dict or None, got {scale!r}.')

@@ -218,7 +218,7 @@ def _config(given: Any, text: str | None, where: str | Path) -> Config:
     if 'model' not in cfg:
         raise CheckpointError(
             f'{where} is of a network that scalenet_mm.scale made in Python, and holds no config of a model; put it on '
-            'its source with scalenet_mm.scale_by_delta(network, delta).'
+            'its source with scalenet_mm.checkpoint.live_delta.scale_by_delta(network, delta).'
         )
     return cfg
 

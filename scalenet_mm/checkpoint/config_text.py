@@ -10,6 +10,11 @@ from mmengine.config import Config
 from .strict import CheckpointError
 
 
+def is_json(text: str) -> bool:
+    """Whether a config is Hugging Face's."""
+    return text.lstrip().startswith('{')
+
+
 def parse_config(text: str, where: str) -> Config:
     """The config that mmengine's ``pretty_text`` wrote: assignments of literals and ``dict(...)``, nothing else.
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import unquote, urlparse
@@ -41,14 +42,14 @@ def fetch_url(url: str) -> Path:
     target = (folder if digest else folder / hashlib.sha256(url.encode()).hexdigest()[:16]) / name
     with _first_process_first():
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 size = None if digest else _announced(url)
                 torch.hub.download_url_to_file(url, str(target), digest[1] if digest else None)
                 if size not in (None, found := target.stat().st_size):
                     target.unlink()
                     raise OSError(f'the connection ended after {found:,} of {size:,} bytes')
-            except (URLError, OSError, RuntimeError) as error:
+            except (URLError, HTTPException, OSError, RuntimeError) as error:
                 raise CheckpointError(
                     f'{url} could not be downloaded ({error}). Download it in another way, and '
                     'give the path of the file instead of its address'

@@ -16,8 +16,8 @@ from ..core.roles import Role, roles
 from ..core.spread import expand
 from ..core.tying import TiedLayers
 from ..ops import scale
-from .assemble import make_delta
-from .config_text import parse_config
+from .assemble import base_name, make_delta
+from .config_text import is_json, parse_config
 from .delta_file import Delta, apply_delta, check, read_delta
 from .digests import digests
 from .strict import CheckpointError, naming
@@ -59,7 +59,7 @@ def delta_of(model: nn.Module, source: nn.Module | Mapping[str, Tensor], base: s
     theirs = digests(known)
     mine = digests(state)
     changed = [name for name in mine if name in own or mine[name] != theirs.get(name)]
-    return make_delta(state, changed, model, str(base), f'scale_spec = {spec!r}\n', found=mine)
+    return make_delta(state, changed, model, base_name(base), f'scale_spec = {spec!r}\n', found=mine)
 
 
 def scale_by_delta(model: nn.Module, delta: Delta | str | Path, facts: HostFacts | None = None) -> Delta:
@@ -77,7 +77,7 @@ def scale_by_delta(model: nn.Module, delta: Delta | str | Path, facts: HostFacts
     if not isinstance(delta, Delta):
         with naming(delta):
             return scale_by_delta(model, read_delta(delta), facts)
-    if delta.config.lstrip().startswith('{'):  # the config that a Hugging Face model wrote
+    if is_json(delta.config):  # the config that a Hugging Face model wrote
         spec = json.loads(delta.config).get('scalenet')
     else:
         spec = parse_config(delta.config, 'the delta').to_dict().get('scale_spec')

@@ -7,16 +7,17 @@ import tempfile
 from pathlib import Path
 
 from ..tables import markdown_table
+from .config_text import is_json
 from .delta_file import PUSHED, Delta, read_delta
 from .strict import CheckpointError
 
-CONFIG, CARD = 'config.py', 'README.md'
+CONFIGS, CARD = ('config.py', 'config.json'), 'README.md'
 
 
 def push_delta(
     delta: str | Path, dest: str | Path, license: str = 'apache-2.0', base_model: str | None = None, force: bool = False
 ) -> list[str]:
-    """Writes the delta, ``config.py`` and a model card.
+    """Writes the delta, its config (``config.py``, of Hugging Face's models ``config.json``) and a model card.
 
     Args:
         delta: what ``read_delta`` takes.
@@ -58,13 +59,33 @@ def push_delta(
 
 
 def _write(delta: Delta, folder: Path, address: str, license: str, base_model: str | None, force: bool) -> list[str]:
-    there = [name for name in (PUSHED, CONFIG, CARD) if (folder / name).exists()]
+    there = [name for name in (PUSHED, *CONFIGS, CARD) if (folder / name).exists()]
     if there and not force:
         raise FileExistsError(f'{folder} holds {", ".join(there)} already; add --force to replace them.')
     delta.save(folder / PUSHED)
-    (folder / CONFIG).write_text(delta.config)
+    config = _config_name(delta)
+    (folder / config).write_text(delta.config)
     (folder / CARD).write_text(card(delta, address, license, base_model))
-    return [str(folder / name) for name in (PUSHED, CONFIG, CARD)]
+    return [str(folder / name) for name in (PUSHED, config, CARD)]
+
+
+def _config_name(delta: Delta) -> str:
+    return CONFIGS[is_json(delta.config)]
+
+
+def _usage(delta: Delta, here: str) -> str:
+    """The code that puts a delta on its base."""
+    if is_json(delta.config) or delta.config.startswith('scale_spec'):  # of a live network
+        return (
+            'from scalenet_mm.checkpoint.live_delta import scale_by_delta\n\n'
+            f'# network: the one that was scaled, with the weights of {delta.base}, unscaled\n'
+            f'scale_by_delta(network, {here!r})   # in place: scaled, then base + delta, checked'
+        )
+    named = '' if '://' in delta.base else f', {delta.base!r}'
+    return (
+        'from scalenet_mm.checkpoint.assemble import assemble\n\n'
+        f'model = assemble({here!r}{named})   # base + delta, checked, in eval mode'
+    )
 
 
 def card(delta: Delta, address: str, license: str, base_model: str | None = None) -> str:
@@ -82,8 +103,7 @@ def card(delta: Delta, address: str, license: str, base_model: str | None = None
     front = dict(license=license, library_name='scalenet_mm', tags=['scalenet', 'openmmlab'])
     if base_model:
         front['base_model'] = base_model
-    here = address if '://' in address else '.'
-    named = '' if '://' in delta.base else f', {delta.base!r}'
+    usage = _usage(delta, address if '://' in address else '.')
     maps = {k: v for k, v in delta.layer_maps.items() if len(set(v)) < len(v)}
     sizes = [(role, f'{n:,}', f'{nbytes:,}') for role, (n, nbytes) in delta.roles.items()]
     sections = [
@@ -91,9 +111,7 @@ def card(delta: Delta, address: str, license: str, base_model: str | None = None
         'What training changed of a network deepened by shared layers ([ScaleNet](https://arxiv.org/abs/2510.18431)), '
         f'{delta.nbytes:,} bytes. The tensors it stands on are those of `{delta.base}` '
         f'(sha256 `{delta.fingerprint}`); on any other it is refused.',
-        '```python\n'
-        'from scalenet_mm.checkpoint.assemble import assemble\n\n'
-        f'model = assemble({here!r}{named})   # base + delta, checked, in eval mode\n```',
+        f'```python\n{usage}\n```',
         markdown_table(('role', 'tensors', 'bytes'), sizes, 'lll'),
         'Source layer of each layer of the deepened stages:\n\n'
         + markdown_table(('layers', 'sources'), [(name, ', '.join(map(str, s))) for name, s in maps.items()], 'll'),
@@ -103,7 +121,8 @@ def card(delta: Delta, address: str, license: str, base_model: str | None = None
         if delta.metrics
         else 'Metrics of these weights were not recorded.',
         markdown_table(('adjustment', 'number'), [(k, str(n)) for k, n in delta.adapters.items()], 'll'),
-        f'Trained to {_pairs(delta.position)}; written with {_pairs(delta.versions)}. Training settings: `{CONFIG}`.',
+        f'Trained to {_pairs(delta.position)}; written with {_pairs(delta.versions)}. Training settings: '
+        f'`{_config_name(delta)}`.',
     ]
     return '\n\n'.join(sections) + '\n'
 

@@ -27,6 +27,8 @@ PLAIN = ('state_dict', 'model', 'model_state_dict')
 AVERAGED = ('state_dict_ema', 'model_ema')  # timm, official DeiT
 LAST = ('ema_state_dict', 'module')
 SHA256 = re.compile('[0-9a-f]{64}')
+PLACES = (*PLAIN, *AVERAGED, *LAST)
+COUNTERS = ('steps', 'n_averaged')  # mmengine's and torch's averaged models
 WRAPPERS = ('module.', '_orig_mod.')  # DataParallel and averaged models; torch.compile
 
 
@@ -35,11 +37,12 @@ def read_checkpoint(source: str | Path, map_location: str | torch.device | None 
 
     Args:
         source: A local path, `file://`, `http(s)://`, `hf://owner/repo/path/in/repo[@revision]`, or
-            any other scheme that mmengine knows (`open-mmlab://`, `torchvision://`, ...).
+            any other scheme that mmengine knows (`open-mmlab://`, `torchvision://`, `s3://`, ...).
         map_location: As `torch.load`.
 
     Returns:
-        The content of the file. A `.safetensors` file gives `{'state_dict': ..., 'metadata': ...}`.
+        The content of the file. A `.safetensors` file gives `{'state_dict': ..., 'metadata': ...}`, with `meta` where
+        it says what it knows of its data.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -72,10 +75,10 @@ def unwrap(checkpoint: Mapping[str, Any], prefer_ema: bool = False) -> OrderedDi
     Raises:
         CheckpointError: If the checkpoint holds no tensors.
     """
-    order = (*AVERAGED, *PLAIN, *LAST) if prefer_ema else (*PLAIN, *AVERAGED, *LAST)
+    order = (*AVERAGED, *PLAIN, *LAST) if prefer_ema else PLACES
     found = next((checkpoint[k] for k in order if isinstance(checkpoint.get(k), Mapping)), None)
     content = checkpoint if found is None else found
-    state = with_metadata(((k, v) for k, v in content.items() if isinstance(v, Tensor)), content)
+    state = with_metadata(((k, v) for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)), content)
     if not state:
         raise CheckpointError(
             f'the checkpoint holds no tensors: its keys are {_some(content)}, and weights are '
@@ -160,18 +163,25 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
         raise CheckpointError(f'{path} is damaged: its tensors are not those that were written; fetch it again.')
     # what `.pth` keeps in the state dict's `_metadata`, written by our converter
     state._metadata = OrderedDict(json.loads(header.pop('_metadata', '{}')))
-    return {'state_dict': state, 'metadata': header}
+    said = {'meta': {'dataset_meta': json.loads(header['dataset_meta'])}} if 'dataset_meta' in header else {}
+    return {'state_dict': state, 'metadata': header, **said}
 
 
 def _read_with_mmengine(address: str, map_location: Any) -> dict[str, Any]:
     from mmengine.runner import CheckpointLoader
 
-    loader = CheckpointLoader._get_checkpoint_loader(address)
-    if loader is CheckpointLoader._schemes['']:
-        known = ', '.join(sorted({'file://', 'hf://', *CheckpointLoader._schemes} - {''}))
+    schemes = {s for s in CheckpointLoader._schemes if s.endswith('://')}  # else a pattern, ours for a suffix
+    if not any(re.match(scheme, address) for scheme in schemes):
+        known = ', '.join(sorted({'file://', 'hf://', *schemes}))
         raise CheckpointError(f'{address}: unknown scheme; known are paths and {known}')
-    with _explained(address, address), safe_globals(), _weights_only():
-        return CheckpointLoader.load_checkpoint(address, map_location)
+    with _explained(address, address, 'it could not be fetched, or is no checkpoint'):
+        if urlparse(address).path.endswith('.safetensors'):
+            from mmengine.fileio import get_local_path
+
+            with get_local_path(address) as file:
+                return _read_file(Path(file), map_location)
+        with safe_globals(), _weights_only():
+            return CheckpointLoader.load_checkpoint(address, map_location)
 
 
 @contextmanager
@@ -208,11 +218,13 @@ def _weights_only() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(name: str, described: str) -> Iterator[None]:
+def _explained(
+    name: str, described: str, likely: str = 'it is truncated or of another kind; fetch it again'
+) -> Iterator[None]:
     """Turn what a broken or unsafe file raises into one sentence on what to do."""
     try:
         yield
-    except (CheckpointError, FileNotFoundError):
+    except (CheckpointError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:
         refused = re.search(r'GLOBAL (\S+(?:\(.*?\))?)', str(error))
@@ -227,9 +239,7 @@ def _explained(name: str, described: str) -> Iterator[None]:
                 f'python -c "from scalenet_mm.checkpoint.trusted import write_weights; write_weights({files})"'
             ) from error
         why = f' ({type(error).__name__}: {str(error).splitlines()[0][:200]})' if str(error) else ''
-        raise CheckpointError(
-            f'{described} cannot be read as a checkpoint: it is truncated or of another kind; fetch it again.{why}'
-        ) from error
+        raise CheckpointError(f'{described} cannot be read as a checkpoint: {likely}.{why}') from error
 
 
 def _in_double_quotes(text: str) -> str:
@@ -238,7 +248,7 @@ def _in_double_quotes(text: str) -> str:
 
 
 def _all_under(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
-    keys = [key for key in state_dict if key != 'steps']
+    keys = [key for key in state_dict if key not in COUNTERS]
     return bool(keys) and all(key.startswith(prefix) for key in keys)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .reading import unwrap
+from .reading import PLACES, unwrap
 from .writing import pickled, write_atomically
 
 
@@ -24,11 +24,20 @@ def write_weights(trusted: str | Path, target: str | Path) -> None:
     """
     if Path(target).exists():
         raise FileExistsError(f'{target} is there already; name another file.')
-    content = _without_modules(torch.load(trusted, map_location='cpu', weights_only=False))
+    stored = torch.load(trusted, map_location='cpu', weights_only=False)
+    content = _without_modules(stored)
     if not isinstance(content, Mapping):
         raise TypeError(f'{trusted} holds a {type(content).__name__}: neither a model nor a dict.')
-    write_atomically(target, pickled({'state_dict': unwrap(content)}))
+    write_atomically(target, pickled({'meta': _classes(stored), 'state_dict': unwrap(content)}))
     print(f'written {target}')
+
+
+def _classes(content: Any) -> dict[str, Any]:
+    """Names of the classes, as the libraries keep them in ``meta``."""
+    for key in ('meta', 'dataset_meta'):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    classes = content.get('classes') if isinstance(content, Mapping) else None
+    return {'dataset_meta': {'classes': list(map(str, classes))}} if isinstance(classes, (list, tuple)) else {}
 
 
 def _without_modules(content: Any) -> Any:
@@ -38,6 +47,6 @@ def _without_modules(content: Any) -> Any:
     if not isinstance(content, Mapping):
         return content
     models = [v for v in content.values() if isinstance(v, nn.Module)]
-    if len(models) == 1:
+    if len(models) == 1 and not any(isinstance(content.get(k), (Mapping, nn.Module)) for k in PLACES):
         return models[0].state_dict()
     return {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in content.items()}

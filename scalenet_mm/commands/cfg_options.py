@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from mmengine.config import DictAction
@@ -13,7 +15,8 @@ class CfgOptions(DictAction):
     """The ``action`` of an option that takes ``key=value``.
 
     mmengine's own removes spaces from every value, and makes a list of a path with a comma; here a text is kept as it
-    was typed: what does not begin with a bracket, and has no comma or stands in quotation marks.
+    was typed: what does not begin with a bracket, and has no comma or stands in quotation marks. A list is read as
+    Python writes it (``key="['a b','c']"``), else as mmengine does (``key=[a,b]``).
     """
 
     @staticmethod
@@ -21,6 +24,9 @@ class CfgOptions(DictAction):
         text = val.strip('\'"')
         quoted = text != val
         if text.startswith(('(', '[')) or (',' in text and not quoted):
+            with suppress(ValueError, SyntaxError):
+                if text[0] in '([' and isinstance(read := ast.literal_eval(text), (list, tuple)):
+                    return read
             return DictAction._parse_iterable(val)
         return text if quoted else DictAction._parse_int_float_bool(val)
 

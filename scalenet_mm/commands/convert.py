@@ -56,7 +56,8 @@ def convert(
         state = unwrap(read, prefer_ema=ema)
         dialect = recognise(state).name
         translated = rewrite(state)
-        require_values({k: weight for k in translated if k.startswith('backbone.')}, translated)
+        weights = [k for k, t in translated.items() if k.startswith('backbone.') or t.is_floating_point()]
+        require_values(dict.fromkeys(weights, weight), translated)
     if backbone_only:
         translated = strip_prefix(translated, 'backbone.')
     return dialect, own_storage(translated), dict(dataset) if isinstance(dataset, Mapping) else {}
@@ -81,13 +82,15 @@ def write(
     """Write a file whole or not at all; returns its SHA-256.
 
     Args:
-        dataset: names of the classes and what else the libraries keep of the data, in files of torch.
+        dataset: names of the classes and what else the libraries keep of the data.
     """
     if target.suffix == '.safetensors':
         from safetensors.torch import save
 
         # `_metadata` holds the layer maps of scaled nets; a header takes text only
         header = {**meta, 'contents': fingerprint(digests(state_dict))}
+        if dataset:
+            header['dataset_meta'] = json.dumps(dataset, default=lambda array: array.tolist())
         data = save(state_dict, {**header, '_metadata': json.dumps(state_dict._metadata)})
     else:
         data = pickled({'meta': {**meta, 'dataset_meta': dict(dataset)} if dataset else meta, 'state_dict': state_dict})

@@ -129,4 +129,8 @@ def try_out(adopted: Adopted) -> None:
         print(f'\nNo dry run yet. {end}')
         return
     prepare('none', cfg)
-    dry_run(cfg)
+    try:
+        dry_run(cfg)
+    except Exception as error:  # what is written stays: it was proved without the data
+        said = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
+        print(f'\nNo dry run: it ended with {said}')

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..export.running import OnnxModel
-from ..file_names import file_ending, require_other
+from ..file_names import a_file, file_ending, require_other
 from ..models.inference import SCORE, as_json, as_panel, as_picture, find_images, load_model, predict, read_image
 from ..models.side_by_side import Panel, Row, draw_side_by_side
 from ..progress import Progress
@@ -26,7 +26,7 @@ from .numbers import share
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     p = command_parser(__doc__)
     p.add_argument('words', metavar='IMAGE', nargs='+', help='images, then CONFIG and CKPT unless there is --onnx')
-    p.add_argument('--onnx', metavar='FILE.onnx', type=file_ending('.onnx'), help='a file that `scalenet onnx` wrote')
+    p.add_argument('--onnx', metavar='FILE.onnx', type=a_file, help='a file that `scalenet onnx` wrote')
     p.add_argument('--delta', help='increments, or a folder or hf://owner/repo that holds them')
     p.add_argument('--out', type=file_ending('.png'), default=Path('work_dirs/predict/result.png'), metavar='FILE.png')
     p.add_argument('--json', type=file_ending('.json'), metavar='FILE', help='by default beside the picture')

@@ -17,7 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PIP = f'{shlex.quote(sys.executable)} -m pip'
-SETUP = f'bash {shlex.quote(str(Path(__file__).resolve().parents[2] / "tools" / "setup_env.sh"))}'
+PACKAGE = Path(__file__).resolve().parents[1]
+TOOLS = next((p for p in (PACKAGE.parent / 'tools', PACKAGE / '.mim' / 'tools') if p.is_dir()), Path('tools'))
+SETUP = f'bash {shlex.quote(str(TOOLS / "setup_env.sh"))}'
 SETUP_HERE = f'{SETUP} --env {shlex.quote(sys.prefix)}'
 
 # Import name -> distributions that provide it: the maintained family's, then upstream's.
@@ -93,7 +95,11 @@ SOURCE = '#include <filesystem>\n#include <Python.h>\nstatic_assert(__cplusplus 
 
 def compiler_fault() -> str:
     """Compiles three lines; what to do where there is no C++17 compiler or no header of this Python, else ''."""
-    compiler, include = shlex.split(os.environ.get('CXX', 'c++')), sysconfig.get_path('include')
+    try:
+        compiler = shlex.split(os.environ.get('CXX') or 'c++')
+    except ValueError as error:
+        return f'Mend the variable CXX ({error}), or unset it'
+    include = sysconfig.get_path('include')
     command = [*compiler, '-std=c++17', '-fsyntax-only', f'-I{include}', '-x', 'c++', '-']
     try:
         done = subprocess.run(command, input=SOURCE, capture_output=True, text=True)

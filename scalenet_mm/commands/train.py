@@ -7,7 +7,9 @@ import os
 from collections.abc import Sequence
 
 import torch
+from mmengine.device import get_device
 
+from ..compat import type_name
 from ..file_names import a_folder
 from ..one_run import one_run
 from ..runner.atomic import make_atomic
@@ -68,8 +70,13 @@ def main(argv: Sequence[str]) -> None:
             p.error('--amp needs a GPU: mixed precision on CPU is not supported by the Runner. Leave it out.')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    elif type_name(cfg.get('optim_wrapper') or {}) == 'AmpOptimWrapper' and get_device() == 'cpu':
+        p.error(
+            "optim_wrapper.type='AmpOptimWrapper' needs a GPU: mixed precision on CPU is not supported by the Runner. "
+            'Take that and loss_scale out of the config.'
+        )
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             p.error('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config.')
         cfg.auto_scale_lr.enable = True
     if args.resume and args.dry_run:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ def instances_at(model: nn.Module, depth: int | Mapping[str, int] | None = None)
 
 
 def _within(depth: object, low: int, high: int) -> bool:
-    return isinstance(depth, int) and not isinstance(depth, bool) and low <= depth <= high
+    return isinstance(depth, Integral) and not isinstance(depth, bool) and low <= int(depth) <= high
 
 
 def _least(layers: TiedLayers) -> tuple[int, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
+from torch import nn
 
 from ..checkpoint.assemble import base_name, make_delta
 from ..checkpoint.delta_file import SUFFIX, apply_delta, beside, read_delta
@@ -41,13 +43,7 @@ class DeltaHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
             return
-        model, given = bare(runner.model), unwrap(checkpoint)
-        hosts = tuple(f'{n}.' if n else '' for n, _ in scaled_hosts(model))  # complete, or refused
-        self._supplied = {
-            name
-            for name, value in model.state_dict().items()
-            if name.startswith(hosts) or (name in given and given[name].shape == value.shape)
-        }
+        self._supplied = _supplied(bare(runner.model), checkpoint)
 
     def before_train(self, runner) -> None:
         if runner._resume and RECORD in runner.message_hub.runtime_info:
@@ -75,8 +71,12 @@ class DeltaHook(Hook):
 
     @staticmethod
     def _of_init_cfg(runner, names: list[str]) -> tuple[str, list[str]]:
-        """The base where the backbone alone is pretrained: everything beside it is new."""
-        hosts = [(n, m) for n, m in scaled_hosts(bare(runner.model)) if pretrained_files(m)]
+        """The base where ``init_cfg`` names it: of the model, or of its backbone, and everything beside that is new."""
+        model = bare(runner.model)
+        for file in pretrained_files(model):
+            given = _supplied(model, read_checkpoint(file))
+            return base_name(file), [name for name in names if name not in given]
+        hosts = [(n, m) for n, m in scaled_hosts(model) if pretrained_files(m)]
         files = [file for _, m in hosts for file in pretrained_files(m)]
         if not files:
             print_log(
@@ -160,6 +160,16 @@ class ApplyDeltaHook(Hook):
         for model in (bare(runner.model), *averaged):  # EMAHook evaluates its own copy
             delta = apply_delta(model, self.delta)
         print_log(f'Delta {self.delta} is on {delta.base}.', 'current')
+
+
+def _supplied(model: nn.Module, checkpoint: Mapping[str, Any]) -> set[str]:
+    """Names of the model's tensors that a file supplies. Scaled backbones are complete, or were refused."""
+    given, hosts = unwrap(checkpoint), tuple(f'{n}.' if n else '' for n, _ in scaled_hosts(model))
+    return {
+        name
+        for name, value in model.state_dict().items()
+        if name.startswith(hosts) or (name in given and given[name].shape == value.shape)
+    }
 
 
 def _folder(runner) -> Path:

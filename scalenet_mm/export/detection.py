@@ -267,10 +267,10 @@ def _require_coder(name: str, head: nn.Module) -> None:
 
 
 def _require_nms(name: str, cfg: Any) -> None:
-    kind = cfg.nms.get('type', 'nms')
-    other = sorted(set(cfg.nms) - {'type', 'iou_threshold', 'split_thr'})
-    if kind != 'nms' or other:
+    nms = cfg.get('nms') or {}
+    other = sorted(set(nms) - {'type', 'iou_threshold', 'split_thr'})
+    if nms.get('type', 'nms') != 'nms' or other or not nms:
         raise ValueError(
-            f'{name}.nms is {dict(cfg.nms)}; the export covers dict(type="nms", iou_threshold=...), which ONNX has an '
-            'operator for.'
+            f'{name}.nms is {dict(nms) or None}; the export covers dict(type="nms", iou_threshold=...), which ONNX has '
+            'an operator for.'
         )

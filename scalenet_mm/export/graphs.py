@@ -16,6 +16,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from ..models.distill import DistilledClassifier
 from .detection import Detector, OneStage, TwoStage
 from .network import Agreement, Network, not_covered
 
@@ -55,7 +56,7 @@ class Classifier(Network):
     task, names = 'classification', ('scores',)
 
     def __init__(self, model: ImageClassifier):
-        _require_type(model, (ImageClassifier,))
+        _require_type(model, (ImageClassifier, DistilledClassifier))
         head = model.head
         if not isinstance(head, ClsHead) or type(head)._get_predictions is not ClsHead._get_predictions:
             raise not_covered(
@@ -82,7 +83,7 @@ class Segmentor(Network):
 
     def __init__(self, model: EncoderDecoder):
         _require_type(model, (EncoderDecoder,))
-        if model.test_cfg.get('mode', 'whole') != 'whole':
+        if (model.test_cfg or {}).get('mode', 'whole') != 'whole':
             raise ValueError(
                 f'model.test_cfg.mode is {model.test_cfg.mode!r}: the file takes an image as a whole, so set '
                 "model.test_cfg.mode='whole', or cut and join the windows where the file is run."
@@ -156,7 +157,7 @@ def network_of(model: nn.Module, nms: bool = True) -> Network:
         ValueError: if the model, a head or an option of one is not covered; it is named.
     """
     for kind, network in KINDS:
-        if isinstance(model, kind):
+        if isinstance(model, kind) and type(model).predict is kind.predict:  # panoptic ones do more
             if nms:
                 return network(model)
             if not issubclass(network, Detector):

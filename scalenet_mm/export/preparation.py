@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from ..compat import type_name
+from ..models.inference import as_batch, read_image
 
 if TYPE_CHECKING:  # an optional dependency
     import onnx_ir as ir
@@ -25,9 +26,28 @@ def preprocessor_of(cfg: Config) -> dict[str, Any]:
     return dict(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {})
 
 
-def reads_rgb(steps: Sequence[dict]) -> bool:
-    """Whether the loading step of a pipeline gives red first; mmcv's default is blue."""
-    return any(step.get('channel_order') == 'rgb' for step in steps)
+COLOUR = (200, 100, 50)  # red, green, blue
+
+
+def gives_red_first(cfg: Config) -> bool:
+    """Whether the images of a test pipeline have red first, as a picture of one colour comes out of it.
+
+    Raises:
+        ValueError: if it comes out as another colour, which no file can take as pixels.
+    """
+    loader = next((step for step in cfg.test_pipeline if 'channel_order' in step), {})
+    read = COLOUR if loader.get('channel_order') == 'rgb' else COLOUR[::-1]  # what an array stands for
+    picture = np.full((512, 512, 3), read, np.uint8)
+    model = SimpleNamespace(cfg=cfg)
+    image = as_batch(model, read_image(model, picture))['inputs'][0]
+    seen = tuple(image.flatten(1).median(1).values.tolist())  # what is padded is less
+    if seen not in (COLOUR, COLOUR[::-1]):
+        raise ValueError(
+            f'The test pipeline changes the values of pixels ({COLOUR} comes out as {seen}), and --with-preparation '
+            'takes them as 8-bit colour: say mean and std in data_preprocessor and take the step that normalises out '
+            'of the pipeline, or leave --with-preparation out.'
+        )
+    return seen == COLOUR
 
 
 def sides_of(shape: Sequence[Any], pixels: bool) -> tuple:
@@ -61,14 +81,9 @@ class Preparation:
             raise ValueError(
                 f'data_preprocessor is a {said["type"]}, and --with-preparation knows {", ".join(KINDS)}; leave it out.'
             )
-        if any(type_name(step) == 'Normalize' for step in cfg.test_pipeline):
-            raise ValueError(
-                "The test pipeline has a step of type 'Normalize', and --with-preparation puts what data_preprocessor "
-                'says into the graph: give mean and std there and take the step out, or leave --with-preparation out.'
-            )
         turned = any(said.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
         mean, std = (None if said.get(key) is None else _of_three(said[key]) for key in ('mean', 'std'))
-        return cls(mean, std, turned == reads_rgb(cfg.test_pipeline))
+        return cls(mean, std, turned == gives_red_first(cfg))
 
     def _constants(self) -> list[tuple[str, np.ndarray]]:
         """Operator of ONNX and its second input, in order."""

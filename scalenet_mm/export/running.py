@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..models.inference import TASKS, as_batch, read_image
 from ..version import __version__
-from .preparation import Preparation, preprocessor_of, reads_rgb, sides_of
+from .preparation import Preparation, gives_red_first, preprocessor_of, sides_of
 
 if TYPE_CHECKING:  # it imports all three libraries
     from .network import Network
@@ -59,8 +59,9 @@ def pixels_of(model: nn.Module, image: str | Path) -> Tensor:
             graph.
     """
     data = as_batch(model, read_image(model, image))
-    pixels = _red_first(model, data['inputs'][0])
-    theirs, ours = _prepare(model, data)[0][0], Preparation.of(model.cfg)(pixels)
+    preparation = Preparation.of(model.cfg)
+    pixels = _red_first(gives_red_first(model.cfg), data['inputs'][0])
+    theirs, ours = _prepare(model, data)[0][0], preparation(pixels)
     if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=1e-4):
         raise ValueError(
             f'data_preprocessor ({type(model.data_preprocessor).__name__}) does more with {image} than mean, deviation '
@@ -69,25 +70,25 @@ def pixels_of(model: nn.Module, image: str | Path) -> Tensor:
     return pixels
 
 
-def _red_first(model: Any, pixels: Tensor) -> Tensor:
+def _red_first(is_so: bool, pixels: Tensor) -> Tensor:
     """(3, H, W) as the pipeline gives them, as (1, H, W, 3) of red, green and blue."""
     whole = pixels.to(torch.uint8)
     if not torch.equal(whole.to(pixels), pixels):
         raise ValueError(
             'The test pipeline changes the values of pixels, and --with-preparation takes them as 8-bit colour.'
         )
-    whole = whole if reads_rgb(model.cfg.test_pipeline) else whole.flip(0)
+    whole = whole if is_so else whole.flip(0)
     return whole.permute(1, 2, 0)[None].contiguous()
 
 
 def _prepare(model: Any, data: dict) -> list[tuple[Tensor, Any]]:
     """Each image of a batch as the model gets it, (1, C, H, W) without the padding, and its data sample."""
+    sides = [image.shape[-2:] for image in data['inputs']]
     batch = model.data_preprocessor(data, False)
-    cut = []
-    for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
-        high, wide = sample.metainfo.get('img_shape', image.shape[-2:])[:2]
-        cut.append((image[None, :, :high, :wide].float(), sample))
-    return cut
+    return [
+        (image[None, :, :high, :wide].float(), sample)
+        for image, sample, (high, wide) in zip(batch['inputs'], batch['data_samples'], sides, strict=True)
+    ]
 
 
 def _sizes(node: Any) -> Any:
@@ -101,12 +102,23 @@ def _sizes(node: Any) -> Any:
 
 
 def open_session(file: str | Path):
-    """onnxruntime's session on the CPU, without a word on constants that it leaves."""
+    """onnxruntime's session on the CPU, without a word on constants that it leaves.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, or it is none of ONNX.
+    """
     import onnxruntime
 
+    if not Path(file).is_file():
+        raise FileNotFoundError(f'There is no file {file}.')
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    except Exception as error:  # onnxruntime's have no base of their own
+        raise ValueError(
+            f'{file} cannot be run: it is damaged, or none of ONNX ({str(error).splitlines()[0]}).'
+        ) from error
 
 
 class OnnxModel(nn.Module):
@@ -135,6 +147,7 @@ class OnnxModel(nn.Module):
             )
         self.step = said.get('step', 1)
         self.cfg = Config(dict(default_scope=said['scope'], test_pipeline=_sizes(said['test_pipeline'])))
+        self.red_first = self.takes_pixels and gives_red_first(self.cfg)
         self.dataset_meta = dict(classes=said['classes'])
         with DefaultScope.overwrite_default_scope(said['scope']):
             self.data_preprocessor = MODELS.build(said['data_preprocessor'])
@@ -163,7 +176,7 @@ class OnnxModel(nn.Module):
 
     def test_step(self, data: dict) -> list:
         """As a model's: the library's results, in pixels of each image's file."""
-        raw = [_red_first(self, i) for i in data['inputs']] if self.takes_pixels else None
+        raw = [_red_first(self.red_first, i) for i in data['inputs']] if self.takes_pixels else None
         return [
             self._result(image, sample, image if raw is None else raw[i])
             for i, (image, sample) in enumerate(_prepare(self, data))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..backbones.scaled import UNSCALED
 from ..checkpoint.loading import build_model, fill, for_model
-from ..checkpoint.reading import read_checkpoint, unwrap
+from ..checkpoint.reading import read_checkpoint, strip_prefix, unwrap
 from ..checkpoint.strict import CheckpointError
 from ..compat import quiet
 from ..core.roles import TrainPolicy, matches
@@ -82,8 +82,8 @@ def prove(cfg: Config, wanted: Config, where: str, checkpoint: str, also: Sequen
         trained = policy.trainable(model)
         _same_gradients(model, images, samples, set(trained) - unused)
         if wanted_start(wanted, where) == 'function':
-            prefix = f'{where.partition(".")[2]}.' if whole else None
-            _same_function_scaled(cfg, model, where, size, checkpoint, prefix)
+            named = strip_prefix(for_model(state, model), f'{where.partition(".")[2]}.') if whole else None
+            _same_function_scaled(cfg, model, where, size, checkpoint, named)
     return Proofs(same_code, whole, policy.also, tuple(trained), tuple(sorted(unused & set(trained))), model)
 
 
@@ -153,12 +153,14 @@ def compare_outputs(theirs: nn.Module, ours: nn.Module, size: int, close: float)
 
 
 def _same_function_scaled(
-    cfg: Config, model: nn.Module, where: str, size: int, checkpoint: str, prefix: str | None
+    cfg: Config, model: nn.Module, where: str, size: int, checkpoint: str, named: dict | None
 ) -> None:
     """With ``start='function'`` the scaled backbone is the source with the checkpoint's weights."""
     ours = module_at(model, where)
-    theirs = MODELS.build({**without_weights(at(cfg, where)), 'type': type(ours).__name__, 'scale': UNSCALED})
-    theirs.load_pretrained(checkpoint, prefix)
+    node = without_weights(at(cfg, where))
+    node.pop('frozen_stages', None)  # of training
+    theirs = MODELS.build({**node, 'type': type(ours).__name__, 'scale': UNSCALED})
+    theirs.load_pretrained(checkpoint) if named is None else theirs.load_state_dict(named)
     compare_outputs(theirs, ours, size, ROUNDING)
 
 

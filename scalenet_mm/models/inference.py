@@ -251,8 +251,10 @@ def as_picture(data: dict[str, Any]) -> np.ndarray:
 
 
 def test_dataset(cfg: Config) -> dict:
-    """The innermost data set of the test loader."""
-    dataset = innermost(cfg.get('test_dataloader', {}).get('dataset', {}))
+    """The innermost data set of the test loader, the first of several; without a test that of the validation."""
+    dataset = innermost((cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}).get('dataset') or {})
+    if dataset.get('datasets'):  # several in one; they are prepared alike
+        dataset = innermost(dataset['datasets'][0])
     if 'pipeline' not in dataset:
         raise ValueError(
             'The config has no test_dataloader.dataset.pipeline, which says how images are prepared; take the one it '
@@ -279,6 +281,8 @@ def _metainfo(stored: dict | None, dataset: dict, model: nn.Module, scope: str |
         **(dataset.get('metainfo') or {}),
         **{k.lower(): v for k, v in (stored or {}).items()},
     }
-    if 'classes' not in meta:
-        meta['classes'] = [str(i) for i in range(count)]
+    names = list(meta.get('classes') or ())
+    if len(names) < count:  # what has no name is told by its number
+        meta['classes'] = [*names, *map(str, range(len(names), count))]
+        meta.pop('palette', None)
     return meta

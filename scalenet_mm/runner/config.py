@@ -246,17 +246,26 @@ def move_data_root(cfg: Config, root: str, option: str = '--cfg-options data_roo
     old = old.pop().rstrip('/')
     for key, value in list(walk(cfg)):
         if isinstance(value, str) and f'{value}/'.startswith(f'{old}/'):
-            holder = cfg
-            for part in key[:-1]:
-                holder = holder[part]
-            holder[key[-1]] = root.rstrip('/') + value[len(old) :]
+            _put(cfg, key, root.rstrip('/') + value[len(old) :])
+
+
+def _put(node: Any, path: tuple, value: Any) -> Any:
+    """The node with another value at a path: in place, but for tuples, which are made anew."""
+    if not path:
+        return value
+    inner = _put(node[path[0]], path[1:], value)
+    if isinstance(node, tuple):
+        return (*node[: path[0]], inner, *node[path[0] + 1 :])
+    if inner is not node[path[0]]:
+        node[path[0]] = inner
+    return node
 
 
 def walk(node, path: tuple = ()):
-    """Every value below a config that is no dict or list, with its path of keys and indices."""
+    """Every value below a config that is no dict, list or tuple, with its path of keys and indices."""
     items = node.items() if hasattr(node, 'items') else enumerate(node)
     for key, value in items:
-        if isinstance(value, (dict, list)):
+        if isinstance(value, (dict, list, tuple)):
             yield from walk(value, (*path, key))
         else:
             yield (*path, key), value
@@ -290,8 +299,8 @@ def write_deltas(cfg: Config, load_from: str | None) -> None:
     Args:
         load_from: what the run starts from. One that is resumed goes on with its deltas even if this is not said again.
     """
-    backbone = cfg.model.get('backbone', {})
-    base = load_from or backbone.get('init_cfg') or backbone.get('pretrained')
+    parts = cfg.model, cfg.model.get('backbone', {})
+    base = load_from or any(part.get(key) for part in parts for key in ('init_cfg', 'pretrained'))
     resumed = cfg.get('resume') and cfg.get('load_from')
     if resumed and '://' not in resumed:
         base = base or any(Path(resumed).parent.glob(f'*{SUFFIX}'))

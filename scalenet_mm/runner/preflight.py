@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from ..checkpoint.strict import CheckpointError
 from ..checkpoint.whole import require_whole
 from ..compat import type_class, type_name
+from ..file_names import WEIGHTS
 from .config import walk
 from .continuing import require_continuable
 from .preflight_data import check_content
@@ -269,7 +270,8 @@ def _check_checkpoints(cfg: Config, training: bool) -> Iterator[tuple[str, str]]
             yield '--resume', str(e)
     wanted = {} if cfg.get('resume') else {'load_from': cfg.get('load_from')}
     for path, value in walk((cfg.get('model') or {}) if training else {}):
-        if path[-1] == 'checkpoint' and isinstance(value, str):
+        weights = path[-1] == 'checkpoint' or (path[-1] == 'pretrained' and Path(str(value)).suffix in WEIGHTS)
+        if weights and isinstance(value, str):
             wanted['.'.join(map(str, ('model', *path)))] = value
     for key, path in wanted.items():
         if not _local(path):

@@ -121,10 +121,18 @@ class SeededSampler(Sampler):
         self.seed = seed
         self.dataset = dataset  # samplers of batches look here
         self.inner = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+        self.first = 0
+        if hasattr(self.inner, 'skip'):  # mmengine asks whether there is one
+            self.skip = self._skip
+
+    def _skip(self, number: int) -> None:
+        """Begins after so many indices, which are not read."""
+        self.inner.skip(number)
+        self.first = number
 
     def __iter__(self) -> Iterator[SeededIndex]:
         epoch = getattr(self.inner, 'epoch', 0)
-        for position, index in enumerate(self.inner):
+        for position, index in enumerate(self.inner, self.first):
             yield SeededIndex(index, (SAMPLE, self.seed, get_rank(), epoch, position))
 
     def __len__(self) -> int:
