@@ -22,8 +22,8 @@ from scalenet_mm.compat import read_config
 from scalenet_mm.experiments.quickstart.quickstart_runs import CONFIGS
 from scalenet_mm.export.boxes import decode, paste, suppress
 from scalenet_mm.export.detection import Detector
-from scalenet_mm.export.file import export_model, write
-from scalenet_mm.export.graphs import network_of
+from scalenet_mm.export.file import agreement, export_model, write
+from scalenet_mm.export.graphs import Segmentor, network_of
 from scalenet_mm.export.network import Agreement
 from scalenet_mm.export.preparation import Preparation
 from scalenet_mm.export.running import OnnxModel, about, pixels_of, prepared
@@ -482,6 +482,21 @@ def test_proposals_of_tiny_scores_are_taken_in_their_order(scenes, tmp_path):
     model.rpn_head.rpn_cls.bias.data -= 18
     given = [prepared(model, scene) for scene in scenes]
     assert export_model(model, tmp_path / 'm.onnx', (96, 96), images=given).found > 20
+
+
+def test_a_tie_may_turn_as_torchs_own_does_and_no_other_difference_passes():
+    class Tie(Segmentor):
+        def __init__(self):
+            nn.Module.__init__(self)
+
+        def reference(self, image):
+            return ((image[:, :1] > 0).long(),)  # of zeros, what rounding makes of them
+
+    image = torch.zeros(1, 1, 1, 1)
+    for given, agrees in ((0, True), (1, True), (2, False)):
+        found = agreement(Tie(), image, Tie().reference(image), [torch.full((1, 1, 1, 1), given)])
+        assert bool(found.wrong) != agrees
+    assert agreement(Tie(), image + 1, Tie().reference(image + 1), [torch.zeros(1, 1, 1, 1)]).wrong
 
 
 def test_objects_of_nearly_equal_scores_may_change_places_and_nothing_else():

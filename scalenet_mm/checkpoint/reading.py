@@ -170,7 +170,8 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
 def _read_with_mmengine(address: str, map_location: Any) -> dict[str, Any]:
     from mmengine.runner import CheckpointLoader
 
-    schemes = {s for s in CheckpointLoader._schemes if s.endswith('://')}  # else a pattern, ours for a suffix
+    ours = load_from_safetensors, load_from_hf
+    schemes = {scheme for scheme, loader in CheckpointLoader._schemes.items() if scheme and loader not in ours}
     if not any(re.match(scheme, address) for scheme in schemes):
         known = ', '.join(sorted({'file://', 'hf://', *schemes}))
         raise CheckpointError(f'{address}: unknown scheme; known are paths and {known}')

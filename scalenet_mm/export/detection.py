@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -176,6 +177,16 @@ class TwoStage(Detector):
     @property
     def most(self) -> int:
         return self.last.max_per_img if self.last.max_per_img > 0 else EVERY
+
+    @contextmanager
+    def without_ties(self) -> Iterator[None]:
+        """Logits of proposals a sixteenth: near 1 many have one probability in float, whose order is that of places."""
+        head = self.model.rpn_head
+        handle = head.register_forward_hook(lambda head, args, out: ([s / 16 for s in out[0]], out[1]))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         heads, cfg, shape = self.traced.roi_head, self.last, image.shape[-2:]
