@@ -1131,8 +1131,8 @@ MUTATIONS = (
         'seeing',
         'the preparation in a graph swaps red and blue',
         'scalenet_mm/export/preparation.py',
-        'turned == gives_red_first(',
-        'turned != gives_red_first(',
+        'turned == red_first,',
+        'turned != red_first,',
         'tests/test_whole_models.py::test_preparation_is_the_librarys',
     ),
     Mutation(
@@ -2968,8 +2968,8 @@ MUTATIONS = (
         'configs',
         'spaces of a setting are removed',
         'scalenet_mm/commands/cfg_options.py',
-        "if text.startswith(('(', '[')) or",
-        'if True or',
+        'if bracketed or (',
+        'if True or (',
         'tests/test_reproduce.py::test_paths_with_spaces_and_commas_reach_a_config_as_they_were_typed',
     ),
     Mutation(
@@ -3064,8 +3064,8 @@ MUTATIONS = (
         '4',
         'the base of a whole model is not seen',
         'scalenet_mm/engine/delta_hook.py',
-        '        for file in pretrained_files(model):\n',
-        '        for file in ():\n',
+        'if whole := pretrained_files(model):',
+        'if whole := ():',
         'tests/test_delta.py::test_a_models_own_pretraining_is_a_base_too',
     ),
     Mutation(

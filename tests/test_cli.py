@@ -216,6 +216,7 @@ def test_deltas_are_written_where_increments_of_something_pretrained_are_trained
     assert 'DeltaHook' in [h.type for h in of_model.custom_hooks]
     for changes in (
         {'load_from': None},
+        {'load_from': None, 'model.init_cfg': [dict(type='TruncNormal', layer='Linear', std=0.02)]},
         {'load_from': 'base.pth', 'policy.train': 'all'},
         {'load_from': 'base.pth', 'optim_wrapper.constructor': 'DefaultOptimWrapperConstructor', 'policy': None},
     ):

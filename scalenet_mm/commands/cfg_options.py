@@ -23,10 +23,11 @@ class CfgOptions(DictAction):
     def _parse_iterable(val: str) -> Any:
         text = val.strip('\'"')
         quoted = text != val
-        if text.startswith(('(', '[')) or (',' in text and not quoted):
+        if bracketed := text.startswith(('(', '[')):
             with suppress(ValueError, SyntaxError):
-                if text[0] in '([' and isinstance(read := ast.literal_eval(text), (list, tuple)):
+                if isinstance(read := ast.literal_eval(text), (list, tuple)):
                     return read
+        if bracketed or (',' in text and not quoted):
             return DictAction._parse_iterable(val)
         return text if quoted else DictAction._parse_int_float_bool(val)
 

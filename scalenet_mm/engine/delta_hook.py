@@ -73,9 +73,9 @@ class DeltaHook(Hook):
     def _of_init_cfg(runner, names: list[str]) -> tuple[str, list[str]]:
         """The base where ``init_cfg`` names it: of the model, or of its backbone, and everything beside that is new."""
         model = bare(runner.model)
-        for file in pretrained_files(model):
-            given = _supplied(model, read_checkpoint(file))
-            return base_name(file), [name for name in names if name not in given]
+        if whole := pretrained_files(model):
+            given = _supplied(model, read_checkpoint(whole[0]))
+            return base_name(whole[0]), [name for name in names if name not in given]
         hosts = [(n, m) for n, m in scaled_hosts(model) if pretrained_files(m)]
         files = [file for _, m in hosts for file in pretrained_files(m)]
         if not files:

@@ -67,11 +67,13 @@ class Preparation:
     Attributes:
         mean, std: of the channels in the model's order; None for none.
         blue_first: the model's order.
+        given_red_first: the test pipeline's.
     """
 
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     blue_first: bool
+    given_red_first: bool
 
     @classmethod
     def of(cls, cfg: Config) -> Preparation:
@@ -83,7 +85,8 @@ class Preparation:
             )
         turned = any(said.get(key) for key in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr'))
         mean, std = (None if said.get(key) is None else _of_three(said[key]) for key in ('mean', 'std'))
-        return cls(mean, std, turned == gives_red_first(cfg))
+        red_first = gives_red_first(cfg)
+        return cls(mean, std, turned == red_first, red_first)
 
     def _constants(self) -> list[tuple[str, np.ndarray]]:
         """Operator of ONNX and its second input, in order."""

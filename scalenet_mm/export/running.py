@@ -60,7 +60,7 @@ def pixels_of(model: nn.Module, image: str | Path) -> Tensor:
     """
     data = as_batch(model, read_image(model, image))
     preparation = Preparation.of(model.cfg)
-    pixels = _red_first(gives_red_first(model.cfg), data['inputs'][0])
+    pixels = _red_first(preparation.given_red_first, data['inputs'][0])
     theirs, ours = _prepare(model, data)[0][0], preparation(pixels)
     if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=1e-4):
         raise ValueError(

@@ -18,7 +18,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from ..checkpoint.delta_file import SUFFIX
 from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.strict import naming
-from ..compat import bare, name_types, read_config, type_name
+from ..compat import bare, init_cfgs, name_types, read_config, type_name
 from ..core.roles import TrainPolicy
 from ..cores import at_once
 from ..engine.optim import FROM_CONFIG
@@ -300,7 +300,7 @@ def write_deltas(cfg: Config, load_from: str | None) -> None:
         load_from: what the run starts from. One that is resumed goes on with its deltas even if this is not said again.
     """
     parts = cfg.model, cfg.model.get('backbone', {})
-    base = load_from or any(part.get(key) for part in parts for key in ('init_cfg', 'pretrained'))
+    base = load_from or any(init_cfgs(part)[0] or part.get('pretrained') for part in parts)
     resumed = cfg.get('resume') and cfg.get('load_from')
     if resumed and '://' not in resumed:
         base = base or any(Path(resumed).parent.glob(f'*{SUFFIX}'))

@@ -270,8 +270,9 @@ def _check_checkpoints(cfg: Config, training: bool) -> Iterator[tuple[str, str]]
             yield '--resume', str(e)
     wanted = {} if cfg.get('resume') else {'load_from': cfg.get('load_from')}
     for path, value in walk((cfg.get('model') or {}) if training else {}):
-        weights = path[-1] == 'checkpoint' or (path[-1] == 'pretrained' and Path(str(value)).suffix in WEIGHTS)
-        if weights and isinstance(value, str):
+        if not isinstance(value, str):
+            continue
+        if path[-1] == 'checkpoint' or (path[-1] == 'pretrained' and Path(value).suffix in WEIGHTS):
             wanted['.'.join(map(str, ('model', *path)))] = value
     for key, path in wanted.items():
         if not _local(path):
