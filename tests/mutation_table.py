@@ -2784,8 +2784,8 @@ MUTATIONS = (
         'study',
         'a family judges more seeds than were planned',
         'scalenet_mm/experiments/study/claims.py',
-        ' if seed < family.seeds}',
-        '}',
+        '[: self.seeds]',
+        '',
         'tests/test_study.py::test_a_claim_is_judged_on_its_familys_seeds_those_that_failed_being_known',
     ),
     Mutation(
@@ -2883,6 +2883,14 @@ MUTATIONS = (
         " if record['digest'] == job.digest]",
         ']',
         'tests/test_study.py::test_a_call_beside_runs_of_other_settings_says_how_many_would_be_run_again',
+    ),
+    Mutation(
+        'study',
+        'a claim is judged on seeds of another source',
+        'scalenet_mm/experiments/study/claims.py',
+        'mine = SEEDS[self.study]',
+        "mine = SEEDS['primary']",
+        'tests/test_study.py::test_a_claims_rows_are_run_on_the_seeds_of_its_family',
     ),
     Mutation(
         'study',

@@ -623,7 +623,7 @@ def test_an_exit_is_compared_with_that_depth_and_with_the_best_mixture_at_its_co
 
 
 def test_finished_runs_of_the_same_settings_are_taken_over_and_others_are_not(tmp_path):
-    jobs = jobs_of(study.ROWS.values(), range(1))
+    jobs = jobs_of((row, 0) for row in study.ROWS.values())
     assert not {row.key for row in study.RANDOM} & set(ROWS)
     other, mine = tmp_path / 'other', tmp_path / 'mine'
     (other / 'run').mkdir(parents=True)

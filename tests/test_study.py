@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -50,7 +51,7 @@ from scalenet_mm.experiments.study.rank import RankBatches, RankHead, RankMetric
 from scalenet_mm.experiments.study.rows import OWN_RATES
 from scalenet_mm.experiments.study.runs import HELD_OUT, PRETRAINING, TRAINING, digest, jobs_of, shortened
 from scalenet_mm.experiments.study.stats import detectable, holm, interval, seeds_needed
-from scalenet_mm.experiments.study.studies import PILOT_ROWS, PILOT_SEEDS, PILOTS, ROWS, STUDIES
+from scalenet_mm.experiments.study.studies import PILOT_ROWS, PILOTS, ROWS, SEEDS, STUDIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -276,7 +277,8 @@ def test_the_power_beside_a_claim_is_that_of_its_own_spread_and_before_of_the_pi
     pilot = {
         f'deit/{row}': level.get(row, [69.0] * 3) for row in ('on', 'stack', 'tied', 'scalenet', 'scalenet_increments')
     }
-    assert pilot_spread(records(pilot)) == pytest.approx(1.0)
+    pilot = {(row, 100 + seed): r for (row, seed), r in records(pilot).items()}
+    assert pilot_spread(pilot) == pytest.approx(1.0)
     lines = verdict_lines({}, PRIMARY, 1.0)
     assert {line[-2] for line in lines} == {f'{detectable(1.0, 10, 8):.2f}'}, 'known before a seed is drawn'
     assert {line[-2] for line in verdict_lines({}, PRIMARY, pilot_spread({}))} == {'–'}
@@ -330,6 +332,17 @@ def test_studies_and_claims_name_rows_and_every_row_is_in_a_study():
     assert len(PRIMARY.claims) <= 8 and PRIMARY.seeds >= 10
 
 
+def test_a_claims_rows_are_run_on_the_seeds_of_its_family():
+    for family in FAMILIES:
+        ran = {key for name, keys in STUDIES.items() if SEEDS[name] == SEEDS[family.study] for key in keys}
+        assert {row for claim in family.claims for row in claim.rows} <= ran, family.title
+    assert SEEDS.keys() == STUDIES.keys()
+    found = records({'h/a': [3.0, 5.0, 4.1], 'h/b': [1.0, 3.1, 2.0]})
+    later = Family('', 3, (Claim('', 'h/a', ('h/b',)),), study='increments')
+    assert not verdicts(found, later), 'those seeds started from other sources'
+    assert verdicts({(row, 50 + seed): r for (row, seed), r in found.items()}, later)[0].word == REPRODUCED
+
+
 def test_a_row_of_a_fixed_set_has_the_epochs_of_the_paper_and_a_source_of_its_own():
     for scenes in (2_000, 5_000, 20_000):
         row = ROWS[f'deit{scenes}/scalenet']
@@ -349,7 +362,8 @@ def test_a_digest_changes_with_the_row_and_the_source_it_starts_from():
 
 
 def test_jobs_come_sources_first_each_once():
-    jobs = jobs_of([ROWS[f'deit/{name}'] for name in ('on', 'scratch', 'source', 'on')], [0, 1])
+    rows = [ROWS[f'deit/{name}'] for name in ('on', 'scratch', 'source', 'on')]
+    jobs = jobs_of(product(rows, [0, 1]))
     names = [(j.row, j.seed) for j in jobs]
     assert [seed for _, seed in names] == [0, 0, 0, 1, 1, 1]  # a seed is done before the next begins
     assert len(names) == len(set(names)) == 6
@@ -359,7 +373,8 @@ def test_jobs_come_sources_first_each_once():
 
 def test_where_it_pays_compares_each_place_with_training_on_there(tmp_path):
     rows = {pays.key(at, name) for places in pays.PANELS.values() for at in places.values() for name in pays.LINES}
-    assert rows < set(STUDIES['pays'])
+    fixed = {key for key in rows if ROWS[key].scenes}
+    assert rows - fixed < set(STUDIES['pays']) and fixed <= {key for n in pays.SETS for key in STUDIES[f'fixed{n}']}
     assert {ROWS[key].rate for key in rows if '/on_time' in key} == {OWN_RATES['on_time']}
     level = {'deit/on_of_3000': [70.0, 71.0], 'deit/scalenet_of_3000': [72.0, 73.5], 'deit/on': [75.0]}
     found = pays.gains(records(level))
@@ -375,8 +390,8 @@ def test_where_it_pays_compares_each_place_with_training_on_there(tmp_path):
 def test_the_page_shows_the_claims_as_the_records_judge_them():
     docs = Path(__file__).parents[1] / 'docs'
     root = docs / 'results' / 'evidence' / 'demo'
-    counted, pilot = (records_of(runs.jobs(STUDIES, seeds), root) for seeds in (range(PRIMARY.seeds), PILOT_SEEDS))
-    tables = short_tables(counted, pilot_spread(pilot))
+    found = records_of(runs.jobs({name: seeds[: PRIMARY.seeds] for name, seeds in SEEDS.items()}), root)
+    tables = short_tables(found, pilot_spread(found))
     for page in (docs / 'evidence.md', root.parent / 'claims.md'):
         assert all(table in page.read_text() for table in tables), f'{page} is not of these records: make it again'
 
@@ -484,10 +499,10 @@ def test_a_call_fails_by_its_own_runs_alone(tmp_path, capsys):
 def test_a_call_beside_runs_of_other_settings_says_how_many_would_be_run_again(tmp_path, capsys):
     root = tmp_path / 'demo'
     root.mkdir()
-    source, on, *_ = runs.jobs(['start'], [0])
+    source, on, *_ = runs.jobs({'start': [50]})
     lines = [
-        dict(row=source.row, seed=0, digest=source.digest, status='done'),
-        dict(row=on.row, seed=0, digest='of another version', status='done'),
+        dict(row=source.row, seed=50, digest=source.digest, status='done'),
+        dict(row=on.row, seed=50, digest='of another version', status='done'),
         dict(row='deit/swa', seed=0, digest='d', status='done'),
     ]
     (root / RESULTS).write_text(''.join(json.dumps(line) + '\n' for line in lines))
@@ -499,13 +514,13 @@ def test_a_call_beside_runs_of_other_settings_says_how_many_would_be_run_again(t
 def test_a_page_names_the_command_that_makes_it(tmp_path, capsys):
     root = tmp_path / 'demo_100_times_shorter'
     root.mkdir()
-    _, on, *_ = runs.jobs(['start'], [3], 100)
+    _, on, *_ = runs.jobs({'start': [53]}, 100)
     numbers = dict.fromkeys(('top1', 'loss', 'seen_top1', 'params', 'trainable', 'mflops', 'cpu_minutes'), 1)
-    line = dict(row=on.row, seed=3, digest=on.digest, status='done', **numbers)
+    line = dict(row=on.row, seed=53, digest=on.digest, status='done', **numbers)
     (root / RESULTS).write_text(json.dumps(line))
-    args = ('start', '--first-seed', '3', '--shorten', '100', '--report', '--work-dir', str(tmp_path))
+    args = ('start', '--first-seed', '53', '--shorten', '100', '--report', '--work-dir', str(tmp_path))
     assert main(['experiment', 'study', *args]) == 0
-    made_by = 'Made by `scalenet experiment study start --scale demo --first-seed 3 --shorten 100'
+    made_by = 'Made by `scalenet experiment study start --scale demo --first-seed 53 --shorten 100'
     assert made_by in (root / 'start.md').read_text()
 
 
@@ -563,7 +578,7 @@ def study(*args: str, **kw):
 
 def test_a_run_whose_loss_is_not_a_number_has_diverged(tmp_path):
     row = replace(ROWS['deit/source'], steps=6, lr=1e30)
-    (job,) = jobs_of([row], [100])
+    (job,) = jobs_of([(row, 100)])
     with pytest.raises(Diverged, match=r'the loss is nan after 6 steps at a learning rate of 1e\+30'):
         runs.train(job, tmp_path, None)
 
@@ -600,10 +615,11 @@ def test_the_tool_trains_compares_and_continues(tmp_path):
         (('table8',), 'at paper scale only'),
         (('start', '--scale', 'paper'), 'at demo scale only'),
         (('table5', '--first-seed', '100'), 'chose the learning rates'),
+        (('table5', '--seeds', '51'), 'Seeds [50] are not those of table5, 0 to 49'),
+        (('table5', 'pilot', '--first-seed', '100'), 'are not those of table5'),
         (('table5', '--seeds', '0'), 'from 1 on'),
         (('table5', '--shorten', '0'), 'from 1 on'),
         (('table5', '--shorten', '100000'), 'leaves less than two of the'),
-        (('pilot', 'table5'), 'run pilot by itself'),
         (('table5', '--report'), 'has nothing to show of these rows yet'),
     ],
 )
@@ -625,7 +641,7 @@ def reproduces_by_a_script(job, folder, source):
 
 
 def test_a_paper_scale_run_with_other_options_is_another_and_the_page_names_them(tmp_path):
-    (job, *_), (other, *_) = (paper_scale.jobs(['table8'], [0], options) for options in ((), ('--cpu',)))
+    (job, *_), (other, *_) = (paper_scale.jobs({'table8': [0]}, options) for options in ((), ('--cpu',)))
     assert job.row == other.row and job.digest != other.digest
     record = dict(status='done', metrics={'box AP': 1.0}, minutes=1.0, deviations=['run on the CPU'])
     (page,) = paper_scale.report(['table8'], {other.key: record}, tmp_path, tmp_path, 'a command')
@@ -633,7 +649,7 @@ def test_a_paper_scale_run_with_other_options_is_another_and_the_page_names_them
 
 
 def test_hours_of_training_stand_beside_the_papers(tmp_path):
-    (job, *_) = [j for j in paper_scale.jobs(['table7'], [0]) if 'scratch' not in j.row]
+    (job, *_) = [j for j in paper_scale.jobs({'table7': [0]}) if 'scratch' not in j.row]
     record = dict(status='done', metrics={'top-1': 80.0}, minutes=90.0)
     (page,) = paper_scale.report(['table7'], {job.key: record}, tmp_path, tmp_path, 'a command')
     (line,) = [x for x in page.read_text().splitlines() if f'| {job.row} | hours |' in x]
@@ -642,12 +658,12 @@ def test_hours_of_training_stand_beside_the_papers(tmp_path):
 
 @pytest.mark.slow
 def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path):
-    jobs = paper_scale.jobs(['table1', 'table2'], [0])
+    jobs = paper_scale.jobs({'table1': [0], 'table2': [0]})
     named = {r.config for s in ('table1', 'table2') for r in paper_scale.STUDIES[s]}
     assert {j.row for j in jobs} == named and len(jobs) == len(named)
     env = {k: v for k, v in os.environ.items() if not k.startswith('SCALENET_')}
     env['SCALENET_COCO_ROOT'] = str(tmp_path / 'nowhere')
-    job = next(j for j in paper_scale.jobs(['table8'], [0], ('--cpu', '--gpus', '1')) if 'scalenet' in j.row)
+    job = next(j for j in paper_scale.jobs({'table8': [0]}, ('--cpu', '--gpus', '1')) if 'scalenet' in j.row)
     os.environ.update(env)
     found = run_all([job], tmp_path, paper_scale.train, tell=str)
     (record,) = found.values()
@@ -674,7 +690,7 @@ def test_a_paper_scale_run_that_is_ended_ends_its_reproduction(tmp_path):
     threading.Thread(target=stop, daemon=True).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_all(paper_scale.jobs(['table8'], [0])[:1], tmp_path, reproduces_by_a_script, tell=str)
+            run_all(paper_scale.jobs({'table8': [0]})[:1], tmp_path, reproduces_by_a_script, tell=str)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert told.read_text() == 'has ended its own'

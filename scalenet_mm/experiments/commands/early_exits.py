@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from ...commands.main import command_parser
@@ -45,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     from ..study.pool import conduct
 
     root = args.work_dir / (f'{args.shorten}_times_shorter' if args.shorten > 1 else 'demo')
-    jobs = runs.jobs_of([runs.shortened(row, args.shorten) for row in exits.ROWS.values()], range(args.seeds))
+    rows = [runs.shortened(row, args.shorten) for row in exits.ROWS.values()]
+    jobs = runs.jobs_of(product(rows, range(args.seeds)))
     if args.reuse:
         print(f'{exits.adopt(jobs, root, args.reuse)} finished runs taken from {args.reuse}.')
     short = f' --shorten {args.shorten}' if args.shorten > 1 else ''

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...commands.main import command_parser
@@ -32,7 +32,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('study', nargs='+', choices=names, metavar='STUDY', help=', '.join(names))
     parser.add_argument('--scale', choices=['demo', 'paper'], default='demo')
     parser.add_argument('--seeds', type=at_least_one, default=1, help='how many, from --first-seed on (default 1)')
-    parser.add_argument('--first-seed', type=seed, default=0)
+    parser.add_argument('--first-seed', type=seed, help="default: the study's own (docs/evidence_plan.md)")
     parser.add_argument('--resume', action='store_true', help='continue: skip what results.jsonl has done')
     parser.add_argument('--report', action='store_true', help='write tables and plots of what is done, run nothing')
     parser.add_argument('--jobs', type=at_least_one, help='runs at a time (default: one a core or GPU; paper scale: 1)')
@@ -50,39 +50,40 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def chosen(args: argparse.Namespace) -> tuple[dict[str, list[str]], list[str], list[int]]:
-    """The studies that there are at this scale, those that are named (all: all but the pilot), and the seeds.
+def chosen(args: argparse.Namespace) -> tuple[Iterable[str], dict[str, range]]:
+    """The studies that there are at this scale, and the seeds of those that are named (all: all but the pilots).
 
     Raises:
-        SystemExit: if a study is of the other scale, or the pilot and another study would share a seed.
+        SystemExit: if a study is of the other scale, or a seed is another study's.
     """
     from ..study import paper_scale
-    from ..study.studies import PILOT_SEEDS, PILOTS, STUDIES
+    from ..study.studies import PILOTS, SEEDS, STUDIES
 
     scales = dict(demo=STUDIES, paper=paper_scale.STUDIES)
-    there, seeds = scales.pop(args.scale), list(range(args.first_seed, args.first_seed + args.seeds))
+    there = scales.pop(args.scale)
     unknown = sorted(set(args.study) - {*there, 'all'})
     if unknown:
         raise SystemExit(
             f'{unknown} runs at {next(iter(scales))} scale only; at {args.scale} scale there are {sorted(there)}.'
         )
-    studies = list(dict.fromkeys(args.study))
-    if 'all' in studies:
-        studies = [name for name in there if name not in PILOTS]
-    if args.scale == 'demo' and not args.report:
-        pilots, own = [name for name in studies if name in PILOTS], PILOT_SEEDS
-        if not pilots and (used := sorted({*own} & {*seeds})):
-            raise SystemExit(f'Seeds {used} chose the learning rates, so they do not count; use others.')
-        if pilots and len(studies) > 1:
-            raise SystemExit(f'A pilot has seeds of its own ({own}); run {pilots[0]} by itself.')
-        if pilots:
-            seeds = list(own if pilots == ['spread'] else own[:1])
-    return there, studies, seeds
+    named = [name for name in there if name not in PILOTS] if 'all' in args.study else args.study
+    own = SEEDS if args.scale == 'demo' else dict.fromkeys(there, range(sys.maxsize))
+    seeds = {}
+    for name in named:
+        first = own[name][0] if args.first_seed is None else args.first_seed
+        seeds[name] = range(first, first + args.seeds)
+        if others := [s for s in seeds[name] if s not in own[name]]:
+            raise SystemExit(
+                f'Seeds {others} are not those of {name}, {own[name][0]} to {own[name][-1]}: rows of a seed start from '
+                'one source, and seeds of pilots chose the learning rates; give fewer --seeds or leave --first-seed '
+                'out.'
+            )
+    return there, seeds
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    there, studies, seeds = chosen(args)
+    there, seeds = chosen(args)
     import torch
 
     from ..study import evidence_page, paper_scale, runs
@@ -96,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
         scale, report, option = paper_scale, paper_scale.report, shlex.split(args.reproduce)
         devices, at_once = 0, 1  # each run on all GPUs
     root = args.work_dir / (args.scale + (f'_{args.shorten}_times_shorter' if args.shorten > 1 else ''))
-    jobs = scale.jobs(studies, seeds, option)
+    jobs = scale.jobs(seeds, option)
     known = latest(read_results(root / RESULTS))
     recorded = [(job, known[job.key]) for job in jobs if job.key in known]
     if recorded and not args.report and not args.resume:
@@ -110,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
         )
         return 2
     seeded = f' --seeds {args.seeds}' if args.seeds > 1 else ''
-    seeded += f' --first-seed {args.first_seed}' if args.first_seed else ''
+    seeded += f' --first-seed {args.first_seed}' if args.first_seed is not None else ''
     otherwise = f' --reproduce {shlex.quote(args.reproduce)}' if args.reproduce else ''
     otherwise += f' --shorten {args.shorten}' if args.shorten > 1 else ''
     command = f'scalenet experiment study {" ".join(args.study)} --scale {args.scale}{seeded}{otherwise}'
@@ -119,9 +120,9 @@ def main(argv: Sequence[str]) -> int:
         root,
         scale.train,
         scale.TOLD,
-        lambda records: report(studies, records, root, args.out or root, command),
+        lambda records: report(list(seeds), records, root, args.out or root, command),
         run=not args.report,
-        shown=scale.jobs(there, {seed for _, seed in known}, option),
+        shown=scale.jobs({name: {seed for _, seed in known} for name in there}, option),
         at_once=args.jobs or at_once,
         devices=devices,
         again='the same command with --resume',

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .pool import DIVERGED
 from .rows import AT_OWN_RATE, OWN_RATES
 from .stats import CONFIDENCE, Interval, Records, detectable, holm, interval, paired, seeds_needed, values
+from .studies import SEEDS
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = 'reproduced', 'not reproduced', 'undecided'
 NO_DIFFERENCE, EARLY = 'no difference here', 'seeds missing'
@@ -45,12 +46,19 @@ class Family:
         seeds: paired seeds that a claim needs before it is judged; looking earlier and stopping there would be a
             choice made by the results.
         short: its title in the head of a column.
+        study: one that its rows are run by, whose first seeds these are.
     """
 
     title: str
     seeds: int
     claims: tuple[Claim, ...]
     short: str = ''
+    study: str = 'primary'
+
+    def of(self, records: Records) -> Records:
+        """The records of its seeds."""
+        mine = SEEDS[self.study][: self.seeds]
+        return {key: r for key, r in records.items() if key[1] in mine}
 
     def again(self, claim: Claim) -> Claim | None:
         """What it asks of the question of another family's claim: of the same row, against a rival of that one."""
@@ -167,7 +175,7 @@ FAMILIES = (
         _at_own_rates(_OWN_RATES),
         'rivals at their own rates',
     ),
-    Family('Increments alone trained', 5, _claims(_INCREMENTS)),
+    Family('Increments alone trained', 5, _claims(_INCREMENTS), study='table1'),
     Family('Swin, its last stage scaled', 5, _claims(_SWIN, 'swin'), 'Swin'),
     *(
         Family(
@@ -178,8 +186,8 @@ FAMILIES = (
         )
         for scenes, seeds, more in ((2_000, 3, ''), (5_000, 5, _INCREMENTS.lstrip()), (20_000, 2, ''))
     ),
-    Family('Secondary', 5, _claims(_SECONDARY)),
-    Family('What holds increments back', 5, _claims(_WHY)),
+    Family('Secondary', 5, _claims(_SECONDARY), study='table1'),
+    Family('What holds increments back', 5, _claims(_WHY), study='increments'),
 )
 PRIMARY = FAMILIES[0]
 
@@ -230,7 +238,7 @@ class Verdict:
 
 def verdicts(records: Records, family: Family = PRIMARY) -> list[Verdict]:
     """Judges the claims whose rows have at least two common seeds, on the seeds of the family."""
-    records = {(row, seed): r for (row, seed), r in records.items() if seed < family.seeds}
+    records = family.of(records)
     tested, failed = [], []
     for claim in family.claims:
         whole = set.intersection(*(set(values(records, row, 'top1')) for row in claim.rows))  # all of its rows are done

@@ -27,7 +27,7 @@ from .claims import (
 )
 from .rows import AT_OWN_RATE
 from .stats import MOST_SEEDS, Records, interval, minus, paired, pooled_spread, values
-from .studies import PILOT_SEEDS, PILOTS, ROWS, STUDIES
+from .studies import ROWS, SEEDS, STUDIES
 
 PRINTED = {row.key: row.result['top-1'] for row in PAPER if 'top-1' in row.result}
 PAPER_MODEL = {row.key: row.model for row in PAPER}
@@ -139,9 +139,9 @@ def printed(claim: Claim) -> str:
     return f'{better - max(others):+.2f}'
 
 
-def pilot_spread(pilot: Records) -> float:
+def pilot_spread(records: Records) -> float:
     """Standard deviation of the differences, in points, between ScaleNet and the other rows of the study 'spread'."""
-    main = 'deit/scalenet'
+    main, pilot = 'deit/scalenet', {k: r for k, r in records.items() if k[1] in SEEDS['spread']}
     others = [row for row in STUDIES['spread'] if row not in (main, 'deit/source')]
     return pooled_spread([paired(pilot, row, main, 'top1') for row in others])
 
@@ -191,10 +191,10 @@ CHOICE = ('network', 'top-1 %', 'parameters', 'MFLOPs', 'CPU minutes')
 CHOICES = tuple(
     f'deit/{name}'
     for name in (
-        *('source', f'on_time{AT_OWN_RATE}', 'scalenet_increments', f'interpolate{AT_OWN_RATE}', 'tied', 'scalenet'),
-        *(f'times3{AT_OWN_RATE}', 'untied', 'scratch3'),
+        *('source', f'on_time{AT_OWN_RATE}', f'interpolate{AT_OWN_RATE}', 'tied', 'scalenet'),
+        *(f'times3{AT_OWN_RATE}', 'scratch3'),
     )
-)
+)  # of the studies 'primary' and 'own_rates'
 
 
 def short_tables(records: Records, spread: float) -> tuple[str, str, str]:
@@ -207,7 +207,8 @@ def short_tables(records: Records, spread: float) -> tuple[str, str, str]:
         [claim.text, *(told(found.get(family.again(claim)), len(claim.worse)) for family, found in others.items())]
         for claim in PRIMARY.claims
     ]
-    costs = [dict(zip(HEAD, line)) for line in table(records, CHOICES)]
+    first = {k: r for k, r in records.items() if k[1] in SEEDS['own_rates']}
+    costs = [dict(zip(HEAD, line)) for line in table(first, CHOICES)]
     costs = [[line['row'], *(line[name] for name in CHOICE[1:])] for line in costs if line['top-1 %'] != NOT_RUN]
     head = ('claim', *(f'{family.short}, {family.seeds} seeds' for family in others))
     return markdown_table(SHORT, primary), markdown_table(head, lines), markdown_table(CHOICE, costs)
@@ -259,20 +260,20 @@ def report(studies: Sequence[str], records: Records, root: Path, out: Path, comm
     """Writes a page and a plot of each study that has a finished run, and the verdicts on all claims; yields the
     pages.
     """
-    pilot = {k: r for k, r in records.items() if k[1] in PILOT_SEEDS}
-    counted = {k: r for k, r in records.items() if k[1] not in PILOT_SEEDS}
     out.mkdir(parents=True, exist_ok=True)
     for name in studies:
-        rows, mine = STUDIES[name], pilot if name in PILOTS else counted
+        rows = STUDIES[name]
+        mine = {k: r for k, r in records.items() if k[0] not in rows or k[1] in SEEDS[name]}
         if name in OWN_PAGES:
-            yield from OWN_PAGES[name](counted, root, out, command)
+            yield from OWN_PAGES[name](mine, root, out, command)
         elif any(values(mine, key, 'top1') for key in rows):
             plot(mine, rows, out / f'{name}.png', f'{name}: rank task, demo scale')
             (out / f'{name}.md').write_text(page(name, mine, rows, command))
             yield out / f'{name}.md'
-    judged = {f: verdict_lines(counted, f, pilot_spread(pilot)) for f in FAMILIES if verdicts(counted, f)}
+    spread = pilot_spread(records)
+    judged = {f: verdict_lines(records, f, spread) for f in FAMILIES if verdicts(records, f)}
     if judged:
-        begin = ['# Claims, demo scale', f'Made by `{command}`.', *short_tables(counted, pilot_spread(pilot))]
+        begin = ['# Claims, demo scale', f'Made by `{command}`.', *short_tables(records, spread)]
         tables = [f'## {family.title}\n\n{markdown_table(VERDICT_HEAD, lines)}' for family, lines in judged.items()]
         (out / 'claims.md').write_text('\n\n'.join([*begin, *tables, VERDICT_LEGEND]) + '\n')
         yield out / 'claims.md'

@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ COMMAND = [sys.executable, '-m', 'scalenet_mm', 'experiment', 'reproduce']
 TOLD = '{metrics}, {minutes:.1f} min'
 
 
-def jobs(studies: Iterable[str], seeds: Iterable[int], options: Sequence[str] = ()) -> list[Job]:
+def jobs(studies: Mapping[str, Iterable[int]], options: Sequence[str] = ()) -> list[Job]:
     """One run a config and seed; rows of several tables that share a config share its run.
 
     Args:
         options: of scalenet experiment reproduce, such as ``--cpu``.
     """
-    configs = dict.fromkeys(row.config for study in studies for row in STUDIES[study])
-    return [Job(c, seed, digest(c, tuple(options)), options) for seed in seeds for c in configs]
+    runs = dict.fromkeys((s, row.config) for study, seeds in studies.items() for s in seeds for row in STUDIES[study])
+    in_order = sorted(runs, key=lambda run: run[0])  # seed by seed
+    return [Job(config, seed, digest(config, tuple(options)), options) for seed, config in in_order]
 
 
 @cache

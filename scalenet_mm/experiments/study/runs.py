@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -101,18 +101,21 @@ def shortened(row: Row, times: int) -> Row:
     return replace(row, steps=row.steps // times, source=row.source and shortened(row.source, times))
 
 
-def jobs(studies: Iterable[str], seeds: Iterable[int], shorten: int = 1) -> list[Job]:
-    """The jobs of some studies."""
-    rows = dict.fromkeys(key for name in studies for key in STUDIES[name])
-    return jobs_of([shortened(ROWS[key], shorten) for key in rows], seeds)
+def jobs(studies: Mapping[str, Iterable[int]], shorten: int = 1) -> list[Job]:
+    """The jobs of some studies with these seeds."""
+    return jobs_of(
+        (shortened(ROWS[key], shorten), seed)
+        for name, seeds in studies.items()
+        for seed in seeds
+        for key in STUDIES[name]
+    )
 
 
-def jobs_of(rows: Iterable[Row], seeds: Iterable[int]) -> list[Job]:
-    """The jobs of some rows, seed by seed, sources first, each once."""
-    rows = [r for row in rows for r in (row.source, row) if r]
+def jobs_of(runs: Iterable[tuple[Row, int]]) -> list[Job]:
+    """The jobs of rows with seeds, seed by seed, sources first, each once."""
     found: dict[tuple[str, int], Job] = {}
-    for seed in seeds:
-        for row in rows:
+    for last, seed in runs:
+        for row in (last.source, last) if last.source else (last,):
             needs = found[row.source.key, seed] if row.source else None
             found.setdefault((row.key, seed), Job(row.key, seed, digest(row), row, cost(row), needs))
     return sorted(found.values(), key=lambda job: (job.seed, job.needs is not None))
