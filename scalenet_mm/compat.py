@@ -9,6 +9,7 @@ value of `_base_`, which mmengine evaluates first (docs/interop.md).
 import argparse
 import io
 import logging
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -174,6 +175,17 @@ def with_preprocessor(model: Mapping, cfg: Mapping) -> dict:
     """A model's config with the preprocessor that the Runner would hand it from the top level of ``cfg``."""
     given = cfg.get('data_preprocessor')
     return dict(model) if given is None else {'data_preprocessor': given, **model}
+
+
+@contextmanager
+def built_as_written() -> Iterator[None]:
+    """A type or an argument that is not there was written in a config: a command tells it without a traceback."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        if re.search(r'is not in the .* registry|unexpected keyword argument|missing \d+ required', str(error)):
+            error.told = True
+        raise
 
 
 def _resolve_own_configs() -> None:

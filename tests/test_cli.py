@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -15,6 +17,7 @@ from mmengine.registry import HOOKS, MODELS, DefaultScope
 from scalenet_mm.checkpoint.delta_file import read_delta
 from scalenet_mm.commands import test as evaluate
 from scalenet_mm.commands import train
+from scalenet_mm.commands.main import main
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.runner.config import load_config, move_data_root, use_tta, write_deltas
 from scalenet_mm.runner.dry_run import FirstImages, estimate
@@ -243,6 +246,28 @@ def test_configs_of_the_libraries_are_found_by_their_scope(tmp_path):
     assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
     with pytest.raises(SystemExit, match='There is no config'):
         load_config(str(tmp_path / 'none.py'))
+
+
+@pytest.mark.parametrize(
+    'typed, told',
+    [
+        (
+            "head=dict(type='VisonTransformerClsHead')",
+            'VisonTransformerClsHead is not in the mmpretrain::model registry',
+        ),
+        ('head=dict(num_clases=3)', "unexpected keyword argument 'num_clases'"),
+    ],
+)
+def test_a_slip_in_a_config_is_told_without_a_traceback(typed, told, tmp_path, capsys):
+    (tmp_path / 'c.py').write_text(f"_base_ = '{ROOT / 'configs/demo/deit_digits.py'}'\nmodel = dict({typed})\n")
+    weights, image = tmp_path / 'm.pth', tmp_path / 'x.png'
+    torch.save({'a': torch.zeros(1)}, weights)
+    cv2.imwrite(str(image), np.zeros((32, 32, 3), np.uint8))
+    predicted = [str(image), str(tmp_path / 'c.py'), str(weights), '--out', str(tmp_path / 'o.png')]
+    for command in (['inspect', str(tmp_path / 'c.py')], ['predict', *predicted]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f'scalenet {command[0]}: error: ') and told in said and 'Traceback' not in said
 
 
 @pytest.mark.parametrize(

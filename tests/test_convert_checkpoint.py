@@ -79,8 +79,17 @@ def test_names_of_the_classes_are_kept(source, tmp_path, convert):
     assert read_checkpoint(tmp_path / 'ours.safetensors')['meta']['dataset_meta'] == names
     assert convert(tmp_path / 'ours.safetensors', tmp_path / 'again.pth').returncode == 0
     assert torch.load(tmp_path / 'again.pth', weights_only=True)['meta']['dataset_meta'] == names
+    torch.save(dict(state_dict=state, meta=dict(CLASSES=('cat', 'dog'), PALETTE=None)), tmp_path / 'mmdet2.pth')
+    assert convert(tmp_path / 'mmdet2.pth', tmp_path / 'ours2.pth').returncode == 0
+    assert torch.load(tmp_path / 'ours2.pth', weights_only=True)['meta']['dataset_meta'] == {'classes': ('cat', 'dog')}
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=['cat'])), tmp_path / 'listed.pth')
     assert convert(tmp_path / 'listed.pth', tmp_path / 'other.pth').returncode == 0
+
+
+def test_a_file_is_not_written_over_itself(source, convert):
+    before = source.read_bytes()
+    done = convert(source, source, '--force', '--backbone-only')
+    assert done.returncode == 2 and 'is read and would be written over' in done.stderr and source.read_bytes() == before
 
 
 def test_a_head_that_diverged_is_refused(source, tmp_path, convert):

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -586,6 +587,21 @@ def test_a_push_to_another_address_than_the_hubs_is_refused(dest, said, toy, com
     monkeypatch.chdir(tmp_path)
     code, _ = command('push', toy[-1], dest)
     assert code == f'scalenet delta: error: {dest} {said}\n' and not list(tmp_path.iterdir())
+
+
+def test_a_push_replaces_no_card_of_a_repository_unasked(toy, tmp_path, monkeypatch):
+    there = {'README.md', 'other.bin'}
+    hub = SimpleNamespace(
+        create_repo=lambda *_, **__: None,
+        list_repo_files=lambda repo: sorted(there),
+        upload_folder=lambda *, folder_path, **_: there.update(p.name for p in Path(folder_path).iterdir()),
+    )
+    monkeypatch.setattr('huggingface_hub.HfApi', lambda: hub)  # stands in for the Hub, which is not reached here
+    with pytest.raises(FileExistsError, match=r'^hf://me/repo holds README.md already; add --force'):
+        push_delta(toy[-1], 'hf://me/repo')
+    assert there == {'README.md', 'other.bin'}
+    push_delta(toy[-1], 'hf://me/repo', force=True)
+    assert there == {'README.md', 'other.bin', 'config.py', PUSHED}
 
 
 def test_a_delta_of_a_live_network_is_told_from_one_with_a_config(command, tmp_path):

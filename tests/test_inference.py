@@ -164,6 +164,9 @@ def test_classes_are_those_of_the_file_then_of_the_config(tmp_path):
     assert load_model(cfg, named, device='cpu').dataset_meta['classes'][0] == 'a'
     plain = checkpoint(CONFIGS['cls'], tmp_path / 'p.pth')
     assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][1] == '01'
+    before_mmengine = dict(torch.load(plain, weights_only=True), meta=dict(CLASSES=tuple('abcdefghijklmnopqrs')))
+    torch.save(before_mmengine, tmp_path / 'old.pth')
+    assert load_model(cfg, tmp_path / 'old.pth', device='cpu').dataset_meta['classes'][18] == 's'
     del cfg.test_dataloader.dataset.metainfo
     cfg.test_dataloader.dataset.type = 'CustomDataset'
     assert load_model(cfg, plain, device='cpu').dataset_meta['classes'] == [str(i) for i in range(19)]

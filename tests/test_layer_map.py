@@ -49,6 +49,7 @@ def test_stages_are_scaled_one_by_one():
     maps = stage_maps((2, 2, 18, 2), times=2, stages=(2, 3))
     assert [len(m) for m in maps] == [2, 2, 36, 4]
     assert [len(m) for m in stage_maps((2, 2, 6, 2), stages='all', times=3)] == [6, 6, 18, 6]
+    assert [len(m) for m in stage_maps((2, 6, 2))] == [2, 6, 4], 'the last one, however many there are'
     explicit = stage_maps((2, 2, 6, 2), stages=(3,), sources={1: [0, 1, 1]})
     assert explicit[1].sources == (0, 1, 1) and explicit[3].sources == (0, 1, 0, 1)
 

@@ -780,6 +780,16 @@ def test_the_folder_of_the_source_is_not_written_over(source_folder, capsys):
     assert {file: file.read_bytes() for file in source_folder.iterdir()} == before
 
 
+def test_a_folder_that_holds_another_model_is_not_written_over(source_folder, tmp_path, capsys):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'model.safetensors').write_bytes(b'of a run whose checkpoints were removed')
+    args = ('--data', source_folder.parent / 'alpaca.json', '--model', source_folder, '--max-steps', 1)
+    assert main(['lm-train', *map(str, args), '--out', str(out)]) == 2
+    assert f'--out {out} holds a model, which' in capsys.readouterr().err
+    assert [file.name for file in out.iterdir()] == ['model.safetensors']
+
+
 def test_a_run_is_not_resumed_with_another_scale_policy_recipe_or_data(source_folder, tokenizer, capsys):
     folder = source_folder.parent
     model = scalenet_mm.scale(from_pretrained(source_folder), times=2)

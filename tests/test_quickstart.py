@@ -19,8 +19,8 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from scalenet_mm.experiments.commands import make_sources, quickstart
 from scalenet_mm.experiments.data import make_demo_data
-from scalenet_mm.experiments.quickstart.quickstart_page import choose
-from scalenet_mm.experiments.quickstart.quickstart_runs import Job, quiet
+from scalenet_mm.experiments.quickstart.quickstart_page import choose, notes
+from scalenet_mm.experiments.quickstart.quickstart_runs import Job, _minutes, quiet
 from scalenet_mm.experiments.quickstart.quickstart_tasks import SOURCES, TASKS
 from scalenet_mm.models.side_by_side import Panel
 
@@ -80,11 +80,42 @@ def test_the_table_has_the_four_models_with_what_they_cost(detection):
 def test_a_run_that_was_killed_after_its_last_checkpoint_is_whole(detection):
     folder, *_ = detection
     clock = folder / 'work/det/scalenet/minutes.json'
-    told = float(clock.read_text())
-    clock.unlink()
+    told, begun = float(clock.read_text()), clock.with_name('settings.json').stat().st_mtime
+    clock.write_text('0.0')  # as it is when a run begins
+    os.utime(clock, (begun, begun))
     again = call('det', folder, '--epochs', '1')
     assert again.returncode == 0, again.stderr
-    assert told / 2 < float(clock.read_text()) < told + 1
+    minutes = json.loads((folder / 'work/det/result.json').read_text())[-1]['minutes']
+    assert told / 2 < minutes < told + 1
+
+
+def test_minutes_of_a_run_that_was_killed_go_up_to_its_last_checkpoint(tmp_path):
+    clock, last = tmp_path / 'minutes.json', tmp_path / 'iter_9.pth'
+    clock.write_text('2.0')
+    for written, minutes in ((1060, 3.0), (900, 2.0)):  # killed a minute after it began; stopped, with its time told
+        last.touch()
+        os.utime(clock, (1000, 1000))
+        os.utime(last, (written, written))
+        assert _minutes(clock, last) == pytest.approx(minutes)
+    assert _minutes(clock, None) == _minutes(tmp_path / 'not there', last) == 0
+
+
+def test_the_same_data_spelt_otherwise_are_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = []
+    for data in ('qd', tmp_path / 'qd'):
+        job = Job(TASKS['det'], tmp_path / 'work', Path(data), 1, (16, 4))
+        cfg = job.config(TASKS['det'].source, 'source', 1)
+        unit, folder = job.task.unit, Path(cfg.work_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f'{unit}_{cfg.train_cfg[f"max_{unit}s"]}.pth').touch()  # done
+        made.append(job.train(cfg))
+    assert made[0] == made[1]
+
+
+def test_the_note_says_how_much_the_draw_of_these_images_is_worth():
+    assert '1,960 images: +- 2.' in notes(TASKS['cls'], 1960, 0) and '57 images: +- 13.' in notes(TASKS['cls'], 57, 0)
+    assert 'COCO AP' in notes(TASKS['det'], 57, 0)
 
 
 def test_the_picture_has_a_column_for_truth_before_and_after(detection):

@@ -21,13 +21,15 @@ import scalenet_mm
 from scalenet_mm.commands.cfg_options import setting
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.experiments.paper import check, make_plan, run
-from scalenet_mm.experiments.paper.bundle import METRIC_NAMES, Hidden, write_bundle
+from scalenet_mm.experiments.paper.bundle import METRIC_NAMES, Hidden, plan_config, readme, summary, write_bundle
 from scalenet_mm.experiments.paper.instructions import as_dict, describe
 from scalenet_mm.experiments.paper.plan import parse_options
 from scalenet_mm.experiments.paper.public import PUBLIC, other_counts
 from scalenet_mm.experiments.paper.recount import ROWS
 from scalenet_mm.experiments.paper.reproduction import _settings, fetch, step
-from scalenet_mm.one_run import ending_cleanly
+from scalenet_mm.one_run import ending_cleanly, one_run
+from scalenet_mm.runner.config import load_config
+from scalenet_mm.runner.preflight import problems
 
 ROOT = Path(__file__).parents[1]
 REPRODUCE = scalenet('experiment', 'reproduce')
@@ -110,6 +112,47 @@ def test_a_pretrained_network_is_tested_and_not_trained():
         'checkpoints/deit_base_patch16_224-b5f2ef4d.pth',
         '8',
     ]
+
+
+def test_the_users_checkpoint_is_in_every_command_that_begins_anew(digits, tmp_path):
+    plan = demo(digits)
+    assert f'--checkpoint {digits[1]}' in as_dict(plan)['commands']['all']
+    assert '--checkpoint' not in as_dict(demo(digits, checkpoint=None))['commands']['all']
+    assert f'--checkpoint {digits[1]}' in summary_of(plan, tmp_path)['command']
+
+
+@pytest.mark.parametrize(
+    'address, fetched, local',
+    [
+        ('hf://me/repo/in/f.pth', 'hf download me/repo in/f.pth --local-dir checkpoints', 'checkpoints/in/f.pth'),
+        ('https://x.org/f.pth?a&b', "curl -L --create-dirs -o 'checkpoints/f.pth?a&b' 'https://x.org/f.pth?a&b'", None),
+        ('torchvision://resnet50', None, 'torchvision://resnet50'),
+    ],
+)
+def test_what_fetches_a_checkpoint_is_what_its_scheme_wants(address, fetched, local, digits):
+    plan = demo(digits, checkpoint=address)
+    commands = as_dict(plan)['commands']
+    assert commands['fetch'] == fetched and (local is None or f'load_from={local}' in commands['train'])
+    if fetched is None:
+        assert fetch(plan) is None, 'the libraries find it themselves'
+
+
+@pytest.mark.parametrize(
+    'change, told',
+    [
+        ('train_dataloader = train_cfg = None', r'has no train_dataloader and no train_cfg: reproduce trains'),
+        ("test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))", None),
+        ("test_dataloader = dict(dataset=dict(pipeline=[dict(type='Resize', scale_factor=2.0)]))", None),
+    ],
+)
+def test_a_config_of_ones_own_has_a_plan_or_is_told(change, told, tmp_path):
+    mine = tmp_path / 'mine.py'
+    mine.write_text(f"_base_ = '{SCALED.with_name('mask_rcnn_scalenet_swin_digits.py')}'\n{change}\n")
+    if told:
+        with pytest.raises(SystemExit, match=told):
+            make_plan(str(mine))
+    else:
+        assert as_dict(make_plan(str(mine)))['flops_of'] == [224, 224]
 
 
 def test_from_scratch_needs_no_checkpoint():
@@ -237,6 +280,16 @@ def test_a_step_that_is_told_to_end_ends_its_tool(tmp_path):
         os.kill(int(told.read_text()), 0)
 
 
+def test_two_runs_in_one_folder_are_refused(digits, tmp_path):
+    with one_run(tmp_path):
+        code = 'import sys; from scalenet_mm.experiments.paper import make_plan, run; import scalenet_mm.registration\n'
+        code += f'run(make_plan({str(SCALED)!r}, options={options(digits[0])!r}, checkpoint={str(digits[1])!r}, '
+        code += f'cpu=True), __import__("pathlib").Path({str(tmp_path)!r}))'
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 1 and f'a run goes on in {tmp_path}' in done.stderr
+    assert not (tmp_path / 'steps.json').exists()
+
+
 def test_a_folder_with_another_run_is_refused_and_left_alone(digits, tmp_path):
     (tmp_path / 'settings.json').write_text('{"seed": 1}')
     with pytest.raises(SystemExit, match='holds a run with other settings'):
@@ -307,8 +360,29 @@ def test_a_bundle_sets_the_result_beside_the_papers(tmp_path):
     assert result['difference'] == {'box AP': -0.2, 'box AP50': 0.0}
     assert result['training_hours'] == 2 and '8 images a step, the recipe has 16' in result['deviations']
     page = (tmp_path / 'bundle' / 'README.md').read_text()
+    assert result['checkpoint']['sha256'] == 'not known'  # of a file that the libraries find
     assert '| box AP | 46.50 | 46.7 | -0.20 |' in page
     assert '| box AP75 | not measured | 51.2 | – |' in page
+
+
+def test_the_command_in_a_bundle_says_where_hidden_data_go(digits, tmp_path, monkeypatch):
+    plan = demo(digits)
+    told = summary_of(plan, tmp_path)
+    told['delta'] = dict(file='x.delta.safetensors')
+    assert '--delta x.delta.safetensors --cfg-options data_root=FOLDER`' in readme(plan, told)
+    (tmp_path / 'config.py').write_text(Hidden(plan, tmp_path, digits[1])(plan_config(plan)))
+    cfg = load_config(str(tmp_path / 'config.py'), options={'data_root': str(digits[0]), 'load_from': None})
+    assert cfg.test_dataloader.dataset.data_root == str(digits[0]) and not list(problems(cfg, ('val', 'test')))
+    monkeypatch.chdir(digits[0].parent)
+    here = demo(digits, options=[f'data_root={digits[0].name}', *options(digits[0])[1:]])
+    assert '--delta x.delta.safetensors`' in readme(here, told), 'a path from here is no place of the machine'
+
+
+def summary_of(plan, folder):
+    """Of a run that measured nothing."""
+    (folder / 'metrics.json').write_text('{}')
+    (folder / 'steps.json').write_text('[]')
+    return summary(plan, folder, None)
 
 
 def test_folders_of_the_machine_get_names_and_other_paths_stay(digits, tmp_path):
@@ -387,4 +461,6 @@ def test_the_tool_lists_all_rows_and_prints_pure_json():
     assert {line.split()[0] for line in listed.stdout.splitlines()[2:]} == {r.key for r in ROWS}
     command = [*REPRODUCE, 'table8/swin_t', '--json']
     told = json.loads(subprocess.run(command, env=env, capture_output=True, text=True).stdout)
+    listed = json.loads(subprocess.run([*REPRODUCE, '--list', '--json'], env=env, capture_output=True).stdout)
+    assert [line['row'] for line in listed] == [r.key for r in ROWS]
     assert re.fullmatch(r'table8/swin_t/scalenet', told['row']) and told['parameters'] == 48_753_066

@@ -14,8 +14,9 @@ from conftest import scalenet
 from mmengine.config import Config
 from torchvision.ops import box_iou as torchvision_iou
 
+from scalenet_mm.commands.compare import _drawn_before
 from scalenet_mm.experiments.data import make_demo_data
-from scalenet_mm.models.comparison import _label_map, compare, totals
+from scalenet_mm.models.comparison import _label_map, compare, totals, truth_of
 from scalenet_mm.models.matching import (
     AGREE,
     BOTH_WRONG,
@@ -262,6 +263,26 @@ def test_two_segmentors_are_compared_against_label_maps(models, tmp_path):
     again = run(*made['upernet_swin'], *made['upernet_scalenet_swin'], images[0], '--out', tmp_path, '--device', 'cpu')
     assert again.returncode == 0, again.stderr
     assert sorted(p.name for p in tmp_path.glob('page*')) == ['page_1.png', 'page_of_mine.png']
+
+
+def test_pictures_that_no_compare_wrote_are_left_alone(tmp_path):
+    mine, told = tmp_path / 'page_3.png', tmp_path / 'differences.json'
+    assert _drawn_before(tmp_path, told) == []
+    mine.touch()
+    with pytest.raises(ValueError, match=r'has page_3.png, which this command did not write'):
+        _drawn_before(tmp_path, told)
+    told.write_text('{"of": "somebody else"}')
+    with pytest.raises(ValueError, match=r'has differences.json, page_3.png, which'):
+        _drawn_before(tmp_path, told)
+    told.write_text('{"pages": ["page_1.png", "page_3.png"]}')
+    assert _drawn_before(tmp_path, told) == [mine]
+
+
+def test_ground_truth_of_a_test_set_without_label_maps_is_told(tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'upernet_swin_digits.py')
+    cfg.test_dataloader.dataset.data_prefix = dict(img_path='images/validation')
+    with pytest.raises(FileNotFoundError, match=r'names no label maps .*--ann FOLDER'):
+        truth_of(SimpleNamespace(cfg=cfg, dataset_meta=dict(classes=[])))
 
 
 @pytest.mark.slow

@@ -29,11 +29,11 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
         arch: as the host's, of the *pretrained* network. The arguments of mmdet's and mmseg's Swin (``embed_dims``,
             ``depths``, ``num_heads``, ...), with its defaults, are understood instead; where only arguments are given
             that both classes have, the scope of the config tells which class is meant.
-        scale: ``dict(times=2, order='stack', stages=(3,), layers='all', sources=None,
+        scale: ``dict(times=2, order='stack', stages=None, layers='all', sources=None,
             adjust=dict(type='ParallelAdapter', rank=16), adjust_on='all', start='paper')``; what is left out is the
-            paper's. ``times`` may be a list with one factor a stage; ``sources`` is ``{stage: [...]}``. ``growth`` with
-            ``new_layers`` (in each of ``stages``) or ``times`` grows by independent layers instead, see
-            ``growth.GROWTH``.
+            paper's, which scales the last stage. ``times`` may be a list with one factor a stage; ``sources`` is
+            ``{stage: [...]}``. ``growth`` with ``new_layers`` (in each of ``stages``) or ``times`` grows by independent
+            layers instead, see ``growth.GROWTH``.
         with_cp: recompute the blocks' activations in the backward pass.
         ops: fast paths, ``None`` (defaults), ``'plain'`` or a dict of switches, see ``ops.SWITCHES``.
         frozen_stages: refused.
@@ -46,7 +46,7 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
 
     host = 'swin'
     alternating = 2  # every second block shifts its windows
-    scale_defaults = dict(ScaledBackbone.scale_defaults, order='stack', stages=(3,), adjust_on='all')
+    scale_defaults = dict(ScaledBackbone.scale_defaults, order='stack', stages=None, adjust_on='all')
 
     def __init__(
         self,

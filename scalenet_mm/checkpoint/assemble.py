@@ -25,7 +25,7 @@ from .config_text import parse_config
 from .delta_file import SHORT, SUFFIX, Delta, check, read_delta, structure
 from .digests import digests, fingerprint
 from .loading import build_model, load_base, load_weights
-from .reading import read_checkpoint, unwrap
+from .reading import dataset_meta, read_checkpoint, unwrap
 from .strict import CheckpointError, naming, require
 from .writing import pickled, write_atomically
 
@@ -117,7 +117,7 @@ def make_delta(
         role = str(role_of.get(name, 'buffer'))
         tensors, nbytes = by_role.get(role, (0, 0))
         by_role[role] = tensors + 1, nbytes + state[name].nbytes
-    dataset_meta = meta.get('dataset_meta') or {}
+    said = dataset_meta({'meta': meta})
     return Delta(
         tensors={k: state[k] for k in sorted(changed)},
         base=base,
@@ -128,9 +128,9 @@ def make_delta(
         roles=by_role,
         config=config,
         dataset_meta={
-            k: json.loads(json.dumps(dataset_meta[k], default=lambda x: x.tolist()))
+            k: json.loads(json.dumps(said[k], default=lambda x: x.tolist()))
             for k in ('classes', 'palette')
-            if dataset_meta.get(k) is not None
+            if said.get(k) is not None
         },
         versions=dict(scalenet_mm=__version__, torch=torch.__version__, mmengine=mmengine.__version__),
         position={k: meta[k] for k in ('epoch', 'iter') if k in meta},

@@ -11,10 +11,10 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..compat import scope_of, with_preprocessor
+from ..compat import built_as_written, scope_of, with_preprocessor
 from .delta_file import apply_delta
 from .dialects import CLASSIFIERS, HEADS, classifier_of, head_to_mmpretrain, rewrite
-from .reading import add_prefix, read_checkpoint, unwrap
+from .reading import add_prefix, dataset_meta, read_checkpoint, unwrap
 from .strict import StrictBackbone, naming, require_values
 from .supplied import check_supplied
 
@@ -27,7 +27,8 @@ def build_model(cfg: Config) -> nn.Module:
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
     init_default_scope(scope_of(cfg) or 'mmengine')
-    return MODELS.build(with_preprocessor(cfg.model, cfg))
+    with built_as_written():
+        return MODELS.build(with_preprocessor(cfg.model, cfg))
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path, delta: str | Path | None = None) -> Mapping[str, Any] | None:
@@ -55,7 +56,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path, delta: str | Path | N
     content = read_checkpoint(checkpoint)
     with naming(checkpoint):
         fill(model, unwrap(content))
-    return (content.get('meta') or {}).get('dataset_meta')
+    return dataset_meta(content) or None
 
 
 def fill(model: nn.Module, state_dict: Mapping[str, Tensor], training: bool = False) -> None:

@@ -12,6 +12,7 @@ from .delta_file import PUSHED, Delta, read_delta
 from .strict import CheckpointError
 
 CONFIGS, CARD = ('config.py', 'config.json'), 'README.md'
+OURS = (PUSHED, *CONFIGS, CARD)
 
 
 def push_delta(
@@ -25,13 +26,13 @@ def push_delta(
         license: of the weights, as the Hub names it.
         base_model: the base's Hub repository, ``owner/repo``; by default that of a base on the Hub. The Hub refuses
             cards whose ``base_model`` is no repository, so a base from elsewhere is named in the text only.
-        force: replace what an earlier push wrote to a folder.
+        force: replace files of these names that are there, in a folder or a repository.
 
     Returns:
         Where the files are.
 
     Raises:
-        FileExistsError: if the folder holds one of them already.
+        FileExistsError: if one of them is there already.
         CheckpointError: if the address is none of the Hub, or the upload fails.
     """
     read = read_delta(delta)
@@ -52,16 +53,24 @@ def push_delta(
         files = _write(read, Path(folder), dest, license, base_model, force)
         try:
             HfApi().create_repo(repo, exist_ok=True)
+            there = [] if force else HfApi().list_repo_files(repo)
+            _require_new([name for name in OURS if name in there], dest)
             HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message='ScaleNet increments')
+        except FileExistsError:
+            raise
         except Exception as error:  # each of its errors explains itself
             raise CheckpointError(f'{dest} could not be written: {error}') from error
     return [f'{dest}/{Path(file).name}' for file in files]
 
 
+def _require_new(there: list[str], address: str) -> None:
+    if there:
+        raise FileExistsError(f'{address} holds {", ".join(there)} already; add --force to replace them.')
+
+
 def _write(delta: Delta, folder: Path, address: str, license: str, base_model: str | None, force: bool) -> list[str]:
-    there = [name for name in (PUSHED, *CONFIGS, CARD) if (folder / name).exists()]
-    if there and not force:
-        raise FileExistsError(f'{folder} holds {", ".join(there)} already; add --force to replace them.')
+    if not force:
+        _require_new([name for name in OURS if (folder / name).exists()], address)
     delta.save(folder / PUSHED)
     config = _config_name(delta)
     (folder / config).write_text(delta.config)

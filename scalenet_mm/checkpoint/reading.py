@@ -89,6 +89,16 @@ def unwrap(checkpoint: Mapping[str, Any], prefer_ema: bool = False) -> OrderedDi
     return state
 
 
+def dataset_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Classes and palette of a checkpoint: OpenMMLab keeps them in `dataset_meta`, before mmengine as `CLASSES`."""
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    said = meta.get('dataset_meta')
+    if said and isinstance(said, Mapping):
+        return {str(key).lower(): value for key, value in said.items()}
+    return {key.lower(): meta[key] for key in ('CLASSES', 'PALETTE') if meta.get(key) is not None}
+
+
 def with_metadata(entries: Iterable[tuple[str, Tensor]], of: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """Entries as a state dict with a copy of the `_metadata` of another one, if it has some."""
     state = OrderedDict(entries)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .reading import PLACES, unwrap
+from .reading import PLACES, dataset_meta, unwrap
 from .writing import pickled, write_atomically
 
 
@@ -34,9 +34,7 @@ def write_weights(trusted: str | Path, target: str | Path) -> None:
 
 def _classes(content: Any) -> dict[str, Any]:
     """Names of the classes, as the libraries keep them in ``meta``."""
-    for key in ('meta', 'dataset_meta'):
-        content = content.get(key) if isinstance(content, Mapping) else None
-    classes = content.get('classes') if isinstance(content, Mapping) else None
+    classes = dataset_meta(content).get('classes') if isinstance(content, Mapping) else None
     return {'dataset_meta': {'classes': list(map(str, classes))}} if isinstance(classes, (list, tuple)) else {}
 
 

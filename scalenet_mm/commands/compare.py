@@ -43,6 +43,27 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
+def _drawn_before(folder: Path, file: Path) -> list[Path]:
+    """The pages of an earlier call, as its ``differences.json`` lists them.
+
+    Raises:
+        ValueError: if there are others, or another such file, which would be written over.
+    """
+    there = [p for p in folder.glob('page_*.png') if p.stem.removeprefix('page_').isdecimal()]
+    others, mine = [], []
+    if file.exists():
+        try:
+            mine = json.loads(file.read_text())['pages']
+        except (ValueError, KeyError, TypeError):
+            others = [file.name]
+    if others := [*others, *sorted(p.name for p in there if p.name not in mine)]:
+        raise ValueError(
+            f'{folder} has {", ".join(others[:3])}, which this command did not write ({file.name} lists what it did); '
+            'name another --out, or move them.'
+        )
+    return there
+
+
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     images = find_images(args.images)
@@ -51,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
     require_other([*drawn, file], [*images, *([args.ann] if args.ann else [])])
     if args.out.resolve() in {image.resolve().parent for image in images}:
         raise ValueError(f'--out {args.out} is the folder of the images, among which its pages would be; name another.')
+    old = _drawn_before(args.out, file)
     a = load_model(args.config_a, args.checkpoint_a, args.delta_a, args.device)
     b = load_model(args.config_b, args.checkpoint_b, args.delta_b, args.device)
     task = task_of(a, b)
@@ -65,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
     if args.ann or args.gt:
         truth = truth_of(a, args.ann)
         truths = {image: truth(image) for image in images}
+    file.write_text(json.dumps({'pages': [page.name for page in {*old, *drawn}]}))  # they are ours, if this is ended
     columns = ['ground truth'] * bool(args.ann or args.gt) + list(args.names)
     columns += ['difference'] * (task == 'segmentation')
     classes, reports, rows = list(a.dataset_meta['classes']), {}, []
@@ -85,12 +108,12 @@ def main(argv: Sequence[str]) -> None:
         'b': dict(name=args.names[1], config=args.config_b, checkpoint=args.checkpoint_b, delta=args.delta_b),
         'score_thr': args.score_thr,
         'total': summed,
+        'pages': [page.name for page in drawn],
         'images': reports,
     }
     file.write_text(json.dumps(told, indent=1))
-    for old in args.out.glob('page_*.png'):  # of a call with more images
-        if old not in drawn and old.stem.removeprefix('page_').isdecimal():
-            old.unlink()
+    for page in set(old).difference(drawn):  # of a call with more images
+        page.unlink()
     shown = [(k, v) for k, v in summed.items() if not k.startswith('by_class.')]
     print(format_table((f'{len(images)} images', ''), shown))
     print(f'Pictures: {args.out}/page_1.png ... page_{pages}.png   Differences: {args.out}/differences.json')

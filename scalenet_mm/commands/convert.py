@@ -1,6 +1,6 @@
 """Write a DeiT or Swin checkpoint of any dialect as one with OpenMMLab's names.
 
-    scalenet convert SRC DST [--to mmpretrain] [--backbone-only] [--ema] [--force]
+    scalenet convert SRC DST [--backbone-only] [--ema] [--force]
 
 SRC is a path, http(s):// or hf://owner/repo/file; DST ends in .pth or .safetensors. The result loads
 through `load_from` and, with `prefix='backbone.'` or after `--backbone-only`, through `init_cfg`.
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ..checkpoint import read_checkpoint, recognise, rewrite, unwrap
 from ..checkpoint.digests import digests, fingerprint
-from ..checkpoint.reading import strip_prefix, with_metadata
+from ..checkpoint.reading import dataset_meta, strip_prefix, with_metadata
 from ..checkpoint.strict import naming, require_values
 from ..checkpoint.writing import pickled, write_atomically
-from ..file_names import file_ending
+from ..file_names import file_ending, require_other
 from .main import command_parser
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -34,11 +34,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser(__doc__)
     parser.add_argument('source', metavar='SRC')
     parser.add_argument('target', metavar='DST', type=file_ending(*SUFFIXES))
-    parser.add_argument('--to', choices=['mmpretrain'], default='mmpretrain', help='names to write')
     parser.add_argument('--backbone-only', action='store_true', help='leave heads out, and the prefix `backbone.`')
     parser.add_argument('--ema', action='store_true', help='take the averaged weights where the file has both')
     parser.add_argument('--force', action='store_true', help='replace DST if it is there')
     args = parser.parse_args(argv)
+    require_other([args.target], [args.source])
     if args.target.exists() and not args.force:
         parser.error(f'{args.target} is there already; add --force to replace it')
     return args
@@ -49,8 +49,6 @@ def convert(
 ) -> tuple[str, OrderedDict[str, Tensor], dict[str, Any]]:
     """Read and translate a checkpoint; returns its dialect's name, the new state dict and what it says of its data."""
     read = read_checkpoint(source)
-    said = read.get('meta')
-    dataset = said.get('dataset_meta') if isinstance(said, Mapping) else None
     weight = torch.empty(())  # no host has other tensors
     with naming(source):
         state = unwrap(read, prefer_ema=ema)
@@ -60,7 +58,7 @@ def convert(
         require_values(dict.fromkeys(weights, weight), translated)
     if backbone_only:
         translated = strip_prefix(translated, 'backbone.')
-    return dialect, own_storage(translated), dict(dataset) if isinstance(dataset, Mapping) else {}
+    return dialect, own_storage(translated), dataset_meta(read)
 
 
 def own_storage(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

@@ -54,7 +54,7 @@ except ImportError:
     print('lacks it, and only upstream mmengine needs it')
 """
 COMPILED = {  # against numpy, by distribution
-    'opencv-python': 'import cv2',
+    **dict.fromkeys(('opencv-python', 'opencv-python-headless'), 'import cv2'),
     'pycocotools': 'import pycocotools._mask',
     'scipy': 'import scipy.ndimage',
     'shapely': 'import shapely',

@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
     from transformers import set_seed
 
     from .. import TrainPolicy, scale
+    from ..checkpoint.pretrained import weight_files
     from ..core.adapters import parse_adjust
     from ..lm.alpaca import encode, read_alpaca
     from ..lm.saving import INCREMENTS, load_parts, save_increments
@@ -85,6 +86,8 @@ def main(argv: Sequence[str]) -> int:
             '--out.'
         )
     checkpoint = checkpoint_of(args.out, args.resume)
+    if not checkpoint and args.out.is_dir() and weight_files(args.out):
+        raise ValueError(f'--out {args.out} holds a model, which the trained one would replace; name another --out.')
     records = read_alpaca(args.data)
     tokenizer, load = load_parts(args.model)
     examples = encode(records, tokenizer, args.max_length)

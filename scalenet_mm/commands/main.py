@@ -125,7 +125,7 @@ def dispatch(prog: str, package: str, table: Mapping[str, str], argv: Sequence[s
         told = getattr(error, 'told', False)  # of ours, whatever the command
         if not told and (name in NOT_CAUGHT or not isinstance(error, USER_ERRORS)):
             raise
-        return refused(called, str(error))
+        return refused(called, error.args[0] if isinstance(error, KeyError) else str(error))
 
 
 def no_reader_is_left() -> bool:

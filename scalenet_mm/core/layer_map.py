@@ -156,7 +156,7 @@ def stage_maps(
     depths: Sequence[int],
     times: float | Sequence[float] = 2,
     order: str = 'stack',
-    stages: str | Iterable[int] = (3,),
+    stages: str | Iterable[int] | None = None,
     layers: str | Iterable[int] = 'all',
     sources: dict[int, Sequence[int]] | None = None,
     build: Callable[..., LayerMap] = LayerMap.build,
@@ -166,7 +166,7 @@ def stage_maps(
     Args:
         depths: layers of each stage of the pretrained network.
         times: one factor for the ``stages`` named, or one for each stage of the network (then ``stages`` is unused).
-        stages: the stages that are scaled, ``'all'`` or 0-based indices.
+        stages: the stages that are scaled, ``'all'`` or 0-based indices; the last by default (Sec. IV-A1).
         sources: explicit maps, ``{stage: [source, ...]}``; stages left out follow the other arguments.
         build: makes a map of (depth, times, order, layers, sources).
 
@@ -183,7 +183,8 @@ def stage_maps(
             )
         factors = list(times)
     else:
-        scaled = [] if times == 1 else selected(len(depths), stages, 'stages')
+        chosen = (len(depths) - 1,) if stages is None else stages
+        scaled = [] if times == 1 else selected(len(depths), chosen, 'stages')
         factors = [times if i in scaled else 1 for i in everything]
     sources = {int(k): v for k, v in (sources or {}).items()}  # --cfg-options and JSON give strings
     selected(len(depths), sources or 'all', 'sources')

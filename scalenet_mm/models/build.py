@@ -14,7 +14,7 @@ from ..backbones import ScaleNetDeiT, ScaleNetSwin
 from ..backbones.arguments import ArgumentsError, unknown
 from ..checkpoint.loading import load_weights
 from ..checkpoint.strict import CheckpointError
-from ..compat import quiet, read_config, scope_of, type_class, with_preprocessor
+from ..compat import built_as_written, quiet, read_config, scope_of, type_class, with_preprocessor
 
 BACKBONES = {'deit': ScaleNetDeiT, 'swin': ScaleNetSwin}
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
@@ -137,7 +137,8 @@ def _from_config(
     if scale is not None:
         model_cfg['backbone']['scale'] = scale  # update() would merge it into the config's
     if num_classes is None:
-        return MODELS.build(model_cfg['backbone'])
+        with built_as_written():
+            return MODELS.build(model_cfg['backbone'])
     if num_classes is not ...:
         if 'num_classes' not in (model_cfg.get('head') or {}):
             raise ValueError(
@@ -147,5 +148,5 @@ def _from_config(
         for part in (model_cfg['head'], cfg.get('data_preprocessor') or {}, model_cfg.get('data_preprocessor') or {}):
             if 'num_classes' in part:
                 part['num_classes'] = num_classes
-    with quiet('WARNING'):  # its notes would be among the lines of a command's output
+    with built_as_written(), quiet('WARNING'):  # its notes would be among the lines of a command's output
         return MODELS.build(with_preprocessor(model_cfg, cfg))

@@ -58,7 +58,10 @@ def truth_of(model: nn.Module, source: Path | None = None) -> Truth:
         dataset = DATASETS.build(dataset)  # joins the paths and knows its own suffixes; reads nothing yet
     if TASKS[model.cfg.default_scope] == 'detection':
         return _boxes(Path(source or dataset.ann_file), list(model.dataset_meta['classes']))
-    folder = Path(source or dataset.data_prefix['seg_map_path'])
+    named = source or dataset.data_prefix.get('seg_map_path')
+    if not named:
+        raise FileNotFoundError("Config A's test data names no label maps (seg_map_path); give --ann FOLDER.")
+    folder = Path(named)
     if not folder.is_dir():
         raise FileNotFoundError(f'There is no folder of label maps {folder}.')
     steps = [t for t in test_dataset(model.cfg)['pipeline'] if reads_annotations(t)]

@@ -19,7 +19,7 @@ from ..core.hosts import LINEARS, host_facts
 from ..core.roles import Count, Role, TrainPolicy, count_by_use, total, unique_bytes
 from ..core.tying import TiedLayers, persistent, scaled_layers
 from ..runner.config import trained_by
-from .build import build
+from .build import build, names_config
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,7 @@ def takes_images(model: nn.Module) -> tuple[str, nn.Module]:
 
 def train_policy(model: str | Path | Config) -> TrainPolicy:
     """What a config trains; increments where there is no config."""
-    if not isinstance(model, Config) and not Path(model).is_file() and '::' not in str(model):
-        return TrainPolicy()
-    return trained_by(read_config(model))
+    return trained_by(read_config(model)) if names_config(model) else TrainPolicy()
 
 
 def measure(model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE) -> Cost:

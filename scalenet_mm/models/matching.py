@@ -67,10 +67,10 @@ def _pairs(gain: np.ndarray) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in zip(rows, columns) if gain[i, j] > 0]
 
 
-def difference_map(a: np.ndarray, b: np.ndarray, truth: np.ndarray | None = None, ignore: int = IGNORE) -> np.ndarray:
+def difference_map(a: np.ndarray, b: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
     """Where two label maps (H, W) differ, as a (H, W) uint8 map.
 
-    Without ``truth``: ``AGREE`` or ``DIFFER``. With it: ``AGREE`` (both right, or ``truth`` is ``ignore``),
+    Without ``truth``: ``AGREE`` or ``DIFFER``. With it: ``AGREE`` (both right, or ``truth`` is ``IGNORE``),
     ``ONLY_A_RIGHT``, ``ONLY_B_RIGHT`` or ``BOTH_WRONG``.
 
     Raises:
@@ -82,6 +82,6 @@ def difference_map(a: np.ndarray, b: np.ndarray, truth: np.ndarray | None = None
     if truth is None:
         return np.where(a == b, AGREE, DIFFER).astype(np.uint8)
     right_a, right_b = a == truth, b == truth
-    cases = [truth == ignore, right_a & right_b, right_a, right_b]
+    cases = [truth == IGNORE, right_a & right_b, right_a, right_b]
     codes = [AGREE, AGREE, ONLY_A_RIGHT, ONLY_B_RIGHT]
     return np.select(cases, codes, BOTH_WRONG).astype(np.uint8)

@@ -119,7 +119,6 @@ def draw_side_by_side(
     columns: list[str],
     path: str | Path,
     classes: list[str],
-    palette: Sequence | None = None,
     title: str = '',
     compared: tuple[str, str] = ('A', 'B'),
 ) -> None:
@@ -130,7 +129,6 @@ def draw_side_by_side(
         columns: the head of each column.
         path: where the picture goes; its folder is made.
         classes: name of each class index.
-        palette: colour of each class (RGB in 0..255, or names); by default told apart with any colour vision.
         title: above everything.
         compared: names of the two results of difference maps, for the legend.
 
@@ -143,8 +141,6 @@ def draw_side_by_side(
             f'A picture needs rows with a panel for each of the {len(columns)} columns; got {len(rows)} rows'
             + (f', one of them with {wrong[0]} panels.' if wrong else '.')
         )
-    given = palette if palette is not None else PALETTE
-    colours = [c if isinstance(c, str) else tuple(float(x) / 255 for x in c) for c in given]
     heights = [CELL * r.image.shape[0] / r.image.shape[1] for r in rows]
     size = CELL * len(columns) + 0.3, sum(heights) + 0.25 * len(rows) + 0.9
     figure = Figure(figsize=size, layout='constrained')
@@ -152,7 +148,7 @@ def draw_side_by_side(
     for row, axes_of_row in zip(rows, cells):
         for panel, axes in zip(row.panels, axes_of_row):
             axes.set(xticks=[], yticks=[])
-            _draw(axes, row.image, panel, classes, colours)
+            _draw(axes, row.image, panel, classes)
     for axes, head in zip(cells[0], columns):
         axes.set_title(head, fontsize=14)
     if title:
@@ -163,17 +159,17 @@ def draw_side_by_side(
     figure.savefig(path, dpi=150)
 
 
-def _draw(axes: Axes, image: np.ndarray, panel: Panel, classes, colours) -> None:
+def _draw(axes: Axes, image: np.ndarray, panel: Panel, classes) -> None:
     height, width = image.shape[:2]
     picture = np.asarray(image, np.float32).copy()
     if panel.semantic is not None:
         for k in range(len(classes)):
-            _tint(picture, panel.semantic == k, colours[k % len(colours)])
+            _tint(picture, panel.semantic == k, PALETTE[k % len(PALETTE)])
     if panel.difference is not None:
         picture = picture.mean(-1, keepdims=True).repeat(3, -1)  # grey: only what differs is in colour
         for code, (colour, _) in AREAS.items():
             _tint(picture, panel.difference == code, colour, 0.75)
-    objects = _objects(panel, classes, colours)
+    objects = _objects(panel, classes)
     masks = [] if panel.masks is None else np.asarray(panel.masks, bool)
     for mask, drawn in zip(masks, objects):
         _tint(picture, mask, drawn.colour)
@@ -201,14 +197,14 @@ class _Drawn(NamedTuple):
     low: bool  # its text goes to the lower edge, clear of those of what was found
 
 
-def _objects(panel: Panel, classes, colours) -> list[_Drawn]:
+def _objects(panel: Panel, classes) -> list[_Drawn]:
     n = next((len(x) for x in (panel.boxes, panel.masks, panel.labels) if x is not None), 0)
     found = []
     for i in range(n):
         label = None if panel.labels is None else int(panel.labels[i])
         mark = '' if panel.marks is None else panel.marks[i]
         kind = mark.split(':')[0]
-        colour, line, _ = STYLES.get(kind, (colours[(label or 0) % len(colours)], '-', ''))
+        colour, line, _ = STYLES.get(kind, (PALETTE[(label or 0) % len(PALETTE)], '-', ''))
         words = [] if label is None else [classes[label]]
         if panel.scores is not None and np.isfinite(panel.scores[i]):
             words.append(f'{panel.scores[i]:.2f}')

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...commands.main import command_parser
+from ...tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENT = ROOT / 'docs' / 'hosts.md'
@@ -71,10 +72,10 @@ def table(promises: dict[str, str], cells: dict[str, dict[str, str]], made: str,
     for host, row in cells.items():
         if missing := [p for p in promises if p not in row]:
             raise SystemExit(f'{host} has no cell for {missing}: a test does not tell it.')
-    lines = [f'| {first} | {" | ".join(promises)} |', '|---' * (len(promises) + 1) + '|']
-    lines += [f'| {host} | {" | ".join(row[p] for p in promises)} |' for host, row in cells.items()]
+    lines = [(host, *(row[p] for p in promises)) for host, row in cells.items()]
     legend = '; '.join(f'`{p}`: {text}' for p, text in promises.items())
-    return '\n'.join([*lines, '', f'{legend}.', '', f'{made}.'])
+    shown = markdown_table((first, *promises), lines, 'l' * (len(promises) + 1))
+    return '\n\n'.join([shown, f'{legend}.', f'{made}.'])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 
 from ...commands.main import command_parser
 from ...file_names import a_folder
-from ...tables import format_table
+from ...tables import format_table, markdown_table
 from ..paper.recount import DECIMALS, NEW_LAYERS, ROWS, TABLES, compute
 
 HEAD = ('model', '#Params', 'M', 'paper', 'diff', 'FLOPs G', 'paper', 'diff', '+adjust.')
@@ -116,9 +116,8 @@ def as_markdown(rows: list[dict], command: str) -> str:
     )
     for table, chosen, remarks in by_table(rows):
         lines += ['', f'## Table {table}', '']
-        lines += ['| ' + ' | '.join((*HEAD, 'remark')) + ' |']
-        lines += ['|---|' + '---:|' * (len(HEAD) - 1) + '---|']
-        lines += ['| ' + ' | '.join((*cells(row), marks(row, remarks))) + ' |' for row in chosen]
+        body = [(*cells(row), marks(row, remarks)) for row in chosen]
+        lines += [markdown_table((*HEAD, 'remark'), body, 'l' + 'r' * (len(HEAD) - 1) + 'l')]
         lines += [''] * bool(remarks) + [f'{number}. {remark}' for remark, number in remarks.items()]
         lines += ['', size_rule(chosen)] * (table == 'I')
         lines += ['', metrics_10(chosen)] * (table == 'X')

@@ -47,6 +47,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--auto-scale-lr', action='store_true', help='as in tools/train.py')
     add('--cfg-options', nargs='+', default=[], help='as in tools/train.py')
     args = p.parse_args(argv)
+    if args.json and (args.check or args.run):
+        p.error('--json is of the plan, or of --list; leave it out.')
     if not args.list and not args.row:
         p.error('name a row (--list prints all) or a config.')
     return args
@@ -55,7 +57,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     if args.list:
-        print(rows())
+        listed = [dict(row=row.key, config=row.config, paper=row.result) for row in ROWS]
+        print(json.dumps(listed, indent=1) if args.json else rows())
         return
     extra = ['--amp'] * args.amp + ['--auto-scale-lr'] * args.auto_scale_lr
     plan = make_plan(

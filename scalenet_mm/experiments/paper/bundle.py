@@ -41,7 +41,7 @@ def write_bundle(plan: Plan, folder: Path, checkpoint: Path | None) -> Path:
 
     Args:
         folder: of the run, trained and tested.
-        checkpoint: what it started from.
+        checkpoint: the file that it started from, if it was one.
     """
     made, target = folder / f'{BUNDLE}.unfinished', folder / BUNDLE
     shutil.rmtree(made, ignore_errors=True)
@@ -127,10 +127,10 @@ def summary(plan: Plan, folder: Path, checkpoint: Path | None) -> dict[str, Any]
         gpus=plan.gpus,
         batch=plan.batch,
         training_hours=sum(s['seconds'] for s in steps if s['step'] == 'train') / 3600,
-        checkpoint=checkpoint
+        checkpoint=plan.checkpoint
         and dict(
             address=plan.checkpoint.address if plan.checkpoint.remote else plan.checkpoint.name,
-            sha256=sha256(checkpoint),
+            sha256=sha256(checkpoint) if checkpoint else 'not known',
             sha256_published=plan.checkpoint.digits,
         ),
         deviations=deviations(plan),
@@ -201,10 +201,12 @@ def readme(plan: Plan, result: Mapping[str, Any]) -> str:
         '`result.json`: this page as data.',
     ]
     if delta := result.get('delta'):
-        last = shlex.join(['python', 'tools/test.py', 'config.py', 'CHECKPOINT', '--delta', delta['file']])
+        last = ['python', 'tools/test.py', 'config.py', 'CHECKPOINT', '--delta', delta['file']]
+        moved = Path(plan.data_root).is_absolute()  # then its place is hidden
+        last += ['--cfg-options', 'data_root=FOLDER'] if moved else []
         lines += [
-            f'`{delta["file"]}`: what training changed; `{last}` gives these figures, with the file above as '
-            'CHECKPOINT.'
+            f'`{delta["file"]}`: what training changed; `{shlex.join(last)}` gives these figures, with the file above '
+            f'as CHECKPOINT{" and the folder of the data as FOLDER" if moved else ""}.'
         ]
     return '\n'.join(lines)
 

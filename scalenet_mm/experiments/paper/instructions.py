@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .model_index import Counter, image_size
-from .plan import ROOT, Plan
+from .plan import ROOT, Checkpoint, Plan
 
-NOT_MEASURED = 'not measured here'
+NOT_MEASURED, CHECKPOINTS = 'not measured here', 'checkpoints'
 
 
 def records(plan: Plan) -> Iterator[str]:
@@ -31,7 +31,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     """All that ``describe`` prints, as plain types."""
     work = f'work_dirs/{plan.slug}'
     checkpoint = plan.checkpoint
-    local = checkpoint and (f'checkpoints/{checkpoint.name}' if checkpoint.remote else checkpoint.address)
+    local, fetch = _fetched(checkpoint) if checkpoint else (None, None)
     tested = f'{work}/{plan.last}' if plan.trains else local
     base = (plan.cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     costs = Counter()(plan.cfg)
@@ -45,13 +45,11 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         data=plan.data and asdict(plan.data) | {'folder': plan.data_root},
         checkpoint=checkpoint and dict(key=checkpoint.key, address=checkpoint.address, sha256_begins=checkpoint.digits),
         commands=dict(
-            fetch=f'curl -L --create-dirs -o {local} {checkpoint.address}'
-            if checkpoint and checkpoint.remote
-            else None,
+            fetch=fetch and shlex.join(fetch),
             check=shlex.join(_again(plan, local, '--check')),
             train=shlex.join(plan.train(work, local)) if plan.trains else None,
             test=shlex.join(plan.test(tested, work, f'{work}/metrics.json')),
-            all=shlex.join(_again(plan, None, '--run')),
+            all=shlex.join(_again(plan, plan.given, '--run')),
         ),
         expected=plan.expected,
         parameters_in_the_paper=plan.row.params * 1e6 if plan.row and plan.row.params else None,
@@ -63,6 +61,17 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         hours_here=NOT_MEASURED,
         memory=list(records(plan)) or NOT_MEASURED,
     )
+
+
+def _fetched(checkpoint: Checkpoint) -> tuple[str, list[str] | None]:
+    """Where a checkpoint lies once the command beside it, if it needs one, has fetched it."""
+    if checkpoint.scheme in ('http', 'https'):
+        local = f'{CHECKPOINTS}/{checkpoint.name}'
+        return local, ['curl', '-L', '--create-dirs', '-o', local, checkpoint.address]
+    if checkpoint.scheme == 'hf':
+        owner, name, file = checkpoint.address.removeprefix('hf://').split('/', 2)
+        return f'{CHECKPOINTS}/{file}', ['hf', 'download', f'{owner}/{name}', file, '--local-dir', CHECKPOINTS]
+    return checkpoint.address, None  # a file, or one that the libraries find themselves
 
 
 def _again(plan: Plan, checkpoint: str | None, flag: str) -> list[str]:
@@ -77,7 +86,8 @@ def _again(plan: Plan, checkpoint: str | None, flag: str) -> list[str]:
 
 def describe(plan: Plan) -> str:
     """The plan as a text to read, with commands to copy."""
-    told, commands = as_dict(plan), as_dict(plan)['commands']
+    told = as_dict(plan)
+    commands = told['commands']
     row = plan.row
     head = 'a config of its own'
     if row:

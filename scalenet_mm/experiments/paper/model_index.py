@@ -46,7 +46,8 @@ def image_size(cfg: Config) -> tuple[int, int]:
         return tuple(size)
     else:
         steps = cfg.test_dataloader.dataset.pipeline
-        scale = next(s['scale'] for s in steps if s['type'] == 'Resize')
+        scale = next((s['scale'] for s in steps if s.get('scale')), INPUT_SIZE)  # of the first Resize
+        scale = (scale, scale) if isinstance(scale, int) else scale
         size = tuple(ceil(n / HOST_PADS_TO) * HOST_PADS_TO for n in sorted(scale))
     return (size, size) if isinstance(size, int) else tuple(size)
 

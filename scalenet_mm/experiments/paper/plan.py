@@ -30,6 +30,11 @@ class Checkpoint:
     digits: str | None  # with which the file's SHA-256 begins, if its name carries them
 
     @property
+    def scheme(self) -> str:
+        """``https``, ``hf``, ``torchvision``, ...; empty for a file."""
+        return self.address.partition('://')[0] if self.remote else ''
+
+    @property
     def remote(self) -> bool:
         return '://' in self.address
 
@@ -54,6 +59,7 @@ class Plan:
     cfg: Config  # with the options
     data: PublicData | None  # that it reads, if any
     checkpoint: Checkpoint | None
+    given: str | None  # the checkpoint that the user named instead of the config's
 
     @property
     def file(self) -> str:
@@ -135,12 +141,14 @@ def make_plan(
         checkpoint: file or address instead of the config's.
 
     Raises:
-        SystemExit: if there is no such row or config.
+        SystemExit: if there is no such row or config, or nothing is trained by it.
     """
     entry = None if row.endswith('.py') or '::' in row else _row(row)
     config = configs_dir() / entry.config if entry else row
     parsed = parse_options(options)
     cfg = load_config(str(config), options=parsed)
+    if missing := [name for name in ('model', 'train_dataloader', 'train_cfg') if not cfg.get(name)]:
+        raise SystemExit(f'{config} has no {" and no ".join(missing)}: reproduce trains a model and tests it.')
     return Plan(
         name=entry.key if entry else Path(str(row).rpartition('::')[2]).stem,
         row=entry,
@@ -154,6 +162,7 @@ def make_plan(
         cfg=cfg,
         data=public_data(cfg),
         checkpoint=_checkpoint(cfg, checkpoint),
+        given=checkpoint,
     )
 
 

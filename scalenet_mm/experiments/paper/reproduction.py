@@ -18,6 +18,7 @@ import torch
 from ...checkpoint.fetching import fetch_hub, fetch_url
 from ...checkpoint.strict import CheckpointError
 from ...checkpoint.writing import write_atomically
+from ...one_run import one_run
 from ...runner.preflight import preflight
 from .bundle import BUNDLE, LOG, METRICS, STEPS, WORK, plan_config, sha256, write_bundle
 from .plan import ROOT, Plan
@@ -28,7 +29,8 @@ def check(plan: Plan) -> Path | None:
     """Everything that can be known before the first step: GPUs, data, and the checkpoint, which is fetched if need be.
 
     Returns:
-        The checkpoint's file; None where the run starts from random weights.
+        The checkpoint's file; None where the run starts from random weights, or from what the libraries find by
+        themselves.
 
     Raises:
         SystemExit: with what is wrong and the way out.
@@ -79,7 +81,7 @@ def fetch(plan: Plan) -> Path | None:
     Raises:
         SystemExit: if it is not there, cannot be fetched, or is another file.
     """
-    if plan.checkpoint is None:
+    if plan.checkpoint is None or plan.checkpoint.scheme not in ('', 'http', 'https', 'hf'):
         return None
     address, digits = plan.checkpoint.address, plan.checkpoint.digits
     try:
@@ -128,20 +130,22 @@ def run(plan: Plan, folder: Path) -> Path:
         print(f'{plan.name} is done already: {folder / BUNDLE}')
         return folder / BUNDLE
     checkpoint = check(plan)
-    write_atomically(known, json.dumps(settings, indent=1).encode())
-    work = folder / WORK
-    tested = work / plan.last if plan.trains else checkpoint
-    if plan.trains and not tested.is_file():
-        train = plan.train(str(work), str(checkpoint) if checkpoint else None)
-        at = train.index('--cfg-options')
-        step('train', [*train[:at], '--resume', *train[at:]], folder)
-        require(tested, 'training')
-    if not (folder / METRICS).is_file():
-        unfinished = folder / f'unfinished_{METRICS}'
-        step('test', plan.test(str(tested), str(work), str(unfinished)), folder)
-        require(unfinished, 'evaluation')
-        os.replace(unfinished, folder / METRICS)
-    return write_bundle(plan, folder, checkpoint)
+    with one_run(folder):
+        write_atomically(known, json.dumps(settings, indent=1).encode())
+        work = folder / WORK
+        start = checkpoint or (plan.checkpoint and plan.checkpoint.address)
+        tested = work / plan.last if plan.trains else start
+        if plan.trains and not tested.is_file():
+            train = plan.train(str(work), start and str(start))
+            at = train.index('--cfg-options')
+            step('train', [*train[:at], '--resume', *train[at:]], folder)
+            require(tested, 'training')
+        if not (folder / METRICS).is_file():
+            unfinished = folder / f'unfinished_{METRICS}'
+            step('test', plan.test(str(tested), str(work), str(unfinished)), folder)
+            require(unfinished, 'evaluation')
+            os.replace(unfinished, folder / METRICS)
+        return write_bundle(plan, folder, checkpoint)
 
 
 def _settings(plan: Plan) -> dict[str, Any]:

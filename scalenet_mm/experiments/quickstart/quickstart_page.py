@@ -41,8 +41,9 @@ def table(rows: list[Result], task: Task) -> str:
 
 
 def notes(task: Task, images: int, seed: int) -> str:
+    note = task.note.format(images=images, draw=98 / images**0.5)  # of a share of a half, where it is widest
     return (
-        f'On {images} scenes of digits never trained on; one seed ({seed}). {task.note}\n'
+        f'On {images} scenes of digits never trained on; one seed ({seed}). {note}\n'
         'delta: what has to be kept beside the source. Sharing saves parameters, not arithmetic.'
     )
 

@@ -124,7 +124,7 @@ class Job:
         """Trains, continues or finds a finished run; returns its checkpoint and the minutes it took in all."""
         folder = Path(cfg.work_dir)
         settings, clock = folder / 'settings.json', folder / 'minutes.json'
-        wanted = json.dumps({k: cfg[k] for k in SETTINGS})
+        wanted = json.dumps({k: cfg[k] for k in SETTINGS}).replace(str(self.data / self.task.layout), 'DATA')
         if settings.exists() and settings.read_text() != wanted:
             raise SystemExit(f'{folder} holds a run with other settings; delete it or choose another --work-dir.')
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,16 +135,14 @@ class Job:
             cfg = cfg.copy()
             last = latest(folder)
             cfg.resume, cfg.load_from = last is not None, last or cfg.load_from
-            before = json.loads(clock.read_text()) if cfg.resume and clock.exists() else 0.0
-            begin = time.time()
+            before, begin = _minutes(clock, last), time.time()
+            clock.write_text(json.dumps(before))
             try:
                 with quiet(folder):
                     build_runner(cfg).train()
             finally:
                 clock.write_text(json.dumps(before + (time.time() - begin) / 60))
-        if not clock.exists():  # killed after its last checkpoint
-            clock.write_text(json.dumps((done.stat().st_mtime - settings.stat().st_mtime) / 60))
-        return str(done), json.loads(clock.read_text())
+        return str(done), _minutes(clock, done)
 
     def evaluate(self, name: str, cfg: Config, file: str, checkpoint: str, minutes: float) -> Result:
         """Metrics on the validation scenes, and what the model of config ``file`` costs."""
@@ -193,3 +191,10 @@ def quiet(folder: Path) -> Iterator[None]:
         raise
     except Exception as e:
         raise SystemExit(f'\nThe run failed: {type(e).__name__}: {e}\nIts log: {log}') from e
+
+
+def _minutes(clock: Path, last: str | Path | None) -> float:
+    """What the parts of a run took, up to its last checkpoint; one that was killed had no time to write its own."""
+    if last is None or not clock.exists():
+        return 0.0
+    return json.loads(clock.read_text()) + max(0.0, Path(last).stat().st_mtime - clock.stat().st_mtime) / 60

@@ -135,7 +135,8 @@ TASKS = {
         converged=0.3,
         size=(32, 32),
         minutes=5,
-        note='Top-1 in %; 95 % interval of the draw of 1,960 images: +- 2. MFLOPs: multiply-adds of a 32 x 32 image.',
+        note='Top-1 in %; 95 % interval of the draw of {images:,} images: +- {draw:.0f}. MFLOPs: multiply-adds of a '
+        '32 x 32 image.',
         classes=SUM_CLASSES,
         columns=BEFORE_AFTER,
         panels=right_or_wrong,
