@@ -338,9 +338,13 @@ def scope_of(cfg: Mapping) -> str | None:
 
 
 def bare(model):
-    """The model inside DDP and test-time augmentation."""
+    """The model inside DDP, test-time augmentation and ``torch.compile``."""
     from mmengine.model import BaseTTAModel, is_model_wrapper
 
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
+    while True:
+        if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        elif hasattr(model, '_orig_mod'):
+            model = model._orig_mod
+        else:
+            return model

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scalenet_mm import scale
+from scalenet_mm import HostFacts, scale
 from scalenet_mm.backbones.scaled import UNSCALED
 from scalenet_mm.core import depth as elastic
 from scalenet_mm.core.adapters import Adjustment
@@ -191,6 +191,52 @@ def test_at_the_source_depth_untouched_adapters_give_the_source_bit_for_bit(pair
     assert sum(map(len, active.values())) == low
     assert same(outputs(scaled, x), outputs(source, x))
     assert active_instances(scaled) == active == set_depth(scaled, np.int64(low))
+
+
+def handing_on(host: str) -> tuple[nn.Module, torch.Tensor, dict]:
+    """A host whose blocks hand on more than a hidden state, its input, and what `scale` is told of it."""
+    if host == 'TNT':
+        import timm
+
+        net = timm.create_model('tnt_s_legacy_patch16_224', img_size=32, depth=2, num_classes=3)
+        return net, torch.randn(2, 3, 32, 32), {}
+    import transformers
+
+    size = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=64)
+    if host == 'LiLT':
+        net = transformers.LiltModel(transformers.LiltConfig(**size))
+        return net, torch.randint(2, 64, (2, 8)), {}
+    net = transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    )
+    attention = {'qkv': tuple(f'layer.0.SelfAttention.{name}' for name in 'qkv'), 'proj': 'layer.0.SelfAttention.o'}
+    mlp = {name: f'layer.1.DenseReluDense.{place}' for name, place in (('fc1', 'wi'), ('fc2', 'wo'))}
+    return net, torch.randint(2, 64, (2, 8)), dict(facts=HostFacts('T5', **attention, **mlp))
+
+
+@pytest.mark.parametrize('order', ['interpolate', 'stack'])
+@pytest.mark.parametrize('host', ['T5', 'TNT', 'LiLT'])
+def test_what_blocks_hand_on_beside_their_state_passes_a_skipped_one(host, order):
+    torch.manual_seed(0)
+    net, x, told = handing_on(host)
+    net = perturb(net, std=0.3).eval()
+    with torch.no_grad():
+        before = outputs(net, x)
+        scaled = scale(net, order=order, **told)
+        whole = outputs(scaled, x)
+        assert not same(whole, before)
+        set_depth(scaled, 2)
+        assert same(outputs(scaled, x), before)
+        kept = [layers.skipping.last for layers in tied_containers(scaled).values()]
+        assert kept == [()], 'nothing of a pass is kept after it'
+        set_depth(scaled)
+        assert same(outputs(scaled, x), whole)
+
+
+def test_early_exit_refuses_blocks_that_hand_on_more_than_their_state():
+    net, x, _ = handing_on('TNT')
+    with pytest.raises(ValueError, match='hands on more than its state'):
+        EarlyExit(scale(net, order='stack').eval(), 2.0, [2, 4])(x)
 
 
 def test_back_at_full_depth_nothing_has_changed_twice(pair):

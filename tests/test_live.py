@@ -4,7 +4,10 @@ refuse.
 
 import copy
 import doctest
+import json
+import threading
 
+import numpy as np
 import pytest
 import torch
 from conftest import filled, perturb
@@ -16,6 +19,7 @@ from scalenet_mm.checkpoint.live_delta import delta_of, scale_by_delta
 from scalenet_mm.checkpoint.strict import CheckpointError
 from scalenet_mm.core import hosts
 from scalenet_mm.core import scale as live
+from scalenet_mm.core.adapters import ParallelAdapter
 from scalenet_mm.core.hosts import REGISTERED
 from scalenet_mm.core.layer_map import LayerMap
 from scalenet_mm.core.roles import roles
@@ -487,6 +491,123 @@ def features_only() -> nn.Module:
     return timm.create_model(
         'vit_tiny_patch16_224', img_size=32, embed_dim=32, depth=3, num_heads=2, features_only=True, out_indices=(1, 2)
     )
+
+
+def test_a_decoder_is_deepened_in_the_config_that_it_shares_with_its_encoder():
+    from transformers import MoonshineConfig, MoonshineForConditionalGeneration
+
+    sides = {f'{side}_{what}': n for side in ('encoder', 'decoder') for what, n in (('num_attention_heads', 2),)}
+    tokens = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+    layers = dict(encoder_num_hidden_layers=2, decoder_num_hidden_layers=2)
+    config = MoonshineConfig(vocab_size=40, hidden_size=16, intermediate_size=32, **sides, **layers, **tokens)
+    model = scale(MoonshineForConditionalGeneration(config).eval(), stages=['model.decoder.layers'])
+    assert (model.config.encoder_num_hidden_layers, model.config.decoder_num_hidden_layers) == (2, 4)
+    assert model.generate(input_values=torch.randn(2, 4000), max_new_tokens=3).shape == (2, 4)
+    again = rescale(MoonshineForConditionalGeneration(model.config), model.config.scalenet)
+    again.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize('side', ['encoder', 'decoder'])
+@pytest.mark.parametrize('host', ['T5', 'BART'])
+def test_a_side_of_an_encoder_decoder_is_deepened_for_the_road_back(host, side):
+    """T5's sides have configs of their own, BART's share one."""
+    import transformers
+
+    if host == 'T5':
+        sizes = dict(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=2, num_decoder_layers=2)
+        made = lambda config: transformers.T5ForConditionalGeneration(config).eval()  # noqa: E731
+        config, name = transformers.T5Config(**sizes, decoder_start_token_id=0), f'{side}.block'
+        mlp = 'layer.2' if side == 'decoder' else 'layer.1'
+        facts = HostFacts(host, fc1=f'{mlp}.DenseReluDense.wi', fc2=f'{mlp}.DenseReluDense.wo')
+    else:
+        sizes = {f'{s}_{what}': n for s in ('encoder', 'decoder') for what, n in (('layers', 2), ('ffn_dim', 32))}
+        heads = dict(encoder_attention_heads=2, decoder_attention_heads=2)
+        made = lambda config: transformers.BartForConditionalGeneration(config).eval()  # noqa: E731
+        config, name = transformers.BartConfig(vocab_size=40, d_model=16, **sizes, **heads), f'model.{side}.layers'
+        facts = HostFacts(host, fc1='fc1', fc2='fc2')
+    model = scale(made(config), stages=[name], facts=facts)
+    tokens = torch.randint(3, 40, (2, 5))
+    cached = (host, side) != ('T5', 'decoder')  # whose stock `generate` takes both sides for equally deep
+    assert model.generate(tokens, max_new_tokens=3, min_new_tokens=3, use_cache=cached).shape[0] == 2
+    other = 'encoder' if side == 'decoder' else 'decoder'
+    depths = {s: len(model.get_submodule(name.replace(side, s))) for s in (side, other)}
+    assert depths == {side: 4, other: 2}
+    again = rescale(made(model.config), model.config.scalenet, facts=facts)
+    again.load_state_dict(model.state_dict())
+
+
+def test_layers_that_call_their_place_otherwise_learn_it():
+    from transformers import GPTNeoConfig, GPTNeoModel, LongformerConfig, LongformerModel
+
+    sizes = dict(hidden_size=16, num_layers=2, num_heads=2, vocab_size=40)
+    neo = GPTNeoModel(GPTNeoConfig(**sizes, intermediate_size=32, attention_types=[[['global', 'local'], 1]]))
+    where = dict(proj='attn.attention.out_proj', fc1='mlp.c_fc', fc2='mlp.c_proj')
+    scaled = scale(neo, facts=HostFacts('GPT-Neo', **where))
+    assert [block.attn.attention.layer_id for block in scaled.h] == [0, 1, 2, 3]
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=40)
+    long = scale(LongformerModel(LongformerConfig(**sizes, attention_window=[4, 8])))
+    assert long.config.attention_window == [4, 4, 8, 8]
+    rescale(LongformerModel(long.config), long.config.scalenet).load_state_dict(long.state_dict())
+
+
+def test_a_kind_that_follows_from_the_number_of_a_layer_has_no_road_back():
+    from transformers import ModernBertConfig, ModernBertModel
+
+    sizes = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, vocab_size=40)
+    kinds = dict(global_attn_every_n_layers=2, local_attention=4, pad_token_id=0, attn_implementation='sdpa')
+    facts = HostFacts('ModernBERT', fc1='mlp.Wi', fc2='mlp.Wo')
+    scaled = scale(ModernBertModel(ModernBertConfig(**sizes, **kinds)), layers=(1, 2), facts=facts)
+    with pytest.raises(ValueError, match=r'layers.2 is another kind of layer than its source, layer 1, .*_n_layers=2'):
+        rescale(ModernBertModel(scaled.config), scaled.config.scalenet, facts=facts)
+
+
+@pytest.mark.parametrize('adjust', [dict(type='ParallelAdapter', rank=4), None])
+def test_padded_batches_of_an_encoder_of_torch(adjust):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2).eval()
+    encoder, x = scale(encoder, adjust=adjust), torch.randn(2, 5, 16)
+    padded = torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()
+    with torch.no_grad():
+        fast = encoder(x, src_key_padding_mask=padded)
+    slow = encoder(x.requires_grad_(), src_key_padding_mask=padded)  # with a gradient nothing is packed
+    assert torch.allclose(fast[~padded], slow[~padded], atol=1e-6)
+
+
+def test_what_adjusts_is_noted_as_plain_data():
+    source = made('timm ViT')
+    for given in (dict(type=ParallelAdapter, rank=4), dict(rank=np.int64(4))):
+        scaled = scale(copy.deepcopy(source), adjust=given, layers=np.arange(2))
+        assert json.loads(json.dumps(scaled.scale_spec)) == scaled.scale_spec
+        delta = delta_of(scaled, source)
+        again = copy.deepcopy(source)
+        scale_by_delta(again, delta)
+        same(again, scaled)
+
+
+def test_a_compiled_network_gives_the_delta_of_what_it_holds():
+    source = made('timm ViT')
+    scaled = scale(copy.deepcopy(source))
+    compiled = torch.compile(scaled)
+    assert delta_of(compiled, source).tensors.keys() == delta_of(scaled, source).tensors.keys()
+    with pytest.raises(ValueError, match='compiled, .* scale first, then compile'):
+        scale(torch.compile(source))
+
+
+def test_a_copy_that_failed_half_way_is_in_nobodys_way():
+    scaled = scale(made('timm ViT'))
+    scaled.blocks[0].lock = threading.Lock()  # of which there is no copy
+    with pytest.raises(TypeError) as kept:
+        copy.deepcopy(scaled)
+    torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    assert kept.value.__traceback__, 'which holds the copy'
+
+
+def test_parts_sized_by_the_number_of_layers_are_refused():
+    source = made('timm ViT')
+    for attribute in ('embed_tokens_per_layer', 'layer_weights'):
+        host = copy.deepcopy(source)
+        setattr(host, attribute, nn.Parameter(torch.zeros(4)))
+        with pytest.raises(ValueError, match=rf'\({attribute}\) for the layers'):
+            scale(host)
 
 
 @pytest.mark.parametrize('what', REFUSED)

@@ -390,6 +390,26 @@ def test_the_increments_alone_make_the_model_from_its_source_and_refuse_another(
         load_increments(tmp_path / 'x.delta.safetensors', tmp_path / 'other')
 
 
+def test_increments_in_a_finer_dtype_than_their_source_are_rounded_aloud_or_kept(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr('scalenet_mm.checkpoint.delta_file.print_log', lambda text, *_: told.append(text))
+    HOSTS['Llama']().bfloat16().save_pretrained(tmp_path / 'source')
+    model = scalenet_mm.scale(from_pretrained(tmp_path / 'source'), adjust=ADAPTER)
+    trained = TrainPolicy().trainable(model)
+    for name in trained:
+        p = model.get_parameter(name)
+        p.data = p.data.float() + torch.rand_like(p, dtype=torch.float32)  # as `lm-train --bf16` trains them
+    file = tmp_path / 'x.delta.safetensors'
+    save_increments(model, tmp_path / 'source', file)
+    rounded = load_increments(file)
+    assert len(told) == 1 and 'are rounded' in told[0] and 'float32 in bfloat16' in told[0]
+    whole = load_increments(file, dtype='float32')
+    for name in trained:
+        p = model.get_parameter(name)
+        assert torch.equal(rounded.get_parameter(name), p.bfloat16()) and torch.equal(whole.get_parameter(name), p)
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+
+
 def test_increments_of_a_model_that_is_no_longer_its_sources_are_refused(tmp_path):
     source = HOSTS['Llama']()
     source.save_pretrained(tmp_path / 'source')

@@ -81,6 +81,27 @@ def test_weights_that_change_without_a_count_are_read_anew(host, half, write, tr
             assert read_anew(net, x) and apart(before, net(x)[-1]) > 0.05
 
 
+@pytest.mark.parametrize('half', [False, True])
+@HOSTS
+def test_what_was_trained_since_a_policy_froze_it_is_read_anew(host, half):
+    """In a second phase that trains everything with a fused optimizer, which no counter sees, and is frozen by hand."""
+    net, x = host(), images(host)
+    amp = partial(torch.autocast, 'cpu', torch.bfloat16, enabled=half)
+    TrainPolicy('increments').apply(net)
+    with torch.no_grad(), amp():
+        net.eval()(x)  # kept from here on
+    net.requires_grad_(True)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-2, fused=True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        with amp():
+            net(x)[-1].float().pow(2).mean().backward()
+        optimizer.step()
+    net.requires_grad_(False)
+    with torch.no_grad(), amp():
+        assert read_anew(net, x)
+
+
 @HOSTS
 def test_an_average_of_weights_teaches_with_its_own_values(host):
     net, x = host().eval(), images(host)
@@ -276,6 +297,24 @@ def test_another_drop_out_than_drop_path_is_the_hosts(host, compile):
 
 def of_window_attention(net, path='stages.3.blocks.1.attn'):
     return lambda x: net.get_submodule(path)(x.flatten(2).transpose(1, 2), x.shape[2:])
+
+
+def test_gradients_of_several_outputs_at_once():
+    x, (down, up) = torch.randn(3, 8), (torch.randn(2, 8), torch.randn(4, 2))
+    weight, bias = torch.randn(4, 8), torch.randn(4)
+    rest = dict(weight=weight, bias=bias, low_rank=(down, up, F.gelu))
+    found, wanted = (torch.autograd.functional.jacobian(partial(f, **rest), x, vectorize=True) for f in (linear, plain))
+    assert apart(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize('stored', [torch.bfloat16, torch.float32])
+def test_adapters_of_another_dtype_than_the_base(stored):
+    """As increments trained in float32 on a bfloat16 base, read by tools that see torch's own operations."""
+    x, weight, bias = (t.bfloat16() for t in (torch.randn(3, 8), torch.randn(4, 8), torch.randn(4)))
+    low_rank = torch.randn(2, 8, dtype=stored), torch.randn(4, 2, dtype=stored), F.gelu
+    with torch.no_grad():
+        one, two = linear(x, weight, bias, low_rank), plain(x, weight, bias, low_rank)
+    assert one.dtype is two.dtype is torch.bfloat16 and apart(one, two) < 2e-2
 
 
 @pytest.mark.parametrize('grad', [False, True])

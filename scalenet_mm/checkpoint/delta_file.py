@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..compat import bare
@@ -196,6 +197,8 @@ def check(delta: Delta, state: Mapping[str, Tensor], base: str | Path | None = N
 def apply_delta(model: nn.Module, delta: Delta | str | Path, base: str | Path | None = None) -> Delta:
     """Puts a delta on a model that holds its base, in place: ties, optimizers and wrappers keep their tensors.
 
+    The model keeps its dtypes too: what the delta holds in a finer one is rounded, which is logged.
+
     Args:
         delta: a delta, or what ``read_delta`` takes.
         base: the file that the model was filled from, for the message.
@@ -208,7 +211,13 @@ def apply_delta(model: nn.Module, delta: Delta | str | Path, base: str | Path | 
             return apply_delta(model, read_delta(delta), base)
     state = bare(model).state_dict()
     check(delta, state, base)
-    _set(state, delta.tensors)
+    coarser = {
+        f'{t.dtype} in {state[n].dtype}' for n, t in delta.tensors.items() if state[n].element_size() < t.element_size()
+    }
+    if coarser:
+        told = ', '.join(sorted(coarser)).replace('torch.', '')
+        print_log(f'Tensors of the delta are rounded, since the model keeps them in its own dtype: {told}.', 'current')
+    put(bare(model), delta.tensors)
     return delta
 
 
@@ -263,12 +272,14 @@ class DeltaSwitch:
         if name is not None and name not in self._deltas:
             raise ValueError(f'there is no delta {name!r}; the names are {self.names}.')
         wanted = self._deltas[name].tensors if name is not None else {}
-        _set(self.model.state_dict(), {**self._base, **wanted})
+        put(self.model, {**self._base, **wanted})
         self.active = name
 
 
 @torch.no_grad()
-def _set(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+def put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Writes values into a model's tensors of these names."""
+    state = model.state_dict()
     for name, tensor in tensors.items():
         state[name].copy_(tensor)
 

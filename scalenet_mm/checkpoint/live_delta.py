@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..compat import bare
 from ..core.hosts import HostFacts
 from ..core.roles import Role, roles
 from ..core.spread import expand
@@ -35,6 +36,7 @@ def delta_of(model: nn.Module, source: nn.Module | Mapping[str, Tensor], base: s
     Raises:
         CheckpointError: if ``scale`` or ``rescale`` did not make ``model``, or ``source`` is scaled or shares tensors.
     """
+    model = bare(model)
     spec = getattr(model, 'scale_spec', None)
     if spec is None:
         raise CheckpointError(

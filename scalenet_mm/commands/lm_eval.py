@@ -40,9 +40,8 @@ def main(argv: Sequence[str]) -> int:
     known_tasks(tasks, args.include_path)  # like the tokenizer, looked at before the weights are loaded
     tokenizer, load = load_parts(args.model)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    model = load_increments(args.increments, args.model) if args.increments else load(args.dtype)
-    if args.dtype != 'auto':
-        model.to(getattr(torch, args.dtype))  # increments come in that which they were trained in
+    given = dict(base=args.model, dtype=args.dtype)
+    model = load_increments(args.increments, **given) if args.increments else load(args.dtype)
     results = evaluate(model.to(device), tokenizer, tasks, args.limit, args.include_path, args.batch_size)
     print(json.dumps(results, indent=1) if args.json else table(results, args.model))
     if args.limit and not args.json:

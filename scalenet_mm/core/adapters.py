@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -194,6 +195,15 @@ class AdaptedLinear(nn.Linear):
         return y if self.adapter is None else y + self.adapter(x)  # + B σ(A x), Eq. 9; + B A x, Eq. 8
 
 
+def as_data(adjust: Mapping[str, Any]) -> dict[str, Any]:
+    """``adjust`` as a file or a config can hold it: a class by its name, whatever counts as a whole number as one."""
+    found = {k: list(v) if isinstance(v, (tuple, set)) else v for k, v in adjust.items()}
+    found = {k: int(v) if isinstance(v, Integral) and not isinstance(v, bool) else v for k, v in found.items()}
+    if 'type' in found:  # a class, or its name with or without its module
+        found['type'] = getattr(found['type'], '__name__', str(found['type']).rpartition('.')[2])
+    return found
+
+
 def parse_adjust(adjust: dict | None) -> tuple[Callable[[int, int], Adjustment], tuple[str, ...]] | None:
     """Reads ``adjust=dict(type='ParallelAdapter', rank=16, ...)``.
 
@@ -204,9 +214,8 @@ def parse_adjust(adjust: dict | None) -> tuple[Callable[[int, int], Adjustment],
         return None
     if not isinstance(adjust, Mapping):
         raise ValueError(f"adjust must be dict(type='ParallelAdapter'|'LoRA', ...) or None, got {adjust!r}.")
-    options = dict(adjust)
+    options = as_data(adjust)
     kind = options.pop('type', 'ParallelAdapter')
-    kind = getattr(kind, '__name__', str(kind).rpartition('.')[2])  # a class, or its name with or without its module
     if kind not in ADJUSTMENTS:
         raise ValueError(f'adjust.type must be one of {sorted(ADJUSTMENTS)} or adjust=None, got {kind!r}.')
     targets = options.pop('targets', ADJUSTMENTS[kind].targets)

@@ -142,19 +142,44 @@ class Skipping:
     Attributes:
         outputs: how many values a block of this host returns where it returns a tuple; None where it returns a tensor.
             Learnt from instance 0, which always runs, or ran before.
+        last: what the last block that ran returned, where that is a tuple, until the last instance has been called.
         zero_gradients: see ``set_depth``.
     """
 
-    def __init__(self):
-        self.outputs: int | None = None
-        self.zero_gradients = False
+    outputs: int | None = None
+    last: tuple = ()
+    zero_gradients = False
 
     def learn(self, block: nn.Module, args: tuple, output: Any) -> None:
-        """A forward hook."""
+        """A forward hook of every block that runs."""
         self.outputs = len(output) if isinstance(output, tuple) else None
+        self.last = output if isinstance(output, tuple) else ()
 
-    def result(self, x: Tensor) -> Any:
-        return x if self.outputs is None else (x, *[None] * (self.outputs - 1))
+    def forget(self, block: nn.Module, args: tuple, output: Any) -> None:
+        """A forward hook of the last instance."""
+        self.last = ()
+
+    def result(self, x: Tensor, state: Any = None, given: Sequence[Any] = ()) -> Any:
+        """What a skipped block returns: its state, and what is handed from block to block beside it (T5's position
+        bias, TNT's second stream) as it was handed to this one.
+
+        Args:
+            x: the state to return.
+            state, given: the first argument and the others of the skipped block.
+        """
+        if self.outputs is None:
+            return x
+
+        def handed(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(handed, value))
+            if value is state:
+                return x
+            return value if any(value is one for one in given) else None
+
+        first, *rest = self.last or (None,)
+        first = handed(first) if isinstance(first, tuple) else x
+        return (first, *map(handed, rest), *[None] * (self.outputs - 1 - len(rest)))
 
 
 def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) -> None:
@@ -182,8 +207,10 @@ def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) 
                     del block._forward_hooks[key]
             if i not in active[name]:
                 block.forward = partial(_skip, block, shared)
-        if 0 in active[name] and partly:  # `replayed` skips blocks of containers that run whole now
-            layers[0].register_forward_hook(shared.learn)
+        if partly:  # `replayed` skips blocks of containers that run whole now
+            for i in active[name]:
+                layers[i].register_forward_hook(shared.learn)
+            layers[-1].register_forward_hook(shared.forget)
 
 
 def _is_own(block: nn.Module) -> bool:
@@ -199,11 +226,12 @@ def _is_skipped(block: nn.Module) -> bool:
 
 def _skip(block: nn.Module, shared: Skipping, *args, **kwargs) -> Any:
     """The forward of a skipped block; a partial, which deepcopy and pickle carry over to the copy of the block."""
-    x = args[0] if args else next(iter(kwargs.values()))
+    state, *given = (*args, *kwargs.values())
+    x = state
     if shared.zero_gradients and block.training:
         for p in (p for p in block.parameters() if p.requires_grad):
             x = x + p.flatten()[:0].sum().to(x.dtype)  # 0, whatever p is
-    return shared.result(x)
+    return shared.result(x, state, given)
 
 
 def _replay(block: nn.Module, shared: Skipping, state: Tensor, *args, **kwargs) -> Any:

@@ -206,4 +206,8 @@ def flattened(active: Active) -> Prefix:
 
 def _keep(found: dict[Prefix, Tensor], prefix: Prefix, block: nn.Module, args, output) -> None:
     """A forward hook."""
+    if isinstance(output, tuple) and any(isinstance(value, Tensor) for value in output[1:]):
+        raise ValueError(
+            f'{type(block).__name__} hands on more than its state, which early exit keeps alone: use set_depth.'
+        )
     found[prefix] = output[0] if isinstance(output, tuple) else output

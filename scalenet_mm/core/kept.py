@@ -43,16 +43,27 @@ def _entry(tensor: Tensor) -> _Entry:
 
 def declare_constant(tensor: Tensor, constant: bool = True) -> None:
     """Says that the values of a tensor change no more but by torch's own operations and ``load_state_dict``."""
+    _kept.pop(id(tensor), None)
     if constant:
         _entry(tensor).constant = True
-    else:
-        _kept.pop(id(tensor), None)
+
+
+def trained(tensor: Tensor) -> bool:
+    """Whether it asks for a gradient. A declaration has ended then: it may be written unseen, and be frozen again."""
+    if not tensor.requires_grad:
+        return False
+    found = _kept.get(id(tensor))
+    if found is not None and found.constant:
+        del _kept[id(tensor)]
+    return True
 
 
 def is_constant(tensor: Tensor) -> bool:
-    """Whether it was declared so and asks for no gradient."""
+    """Whether it was declared so and has asked for no gradient since."""
+    if trained(tensor):
+        return False
     found = _kept.get(id(tensor))
-    return found is not None and found.constant and not tensor.requires_grad and found.tensor() is tensor
+    return found is not None and found.constant and found.tensor() is tensor
 
 
 def kept(what: Hashable, of: tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:

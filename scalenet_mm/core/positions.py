@@ -18,8 +18,17 @@ from .layer_map import LayerMap
 
 # Attributes of a block (or of a module in it). Those of window attention alternate.
 ALTERNATING = ('shift_size', 'target_shift_size', 'attn_mask')
-INDEX = 'layer_idx'
+INDICES = ('layer_idx', 'layer_id')
 DEPTHS = ('depth', 'num_layers')  # of the module that holds the blocks
+# In the one config of an encoder and a decoder, of each.
+SIDES = 'encoder', 'decoder'
+SIDES_DEPTHS = (
+    ('encoder_layers', 'decoder_layers'),
+    ('encoder_num_hidden_layers', 'decoder_num_hidden_layers'),
+    ('num_layers', 'num_decoder_layers'),
+)
+MODULI = ('global_attn_every_n_layers',)  # in a config: every n-th layer is of another kind
+LISTS = ('attention_window',)  # one value a layer, in a config, beside those that have `layer` in their names
 
 # Indices of the layers of one kind, in a config or a module around them: an instance is of its source's kind.
 KINDS = (
@@ -53,6 +62,8 @@ BY_LAYER = {
     (AROUND, 'local_up_to_layer'): 'the layer at which its class token joins the others',
     (AROUND, 'rope_mixed'): 'learnt frequencies of its rotary embedding',
     (AROUND, 'mid_position_embeddings'): 'position embeddings',
+    (AROUND, 'embed_tokens_per_layer'): 'embeddings',
+    (AROUND, 'layer_weights'): 'learnt weights of the outputs',
     (INSIDE, 'lambda_init'): 'constants that follow from the place of a layer',
 }
 
@@ -91,6 +102,25 @@ def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
                 )
 
 
+def require_kinds(model: nn.Module, name: str, layer_map: LayerMap) -> None:
+    """Refuses a network that was built at its depth from a config by which a layer's kind follows from its number,
+    where that is not its source's.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    for config in _configs(_around(model, name).values()):
+        for key in MODULI:
+            every = getattr(config, key, None) or 1
+            for i, source in enumerate(layer_map.sources):
+                if (i % every == 0) != (source % every == 0):
+                    raise ValueError(
+                        f'{name}.{i} is another kind of layer than its source, layer {source}, since the config says '
+                        f'{key}={every}: this network cannot be built from a config at that depth. Build the source, '
+                        'scale it with the same arguments, and load the weights into that.'
+                    )
+
+
 def _reads(module: nn.Module, attribute: str) -> bool:
     """Whether the code of a module's class names an attribute; where there is no code to be seen, it may."""
     kinds = [kind for kind in type(module).__mro__ if not LIBRARIES.match(kind.__module__)]
@@ -126,8 +156,9 @@ def place(layers: nn.Module, alternating: Sequence[Mapping[str, Any]]) -> None:
         for path, value in alternating[i % len(alternating)].items() if alternating else ():
             _set(block, path, value)
         for module in block.modules():
-            if isinstance(getattr(module, INDEX, None), int):
-                setattr(module, INDEX, i)
+            for index in INDICES:
+                if isinstance(getattr(module, index, None), int):
+                    setattr(module, index, i)
 
 
 def _alternating(block: nn.Module) -> dict[str, Any]:
@@ -215,8 +246,18 @@ def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
     if stage is None:
         for holder in around:
             _tell_kinds(holder, layer_map)
+        side = next((SIDES.index(part) for part in reversed(path) if part in SIDES), None)
+        of_both = [
+            (config, pair[side])
+            for config in _configs(around)
+            for pair in (SIDES_DEPTHS if side is not None else ())
+            if all(hasattr(config, key) for key in pair) and getattr(config, pair[side]) == depth
+        ]
+        for config, key in of_both:
+            setattr(config, key, len(layer_map))
         for config in configs:
-            _tell_config(config, layer_map)
+            if not (of_both and config is _configs(around)[0]):  # the one of both has lists of the other side too
+                _tell_config(config, layer_map)
 
 
 def moving(layers: Sequence[nn.Module], period: int) -> Callable[[nn.Module, LayerMap], None]:
@@ -250,7 +291,7 @@ def _tell_config(config: Any, layer_map: LayerMap) -> None:
         if getattr(config, attribute, None) == depth:
             setattr(config, attribute, len(layer_map))
     for key, value in list(vars(config).items()):  # layer_types and its like
-        if key not in KINDS and 'layer' in key and isinstance(value, list) and len(value) == depth:
+        if key not in KINDS and ('layer' in key or key in LISTS) and isinstance(value, list) and len(value) == depth:
             setattr(config, key, [value[s] for s in layer_map.sources])
     _tell_kinds(config, layer_map)
     if len(getattr(config, 'stage_names', None) or ()) == depth + 1:  # a stem, then one a layer

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapters import ADAPTER_RANK, AdaptedLinear, Adjustment, parse_adjust
+from .adapters import ADAPTER_RANK, AdaptedLinear, Adjustment, as_data, parse_adjust
 from .find import _require_one_width, _stages, blocks_of
 from .hosts import HostFacts, host_facts
 from .layer_map import LayerMap, stage_maps
@@ -24,6 +24,7 @@ from .positions import (
     own_configs,
     place,
     refuse_by_layer,
+    require_kinds,
     set_drop_path,
     tell_depth,
 )
@@ -81,12 +82,14 @@ def scale(
             'This network is wrapped in DistributedDataParallel, which would not know the new parameters: scale first, '
             'then wrap.'
         )
+    if hasattr(model, '_orig_mod'):
+        raise ValueError('This network is compiled, and would run as it was compiled: scale first, then compile.')
     everything = blocks_of(model, facts)
     found, chosen = _stages(stages, everything)
     names = list(found)
     single = len(names) == 1
     order = order or ('interpolate' if single else 'stack')
-    adjust_on = adjust_on or ('reused' if single and layers != 'all' else 'all')
+    adjust_on = adjust_on or ('reused' if single and not isinstance(layers, str) else 'all')
     if isinstance(sources, Mapping):
         sources = {names.index(k) if k in names else k: v for k, v in sources.items()}
     elif sources is not None:
@@ -113,11 +116,12 @@ def scale(
         place(made, alternating)
         parent, _, attribute = name.rpartition('.')
         setattr(model.get_submodule(parent), attribute, made)
+        _take_plain_path(model.get_submodule(parent), adjust, start)
         tell_depth(model, name, layer_map)
     set_drop_path([block for name in names for block in model.get_submodule(name)], rates)
     spec = dict(
         layer_maps={name: list(m.sources) for name, m in maps.items()},
-        adjust=None if adjust is None else dict(adjust),
+        adjust=None if adjust is None else as_data(adjust),
         adjust_on=adjust_on,
         start=start,
     )
@@ -155,12 +159,20 @@ def rescale(model: nn.Module, spec: Mapping[str, Any], facts: HostFacts | None =
     how = spec['adjust'], spec['adjust_on'], spec['start']
     periods = {name: period_of(everything[name]) for name in maps}
     for name, layer_map in maps.items():
+        require_kinds(model, name, layer_map)
         _require(everything[name], layer_map, periods[name], *how, facts)
     for name, layer_map in maps.items():
         tie(everything[name], layer_map)
         adjust_layers(everything[name], *how, periods[name], facts)
+        _take_plain_path(model.get_submodule(name.rpartition('.')[0]), spec['adjust'], spec['start'])
     _mark(model, dict(spec), everything)
     return model
+
+
+def _take_plain_path(around: nn.Module, adjust: Mapping[str, Any] | None, start: str) -> None:
+    """``nn.TransformerEncoder`` packs padded batches for its layers' fast path, which adjusted layers do not take."""
+    if getattr(around, 'use_nested_tensor', False) and not (adjust is None and start == 'paper'):
+        around.use_nested_tensor = False
 
 
 def _mark(model: nn.Module, spec: dict[str, Any], everything: Iterable[str]) -> None:

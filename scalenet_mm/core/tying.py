@@ -304,7 +304,8 @@ def _holders(model: nn.Module) -> set[int]:
 
 def _tied_places(inside: set[int]) -> Iterator[tuple[TiedLayers, list[Place]]]:
     """All tied containers with a holder in ``inside``, and all their places."""
-    for layers in [m for m in _alive if isinstance(m, TiedLayers)]:
+    # a copy that failed half way, which an exception keeps, has no modules
+    for layers in [m for m in _alive if isinstance(m, TiedLayers) and '_modules' in vars(m)]:
         if not inside.isdisjoint(id(m._parameters) for m in layers.modules()):
             yield layers, [place for pair in ties(layers) for place in pair]
 

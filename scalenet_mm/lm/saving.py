@@ -150,27 +150,30 @@ def _require_source(kept: dict[str, str], model: nn.Module, base: str) -> None:
 
 
 def load_increments(
-    path: str | Path, base: str | Path | None = None, model_class: Any = None, **kwargs: Any
+    path: str | Path, base: str | Path | None = None, model_class: Any = None, dtype: Any = 'auto', **kwargs: Any
 ) -> nn.Module:
     """Source model + increments: the scaled model, in eval mode.
 
     Args:
         path: what ``checkpoint.delta_file.read_delta`` takes.
         base: the source model's folder or Hub name; by default the one in the file.
-        kwargs: of the class's ``from_pretrained``. The dtype is the one that the increments were trained on.
+        dtype: of all weights; ``'auto'`` is the source's, in which increments trained in a finer one are rounded.
+        kwargs: of the class's ``from_pretrained``.
 
     Raises:
         CheckpointError: if the file is damaged, or this is not the model that it was trained on.
     """
     from transformers import AutoModelForCausalLM
 
-    from ..checkpoint.delta_file import read_delta
+    from ..checkpoint.delta_file import put, read_delta
     from ..checkpoint.live_delta import scale_by_delta
     from ..checkpoint.pretrained import require_source
 
     delta, model_class = read_delta(path), model_class or AutoModelForCausalLM
-    dtype = json.loads(delta.config)['dtype']
     require_source(model_class, base or delta.base, **kwargs)
-    model = model_class.from_pretrained(base or delta.base, dtype=dtype, **kwargs)
+    model = model_class.from_pretrained(base or delta.base, dtype=json.loads(delta.config)['dtype'], **kwargs)
     scale_by_delta(model, delta)
+    if dtype != 'auto':
+        model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        put(model, delta.tensors)  # again, as they are
     return model.eval()

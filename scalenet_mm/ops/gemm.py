@@ -101,9 +101,10 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype, deployed: bool = False) -> Tens
 
     Autocast keeps such copies only of tensors that require a gradient, and casts frozen ones at every use.
     """
+    constant = is_constant(tensor)  # asked of each: that ends the declaration of one that is trained
     if tensor.dtype is dtype:
         return tensor
-    if tensor.element_size() < dtype.itemsize or not (deployed or is_constant(tensor)):
+    if tensor.element_size() < dtype.itemsize or not (deployed or constant):
         return tensor.detach().to(dtype)
     return kept(dtype, (tensor,), lambda: tensor.detach().to(dtype))
 

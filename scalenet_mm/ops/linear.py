@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..core.adapters import AdaptedLinear, LowRank
+from ..core.kept import trained
 from .gemm import by_onednn, compute_dtype, in_dtype, packed, product, traced
 
 
@@ -101,9 +102,9 @@ def composed(
     dtype, fixed = compute_dtype(x), deployed and not torch.is_grad_enabled()
 
     def ready(t: Tensor) -> Tensor:
-        if t.dtype is dtype:
-            return t
-        return t.to(dtype) if t.requires_grad and not fixed else in_dtype(t, dtype, fixed)
+        if trained(t) and not fixed:
+            return t.to(dtype)
+        return in_dtype(t, dtype, fixed)
 
     x, weight, bias = x.to(dtype), ready(weight), None if bias is None else ready(bias)
     if low_rank is None:
@@ -136,6 +137,8 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, low_rank: LowRank | No
     if low_rank is None:
         return y
     down, up, act = low_rank
+    if isinstance(x, Tensor) and down.dtype is not x.dtype and compute_dtype(x) is x.dtype:
+        down, up = down.to(x.dtype), up.to(x.dtype)
     z = F.linear(x, down)
     return y + F.linear(z if act is None else act(z), up)
 
@@ -189,7 +192,7 @@ class _Linear(torch.autograd.Function):
             if need_x:
                 dx = product(g, in_dtype(weight, dtype).t(), None, ctx.library)
                 if down is not None:
-                    torch.addmm(dx, dz, down.to(dtype), out=dx)
+                    dx.addmm_(dz, down.to(dtype))  # not `out=`: several gradients at once may be batched
                 dx = dx.view(shape).to(x_dtype)
             if need_w:
                 dw = _over_rows(g, a, ctx.library).to(weight.dtype)

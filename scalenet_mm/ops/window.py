@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.kept import is_constant, kept
+from ..core.kept import is_constant, kept, trained
 from .gemm import CACHED
 
 METHODS = ('auto', 'efficient', 'sdpa', 'matmul', 'plain')
@@ -142,9 +142,9 @@ def biases(
         table: ((2 window - 1)², heads).
         index: (N, N), row of the table for each pair of places.
     """
-    trained = torch.is_grad_enabled() and table.requires_grad
-    make = functools.partial(_biases_of, table if trained else table.detach(), index, window, shift, dtype, every)
-    if trained or not (deployed or is_constant(table)):
+    learns = trained(table) and torch.is_grad_enabled()
+    make = functools.partial(_biases_of, table if learns else table.detach(), index, window, shift, dtype, every)
+    if learns or not (deployed or is_constant(table)):
         return make()
     return kept(('bias', shift, dtype, every), (table,), make)
 
