@@ -592,7 +592,7 @@ def test_the_tool_trains_compares_and_continues(tmp_path):
     found = latest(read_results(root / RESULTS))
     assert {k for k, _ in found} == {f'deit/{r}' for r in ('source', 'on', 'scalenet', 'function')}
     assert all(r['status'] == 'done' and 0 < r['top1'] < 100 for r in found.values())
-    scaled, source = found['deit/scalenet', 0], found['deit/source', 0]
+    scaled, source = found['deit/scalenet', 50], found['deit/source', 50]
     width, hidden, rank = 64, 256, 4
     assert scaled['params'] - source['params'] == 6 * 2 * rank * (width + hidden) + 3 * 4 * width
     text = (root / 'start.md').read_text()
