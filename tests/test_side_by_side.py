@@ -288,6 +288,7 @@ def test_ground_truth_of_a_test_set_without_label_maps_is_told(tmp_path):
 @pytest.mark.slow
 def test_two_detectors_are_compared_against_a_coco_json(models, tmp_path):
     folder, made = models
+    out = tmp_path / 'made' / 'by it'
     coco = folder / 'data/coco'
     ann = coco / 'annotations/instances_val2017.json'
     done = run(
@@ -297,18 +298,18 @@ def test_two_detectors_are_compared_against_a_coco_json(models, tmp_path):
         '--ann',
         ann,
         '--out',
-        tmp_path,
+        out,
         '--score-thr',
         '0.05',
         '--device',
         'cpu',
     )
     assert done.returncode == 0, done.stderr
-    total = json.loads((tmp_path / 'differences.json').read_text())['total']
+    total = json.loads((out / 'differences.json').read_text())['total']
     objects = len(json.loads(ann.read_text())['annotations'])
     for side in 'ab':
         assert total[f'{side}.found'] + total[f'{side}.wrong_class'] + total[f'{side}.missed'] == objects
-    assert (tmp_path / 'page_2.png').is_file() and not (tmp_path / 'page_3.png').exists()
+    assert (out / 'page_2.png').is_file() and not (out / 'page_3.png').exists()
 
 
 def test_objects_of_classes_that_the_models_do_not_know_are_left_out(tmp_path):

@@ -87,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
     if args.ann or args.gt:
         truth = truth_of(a, args.ann)
         truths = {image: truth(image) for image in images}
+    args.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({'pages': [page.name for page in {*old, *drawn}]}))  # they are ours, if this is ended
     columns = ['ground truth'] * bool(args.ann or args.gt) + list(args.names)
     columns += ['difference'] * (task == 'segmentation')

@@ -179,7 +179,9 @@ class Skipping:
 
         first, *rest = self.last or (None,)
         first = handed(first) if isinstance(first, tuple) else x
-        return (first, *map(handed, rest), *[None] * (self.outputs - 1 - len(rest)))
+        returned = (first, *map(handed, rest), *[None] * (self.outputs - 1 - len(rest)))
+        self.last = returned if self.last else ()  # the next one may be skipped too
+        return returned
 
 
 def skip_others(model: nn.Module, active: Active, zero_gradients: bool = False) -> None:
