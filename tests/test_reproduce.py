@@ -125,6 +125,7 @@ def test_the_users_checkpoint_is_in_every_command_that_begins_anew(digits, tmp_p
     'address, fetched, local',
     [
         ('hf://me/repo/in/f.pth', 'hf download me/repo in/f.pth --local-dir checkpoints', 'checkpoints/in/f.pth'),
+        ('hf://me/r/f.pth@v1', 'hf download me/r f.pth --revision v1 --local-dir checkpoints', 'checkpoints/f.pth'),
         ('https://x.org/f.pth?a&b', "curl -L --create-dirs -o 'checkpoints/f.pth?a&b' 'https://x.org/f.pth?a&b'", None),
         ('torchvision://resnet50', None, 'torchvision://resnet50'),
     ],

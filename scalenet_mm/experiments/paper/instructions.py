@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...checkpoint.fetching import HUB
 from .model_index import Counter, image_size
 from .plan import ROOT, Checkpoint, Plan
 
@@ -68,9 +69,10 @@ def _fetched(checkpoint: Checkpoint) -> tuple[str, list[str] | None]:
     if checkpoint.scheme in ('http', 'https'):
         local = f'{CHECKPOINTS}/{checkpoint.name}'
         return local, ['curl', '-L', '--create-dirs', '-o', local, checkpoint.address]
-    if checkpoint.scheme == 'hf':
-        owner, name, file = checkpoint.address.removeprefix('hf://').split('/', 2)
-        return f'{CHECKPOINTS}/{file}', ['hf', 'download', f'{owner}/{name}', file, '--local-dir', CHECKPOINTS]
+    if hub := HUB.fullmatch(checkpoint.address):
+        at = ['--revision', hub['revision']] if hub['revision'] else []
+        command = ['hf', 'download', hub['repo'], hub['path'], *at, '--local-dir', CHECKPOINTS]
+        return f'{CHECKPOINTS}/{hub["path"]}', command
     return checkpoint.address, None  # a file, or one that the libraries find themselves
 
 
