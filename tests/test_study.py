@@ -391,8 +391,9 @@ def test_the_page_shows_the_claims_as_the_records_judge_them():
     docs = Path(__file__).parents[1] / 'docs'
     root = docs / 'results' / 'evidence' / 'demo'
     found = records_of(runs.jobs({name: seeds[: PRIMARY.seeds] for name, seeds in SEEDS.items()}), root)
-    tables = short_tables(found, pilot_spread(found))
-    for page in (docs / 'evidence.md', root.parent / 'claims.md'):
+    primary, elsewhere, costs = short_tables(found, pilot_spread(found))
+    shown = {docs / 'evidence.md': [primary], docs / 'evidence_details.md': [elsewhere, costs]}
+    for page, tables in {**shown, root.parent / 'claims.md': [primary, elsewhere, costs]}.items():
         assert all(table in page.read_text() for table in tables), f'{page} is not of these records: make it again'
 
 

@@ -198,7 +198,7 @@ CHOICES = tuple(
 
 
 def short_tables(records: Records, spread: float) -> tuple[str, str, str]:
-    """What docs/evidence.md shows: the primary family, what others say of its claims, and what networks cost."""
+    """What docs/evidence.md and evidence_details.md show: the primary family, what others say of its claims, costs."""
     columns = [VERDICT_HEAD.index(name) for name in SHORT]
     primary = [[line[i] for i in columns] for line in verdict_lines(records, PRIMARY, spread)]
     others = {family: {v.claim: v for v in verdicts(records, family)} for family in ELSEWHERE}
