@@ -1571,6 +1571,22 @@ MUTATIONS = (
     ),
     Mutation(
         'study',
+        'a layer that is left out still counts',
+        'scalenet_mm/experiments/figures/lesions.py',
+        'state = next(iter((*args, *kwargs.values())))',
+        'state = output[0] if isinstance(output, (tuple, list)) else output',
+        'tests/test_analyze.py::test_a_layer_is_left_out_as_if_its_forward_handed_on_its_input[stack]',
+    ),
+    Mutation(
+        'study',
+        'layers of the source are left out for added ones',
+        'scalenet_mm/experiments/figures/lesions.py',
+        'added = sources[i] in sources[:i]',
+        'added = sources[i] in sources[i + 1 :]',
+        'tests/test_analyze.py::test_without_all_added_layers_it_is_the_network_at_its_smallest_depth',
+    ),
+    Mutation(
+        'study',
         'each micro-batch counts alike',
         'scalenet_mm/experiments/figures/gradients.py',
         'prepared(model, batch, for_loss=True)) * n',

@@ -1,4 +1,4 @@
-"""Figures 3 to 6 against direct computations; the gradient hook inside real Runners."""
+"""Figures 3 to 6 and lesions against direct computations; the gradient hook inside real Runners."""
 
 import itertools
 import json
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -23,16 +24,19 @@ from torch import nn
 
 from scalenet_mm import LayerMap, scale_layers
 from scalenet_mm.compat import read_config
+from scalenet_mm.core.depth import set_depth
 from scalenet_mm.core.layers import containers, instances, layer_tensors, source_layers
 from scalenet_mm.engine.gradient_hook import GradientNormHook
 from scalenet_mm.experiments.commands import analyze
 from scalenet_mm.experiments.figures import plots
 from scalenet_mm.experiments.figures.batches import Batches, cut, prepared, random_batches
 from scalenet_mm.experiments.figures.cka import MinibatchCKA, centred, cka, gram
-from scalenet_mm.experiments.figures.droppath import curve, evaluate, rates, read_results
+from scalenet_mm.experiments.figures.droppath import curve, rates, read_results
+from scalenet_mm.experiments.figures.evaluation import evaluate
 from scalenet_mm.experiments.figures.features import RANGE, histograms, uniformly
 from scalenet_mm.experiments.figures.given import Given, pairs, parts_of
 from scalenet_mm.experiments.figures.gradients import gradient_norms
+from scalenet_mm.experiments.figures.lesions import left_out, lesions
 
 ROOT = Path(__file__).parents[1]
 RANK = str(ROOT / 'configs/demo/rank_deit.py')  # its digits come with the package
@@ -333,11 +337,19 @@ def test_the_sweep_evaluates_as_the_runner_does(tmp_path):
     for split in ('val', 'test'):
         cfg[f'{split}_dataloader'].dataset.update(batches=3, batch=50)
     given = Given(RANK, 'none', 'random').load('cpu')
-    found = evaluate(given, cfg, Batches(cfg, 'val', 10**9, 64), 'val')
+    (found,) = evaluate(given, cfg, Batches(cfg, 'val', 10**9, 64), 'val')
     torch.save(dict(state_dict=given.state_dict()), tmp_path / 'random.pth')
     cfg.load_from, cfg.work_dir = str(tmp_path / 'random.pth'), str(tmp_path)
     metrics = Runner.from_cfg(cfg).test()
-    assert found == pytest.approx(dict(top1=metrics['rank/top1'], loss=metrics['rank/loss']), rel=1e-5)
+    assert found == pytest.approx(dict(top1=metrics['rank/top1'], loss=metrics['rank/loss'], images=150), rel=1e-5)
+
+
+def test_top_1_is_asked_of_classifiers_before_any_image_is_read():
+    cfg = read_config(ROOT / 'configs/demo/mask_rcnn_swin_digits.py')
+    cfg.model.backbone.init_cfg = None
+    init_default_scope('mmdet')
+    with pytest.raises(ValueError, match='Top-1 is of classifiers .*is a MaskRCNN; features and cka take it'):
+        evaluate(MODELS.build(cfg.model), cfg, None, 'val')
 
 
 def test_results_of_a_study_become_a_curve(tmp_path):
@@ -383,6 +395,67 @@ def test_results_of_a_study_become_a_curve(tmp_path):
 def test_a_run_of_the_sweep_is_a_rate_and_a_checkpoint(word):
     with pytest.raises(ValueError, match='RATE=CKPT'):
         rates([word])
+
+
+# lesions
+
+
+def rank_net(**scale):
+    """A scaled network of the rank task with weights nowhere trivial, its config and some of its data."""
+    from scalenet_mm.experiments.figures.given import load
+
+    cfg = read_config(RANK)
+    cfg.val_dataloader.dataset.update(batches=2, batch=60)
+    cfg.model.backbone.scale = dict(times=2, **scale)
+    model = perturb(load(cfg, 'none'))
+    model.eval()
+    batches = Batches(cfg, 'val', 100, 40)
+    return model, lambda changes=(nullcontext,): evaluate(model, cfg, batches, 'val', changes)
+
+
+@pytest.mark.parametrize('order', ['interpolate', 'stack'])
+def test_a_layer_is_left_out_as_if_its_forward_handed_on_its_input(order):
+    model, measure = rank_net(order=order)
+    found = lesions(model, measure)
+    (whole,) = measure()
+    assert found['whole'] == whole and whole['images'] == 100
+    sources, added = {
+        'interpolate': ([0, 0, 1, 1, 2, 2], [False, True] * 3),
+        'stack': ([0, 1, 2, 0, 1, 2], [False] * 3 + [True] * 3),
+    }[order]
+    assert [x['layer'] for x in found['layers']] == [f'backbone.layers.{i}' for i in range(6)]
+    assert [x['source'] for x in found['layers']] == sources and [x['added'] for x in found['layers']] == added
+    for block, without in zip(model.backbone.layers, found['layers']):
+        block.forward = lambda x: x
+        assert measure()[0]['loss'] == pytest.approx(without['loss'], rel=1e-6)
+        del block.forward
+    assert len({round(x['loss'], 4) for x in found['layers']}) == 6 and measure() == [whole]
+
+
+def test_without_all_added_layers_it_is_the_network_at_its_smallest_depth():
+    model, measure = rank_net(order='interpolate')
+    found = lesions(model, measure)
+    assert set_depth(model, 3) == {'backbone.layers': (0, 2, 4)}
+    assert measure() == [found['without_added']]
+
+
+def test_an_unscaled_network_has_no_added_layer():
+    found = lesions(deit(sources=[0, 1, 2], adjust=None), lambda changes: [dict(top1=i) for i, _ in enumerate(changes)])
+    assert found['without_added'] is None and [x['top1'] for x in found['layers']] == [1, 2, 3]
+
+
+def test_a_layer_may_return_several_things_and_take_its_state_by_name():
+    class Block(nn.Module):
+        def forward(self, hidden, other=None):
+            return 2 * hidden, other
+
+    block, x = Block(), torch.ones(2, 3)
+    with left_out([block]):
+        out, other = block(hidden=x, other='kept')
+    assert out is x and other == 'kept' and torch.equal(block(x)[0], 2 * x)
+    with left_out([narrow := nn.Linear(3, 2)]), pytest.raises(ValueError, match=r'Linear makes \(2, 2\) of \(2, 3\)'):
+        narrow(x)
+    assert narrow(x).shape == (2, 2), 'the hook is off after an error too'
 
 
 # models and command line
@@ -448,11 +521,14 @@ FIGURES = {
     'gradients': ['--batch', 32, '--micro-batch', 12],
     'features': ['--images', 16],
     'cka': ['--images', 16, '--batch', 8],
+    'lesions': ['--images', 40],
 }
 
 
-@pytest.mark.parametrize('figure', FIGURES)
-@pytest.mark.parametrize('noise', [[], ['--random']])
+@pytest.mark.parametrize(
+    ('figure', 'noise'),
+    [*((figure, []) for figure in FIGURES), *((figure, ['--random']) for figure in FIGURES if figure != 'lesions')],
+)
 def test_the_tool_writes_a_picture_and_its_numbers(figure, noise, tmp_path, monkeypatch):
     configs = [RANK, ROOT / 'configs/demo/rank_swin.py']
     if noise:
@@ -466,6 +542,9 @@ def test_the_tool_writes_a_picture_and_its_numbers(figure, noise, tmp_path, monk
         assert [m['images'] for m in numbers['models']] == [32, 32]
     elif figure == 'features':
         assert [max(e['layer'] for e in m['layers'].values()) + 1 for m in numbers['models']] == list(depths)
+    elif figure == 'lesions':
+        assert [len(m['layers']) for m in numbers['models']] == list(depths)
+        assert all(m['whole']['images'] == 40 and not m['without_added'] for m in numbers['models'])
     else:
         assert np.array(numbers['pairs'][0]['cka']).shape == depths and numbers['pairs'][0]['images'] == 16
     picture = cv2.imread(str(tmp_path / f'{figure}.png'))

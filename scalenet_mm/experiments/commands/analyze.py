@@ -1,9 +1,10 @@
-"""Figures 3 to 6 of the paper for any models: a picture and its numbers as JSON in --out DIR.
+"""Figures 3 to 6 of the paper for any models, and what each layer is worth: a picture and its numbers in --out DIR.
 
     scalenet experiment analyze gradients CONFIG CKPT [...]         # Fig. 3: gradient norm of every source layer
     scalenet experiment analyze features  CONFIG CKPT [...]         # Fig. 4: histograms of activations
     scalenet experiment analyze cka       CONFIG CKPT CONFIG CKPT   # Fig. 5: the first model against each other one
     scalenet experiment analyze droppath  CONFIG RATE=CKPT [...]    # Fig. 6: top-1 and loss against drop path
+    scalenet experiment analyze lesions   CONFIG CKPT [...]         # top-1 without each layer
 
 CKPT is a checkpoint of any dialect, BASE+DELTA, the folder of a run, or none for random weights. A checkpoint of the
 unscaled network under a scaled config gives the scaled network before training. All models see the same images, drawn
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from ...commands.main import command_parser
@@ -27,10 +29,12 @@ from ...runner.progress_hook import peak_memory
 from ..figures import plots
 from ..figures.batches import SPLITS, Batches, random_batches
 from ..figures.cka import cka
-from ..figures.droppath import curve, evaluate, rates, read_results
+from ..figures.droppath import curve, rates, read_results
+from ..figures.evaluation import evaluate
 from ..figures.features import BINS, RANGE, histograms
 from ..figures.given import Given, pairs, parts_of
 from ..figures.gradients import gradient_norms
+from ..figures.lesions import lesions
 
 
 def images_of(args: argparse.Namespace, first: Given, size: int) -> Batches:
@@ -41,7 +45,7 @@ def images_of(args: argparse.Namespace, first: Given, size: int) -> Batches:
     return Batches(first.cfg, args.split, args.images, size, args.seed)
 
 
-def shown(batches: Batches, what: str):
+def shown(batches: Batches, what: str) -> Iterator[dict]:
     """The batches, with a progress line."""
     with Progress(what, len(batches), unit='batch') as progress:
         for i, batch in enumerate(batches, 1):
@@ -100,12 +104,30 @@ def droppath(args: argparse.Namespace) -> dict:
     for rate, checkpoint in named:
         given = Given(args.config, checkpoint, f'drop path {rate:g}')
         batches = Batches(given.cfg, args.split, args.images, args.batch, args.seed)
-        found = evaluate(given.load(args.device), given.cfg, batches, args.split)
+        show = partial(shown, what=given.label)
+        (found,) = evaluate(given.load(args.device), given.cfg, batches, args.split, shown=show)
         print(f'drop path {rate:g}: top-1 {found["top1"]:.2f} %, loss {found["loss"]:.4f}')
         runs.append(dict(drop_path=rate, checkpoint=checkpoint, **found))
     points = curve(runs)
     plots.draw_droppath(points, args.out / 'droppath.png')
     return dict(config=args.config, runs=runs, curve=points)
+
+
+def without_each_layer(args: argparse.Namespace) -> dict:
+    models = pairs(args.models, args.labels)
+    batches, told, panels = images_of(args, models[0], args.batch), [], {}
+    for given in models:
+        model, show = given.load(args.device), partial(shown, what=given.label)
+        found = lesions(model, partial(evaluate, model, given.cfg, batches, args.split, shown=show), args.layers)
+        added = found['without_added']
+        print(
+            f'{given.label}: top-1 {found["whole"]["top1"]:.2f} %'
+            + (f', {added["top1"]:.2f} % without all layers that were added' if added else '')
+        )
+        told.append(dict(**asdict(given), **found))
+        panels[given.label] = found
+    plots.draw_lesions(panels, args.out / 'lesions.png')
+    return dict(models=told)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,10 +148,11 @@ def parser() -> argparse.ArgumentParser:
             return f
         f.add_argument('models', nargs='+', metavar='CONFIG CKPT')
         f.add_argument('--labels', nargs='+', help='names in the legend, one a model')
-        f.add_argument('--random', action='store_true', help='images of noise, random labels')
-        f.add_argument(
-            '--size', nargs=2, type=at_least_one, metavar=('H', 'W'), help="of --random; default: the model's"
-        )
+        if name != 'lesions':
+            f.add_argument('--random', action='store_true', help='images of noise, random labels')
+            f.add_argument(
+                '--size', nargs=2, type=at_least_one, metavar=('H', 'W'), help="of --random; default: the model's"
+            )
         f.add_argument(
             '--layers', nargs='+', default=(), metavar='PATTERN', help='containers of layers of an unknown host'
         )
@@ -147,6 +170,7 @@ def parser() -> argparse.ArgumentParser:
     f.add_argument('--panels', type=at_least_one, default=4, metavar='N', help='layers a model (4)')
     f.add_argument('--bins', type=at_least_one, default=BINS, help=f'over {RANGE[0]:g}..{RANGE[1]:g} ({BINS})')
     figure('cka', similarity, 'linear CKA between the layers of two models', 'val', 512, 64)
+    figure('lesions', without_each_layer, 'top-1 without each layer', 'val', 1024, 64)
     f = figure('droppath', droppath, 'top-1 and loss against drop path', 'val', 10**9, 64)
     f.add_argument('config', nargs='?', metavar='CONFIG')
     f.add_argument('runs', nargs='*', metavar='RATE=CKPT')

@@ -7,16 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
-from mmengine.config import Config
-from mmengine.evaluator import Evaluator
-from mmengine.registry import DefaultScope
-from torch import nn
-
-from .batches import Batches, loss_of, number, prepared
-
-TOP1 = 'top1'  # the end of the metric's name in mmpretrain and in ours
-
 
 def rates(words: Iterable[str]) -> list[tuple[float, str]]:
     """Reads ``RATE=CKPT ...``; a rate may come several times (seeds).
@@ -40,35 +30,6 @@ def rates(words: Iterable[str]) -> list[tuple[float, str]]:
             )
         found.append((value, checkpoint))
     return found
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, cfg: Config, batches: Batches, split: str) -> dict[str, float]:
-    """``top1`` in percent by the config's own evaluator, and the mean ``loss`` of its head in nats, both in eval mode.
-
-    Raises:
-        ValueError: if the config has no evaluator for the split, or none of its metrics is a top-1.
-    """
-    kind = cfg.get(f'{split}_evaluator')
-    if not kind:
-        raise ValueError(f'The config has no {split}_evaluator, which says how top-1 is counted.')
-    with DefaultScope.overwrite_default_scope(batches.scope):
-        evaluator = Evaluator(kind)
-    evaluator.dataset_meta = getattr(batches.loader.dataset, 'metainfo', {})
-    model.eval()
-    summed, images = 0.0, 0
-    for batch in batches:
-        data, n = prepared(model, batch), number(batch)
-        summed, images = summed + float(loss_of(model, data)) * n, images + n
-        evaluator.process(data_samples=model(**data, mode='predict'), data_batch=batch)
-    metrics = evaluator.evaluate(images)
-    top1 = next((float(v) for k, v in metrics.items() if k.endswith(TOP1)), None)
-    if top1 is None:
-        raise ValueError(
-            f'None of the metrics {sorted(metrics)} of {split}_evaluator ends with {TOP1!r}; the sweep is of '
-            'classifiers.'
-        )
-    return dict(top1=top1, loss=summed / images)
 
 
 def read_results(

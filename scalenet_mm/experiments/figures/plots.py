@@ -1,9 +1,10 @@
-"""Figures 3 to 6 from their numbers. Legible on a slide; Okabe and Ito's colours and matplotlib's viridis."""
+"""The figures of `analyze` from their numbers. Legible on a slide; Okabe and Ito's colours and matplotlib's viridis."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -134,4 +135,33 @@ def draw_droppath(points: Sequence[dict], path: str | Path) -> None:
         )
         axes.set(xlabel='drop path of the training', ylabel=name, xticks=rate)
         _tidy(axes)
+    _save(figure, path)
+
+
+@matplotlib.rc_context(TEXT)
+def draw_lesions(models: Mapping[str, dict], path: str | Path) -> None:
+    """Points of top-1 that are lost without each layer instance; one panel a model, on one scale.
+
+    Args:
+        models: label -> ``lesions.lesions``.
+    """
+    wide = max(0.55 * len(found['layers']) + 1.2 for found in models.values())
+    figure = _figure(max(4.6, wide) * len(models) + 0.6, 4.8)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    named: dict[str, Any] = {}
+    for axes, (label, found) in zip(panels, models.items()):
+        layers, whole = found['layers'], found['whole']['top1']
+        for i, layer in enumerate(layers):
+            colour = VERMILION if layer['added'] else DEEP_BLUE
+            lost = whole - layer['top1']
+            bar = axes.bar(i, lost, color=colour)
+            axes.bar_label(bar, fmt='%.1f', padding=2, fontsize=12)
+            named.setdefault('added' if layer['added'] else "the source's", bar)
+        axes.set_xticks(range(len(layers)), [f'{x["source"] + 1}{"*" * x["added"]}' for x in layers])
+        axes.set(xlabel='source layer of the instance', title=f'{label}: {whole:.1f} %')
+        axes.margins(y=0.12)
+        axes.axhline(0, color='black', linewidth=0.8)
+        _tidy(axes)
+    panels[0].set(ylabel='top-1 points lost without it')
+    figure.legend(named.values(), named.keys(), loc='outside lower center', ncols=2)
     _save(figure, path)

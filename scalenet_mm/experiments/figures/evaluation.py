@@ -1,0 +1,77 @@
+"""Top-1 and loss of a classifier on the images of a figure, as it is and changed, by the config's own evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DefaultScope
+from mmpretrain.models import BaseClassifier
+from torch import nn
+
+from .batches import Batches, loss_of, number, prepared
+
+TOP1 = 'top1'  # the end of the metric's name in mmpretrain and in ours
+Change = Callable[[], AbstractContextManager]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    cfg: Config,
+    batches: Batches,
+    split: str,
+    changes: Sequence[Change] = (nullcontext,),
+    shown: Callable[[Batches], Iterable[dict]] = iter,
+) -> list[dict[str, float]]:
+    """``top1`` in percent by the config's own evaluator, mean ``loss`` of its head in nats, both in eval mode.
+
+    Args:
+        changes: inside each of them the model is what is measured; images are read once for all.
+        shown: passes the batches on, and tells how far it is.
+
+    Returns:
+        One a change, with the number of ``images``.
+
+    Raises:
+        ValueError: if the model is no classifier, the config has no evaluator for the split, or no top-1 is among its
+            metrics.
+    """
+    if not isinstance(model, BaseClassifier):
+        raise ValueError(
+            f'Top-1 is of classifiers (of mmpretrain), and the model of this config is a {type(model).__name__}; '
+            'features and cka take it.'
+        )
+    kind = cfg.get(f'{split}_evaluator')
+    if not kind:
+        raise ValueError(f'The config has no {split}_evaluator, which says how top-1 is counted.')
+    with DefaultScope.overwrite_default_scope(batches.scope):
+        evaluators = [Evaluator(kind) for _ in changes]
+    for evaluator in evaluators:
+        evaluator.dataset_meta = getattr(batches.loader.dataset, 'metainfo', {})
+    model.eval()
+    summed, images = [0.0] * len(changes), 0
+    for batch in shown(batches):
+        data, n = prepared(model, batch), number(batch)
+        images += n
+        for i, (change, evaluator) in enumerate(zip(changes, evaluators)):
+            with change():
+                summed[i] += float(loss_of(model, data)) * n
+                evaluator.process(data_samples=model(**data, mode='predict'), data_batch=batch)
+    return [
+        dict(top1=_top1(evaluator.evaluate(images), split), loss=total / images, images=images)
+        for evaluator, total in zip(evaluators, summed)
+    ]
+
+
+def _top1(metrics: dict[str, float], split: str) -> float:
+    top1 = next((float(v) for k, v in metrics.items() if k.endswith(TOP1)), None)
+    if top1 is None:
+        raise ValueError(
+            f'None of the metrics {sorted(metrics)} of {split}_evaluator ends with {TOP1!r}; this figure is of '
+            'classifiers.'
+        )
+    return top1
