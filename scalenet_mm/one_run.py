@@ -68,6 +68,11 @@ def _described(text: str) -> str:
         return 'another process'
 
 
+def is_first() -> bool:
+    """Whether this is the first process of a distributed run, or the only one."""
+    return int(next((os.environ[name] for name in RANKS if os.environ.get(name)), 0)) == 0
+
+
 @contextmanager
 def one_run(folder: str | os.PathLike) -> Iterator[None]:
     """Keeps a folder for the run of this process; nothing to do where it is kept already.
@@ -78,14 +83,13 @@ def one_run(folder: str | os.PathLike) -> Iterator[None]:
         SystemExit: if another process runs there; the message names it and the ways out.
     """
     path = Path(folder).resolve() / LOCK
-    first = int(next((os.environ[name] for name in RANKS if os.environ.get(name)), 0)) == 0
     refusal = (
         f"a run goes on in {folder} ({{holder}}), and two would take each other's checkpoints for their own. Wait for "
         'it, end it with kill and its number, or choose another folder.'
     )
     with ExitStack() as stack:
         stack.enter_context(ending_cleanly())
-        if first and path not in _held:
+        if is_first() and path not in _held:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 stack.enter_context(only_process(path, refusal))

@@ -192,7 +192,7 @@ def test_a_coco_json_with(case, run):
     assert found == ['train_dataloader.dataset']
 
 
-def test_what_mmdet_drops_is_said_and_does_not_stop_what_is_left(run, capsys):
+def test_what_mmdet_drops_is_said_once_and_does_not_stop_what_is_left(run, capsys, monkeypatch):
     cfg, data = run('coco')
     spoil(lambda c: [a.update(category_id=99) for a in c['annotations'][1:]])(data / TRAIN_JSON)
     every = len(json.loads((data / TRAIN_JSON).read_text())['annotations'])
@@ -200,6 +200,9 @@ def test_what_mmdet_drops_is_said_and_does_not_stop_what_is_left(run, capsys):
     told = capsys.readouterr().out
     assert f'mmdet drops {every - 1} of {every} annotations of {data / TRAIN_JSON}: {every - 1} have a category' in told
     assert '9 of 10 classes do not occur in' in told
+    monkeypatch.setenv('RANK', '1')
+    preflight(cfg)
+    assert not capsys.readouterr().out, 'the first process has said it'
 
 
 def test_a_filter_that_keeps_no_image(run):

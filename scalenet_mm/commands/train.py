@@ -11,7 +11,7 @@ from mmengine.device import get_device
 
 from ..compat import type_name
 from ..file_names import a_folder
-from ..one_run import one_run
+from ..one_run import is_first, one_run
 from ..runner.atomic import make_atomic
 from ..runner.config import build_runner, load_config, write_deltas
 from ..runner.continuing import settle
@@ -88,7 +88,8 @@ def main(argv: Sequence[str]) -> None:
         settle(cfg)
         if not cfg.resume:
             cfg.load_from = base
-            print(f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.')
+            if is_first():
+                print(f'--resume: {cfg.work_dir} holds no checkpoint yet, so the run starts from its beginning.')
     write_deltas(cfg, base)
     if not args.no_preflight:
         preflight(cfg)

@@ -16,6 +16,7 @@ from ..checkpoint.strict import CheckpointError
 from ..checkpoint.whole import require_whole
 from ..compat import type_class, type_name
 from ..file_names import WEIGHTS
+from ..one_run import is_first
 from .config import walk
 from .continuing import require_continuable
 from .preflight_data import check_content
@@ -47,7 +48,7 @@ def preflight(cfg: Config, stages: tuple[str, ...] = ('train', 'val')) -> None:
             + '\n'.join(listed + notes)
             + '\nIf a check is wrong about your data, --no-preflight leaves the checks out.'
         )
-    for note in notes:
+    for note in notes if is_first() else ():
         print(note)
 
 
