@@ -34,7 +34,7 @@ from scalenet_mm.experiments.figures.cka import MinibatchCKA, centred, cka, gram
 from scalenet_mm.experiments.figures.droppath import curve, rates, read_results
 from scalenet_mm.experiments.figures.evaluation import evaluate
 from scalenet_mm.experiments.figures.features import RANGE, histograms, uniformly
-from scalenet_mm.experiments.figures.given import Given, pairs, parts_of
+from scalenet_mm.experiments.figures.given import Given, load, pairs, parts_of
 from scalenet_mm.experiments.figures.gradients import gradient_norms
 from scalenet_mm.experiments.figures.lesions import left_out, lesions
 
@@ -344,6 +344,18 @@ def test_the_sweep_evaluates_as_the_runner_does(tmp_path):
     assert found == pytest.approx(dict(top1=metrics['rank/top1'], loss=metrics['rank/loss'], images=150), rel=1e-5)
 
 
+def test_the_loss_of_a_distilled_classifier_is_its_heads_and_needs_no_teacher():
+    cfg = read_config(RANK)
+    cfg.val_dataloader.dataset.update(batches=1, batch=40)
+    cfg.model.backbone.scale = dict(times=2)
+    plain = perturb(load(cfg, 'none'))
+    cfg.model.update(type='DistilledClassifier', distill=dict(checkpoint='gone.pth', layers=1.0))
+    distilled = load(cfg, 'none')
+    distilled.load_state_dict(plain.state_dict())
+    one, other = (evaluate(model, cfg, Batches(cfg, 'val', 40, 40), 'val') for model in (plain, distilled))
+    assert one == other
+
+
 def test_top_1_is_asked_of_classifiers_before_any_image_is_read():
     cfg = read_config(ROOT / 'configs/demo/mask_rcnn_swin_digits.py')
     cfg.model.backbone.init_cfg = None
@@ -402,8 +414,6 @@ def test_a_run_of_the_sweep_is_a_rate_and_a_checkpoint(word):
 
 def rank_net(**scale):
     """A scaled network of the rank task with weights nowhere trivial, its config and some of its data."""
-    from scalenet_mm.experiments.figures.given import load
-
     cfg = read_config(RANK)
     cfg.val_dataloader.dataset.update(batches=2, batch=60)
     cfg.model.backbone.scale = dict(times=2, **scale)
@@ -462,8 +472,6 @@ def test_a_layer_may_return_several_things_and_take_its_state_by_name():
 
 
 def test_a_checkpoint_of_the_unscaled_network_gives_the_scaled_one_before_training(tmp_path):
-    from scalenet_mm.experiments.figures.given import load
-
     source = Given(RANK, 'none', '').load('cpu')
     torch.save(dict(state_dict=source.state_dict()), tmp_path / 'source.pth')
     cfg = read_config(RANK)
@@ -476,16 +484,12 @@ def test_a_checkpoint_of_the_unscaled_network_gives_the_scaled_one_before_traini
 
 
 def test_random_weights_pass_gradients_through_a_head_that_starts_at_zero():
-    from scalenet_mm.experiments.figures.given import load
-
     cfg = Config(dict(default_scope='mmpretrain', model=classifier()))
     found, *_ = gradient_norms(load(cfg, 'none'), [raw(4)])
     assert all(v > 1e-6 for v in found.values())
 
 
 def test_images_are_normalised_as_the_runner_does_it():
-    from scalenet_mm.experiments.figures.given import load
-
     cfg = read_config(RANK)
     cfg.data_preprocessor = dict(mean=[3.0], std=[2.0], num_classes=5)
     found = prepared(load(cfg, 'none'), dict(inputs=torch.full((2, 1, 32, 32), 7.0)))
@@ -494,7 +498,6 @@ def test_images_are_normalised_as_the_runner_does_it():
 
 def test_base_and_delta_are_a_checkpoint(tmp_path):
     from scalenet_mm.checkpoint.assemble import export_delta
-    from scalenet_mm.experiments.figures.given import load
 
     cfg = read_config(RANK)
     cfg.model.backbone.scale = dict(times=2)
@@ -597,8 +600,6 @@ def test_gradients_of_a_detector_are_those_of_its_training_loss(tmp_path):
     cfg = read_config(ROOT / 'configs/demo/mask_rcnn_swin_digits.py')
     cfg.train_dataloader.dataset.get('dataset', cfg.train_dataloader.dataset).data_root = root
     cfg.train_dataloader.update(num_workers=0)
-    from scalenet_mm.experiments.figures.given import load
-
     model = load(cfg, 'none')
     norms, loss, images = gradient_norms(model, Batches(cfg, 'train', 4, 2))
     assert images == 4 and loss > 0 and all(v > 0 for v in norms.values())

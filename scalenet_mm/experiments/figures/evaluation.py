@@ -9,10 +9,10 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
-from mmpretrain.models import BaseClassifier
+from mmpretrain.models import BaseClassifier, ImageClassifier
 from torch import nn
 
-from .batches import Batches, loss_of, number, prepared
+from .batches import Batches, number, prepared
 
 TOP1 = 'top1'  # the end of the metric's name in mmpretrain and in ours
 Change = Callable[[], AbstractContextManager]
@@ -52,6 +52,7 @@ def evaluate(
         evaluators = [Evaluator(kind) for _ in changes]
     for evaluator in evaluators:
         evaluator.dataset_meta = getattr(batches.loader.dataset, 'metainfo', {})
+    loss = (ImageClassifier if isinstance(model, ImageClassifier) else type(model)).loss  # its head's, no distillation
     model.eval()
     summed, images = [0.0] * len(changes), 0
     for batch in shown(batches):
@@ -59,7 +60,7 @@ def evaluate(
         images += n
         for i, (change, evaluator) in enumerate(zip(changes, evaluators)):
             with change():
-                summed[i] += float(loss_of(model, data)) * n
+                summed[i] += float(model.parse_losses(loss(model, **data))[0]) * n
                 evaluator.process(data_samples=model(**data, mode='predict'), data_batch=batch)
     return [
         dict(top1=_top1(evaluator.evaluate(images), split), loss=total / images, images=images)
