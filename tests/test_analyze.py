@@ -29,10 +29,10 @@ from scalenet_mm.core.layers import containers, instances, layer_tensors, source
 from scalenet_mm.engine.gradient_hook import GradientNormHook
 from scalenet_mm.experiments.commands import analyze
 from scalenet_mm.experiments.figures import plots
+from scalenet_mm.experiments.figures.accuracy import evaluate
 from scalenet_mm.experiments.figures.batches import Batches, cut, prepared, random_batches
 from scalenet_mm.experiments.figures.cka import MinibatchCKA, centred, cka, gram
 from scalenet_mm.experiments.figures.droppath import curve, rates, read_results
-from scalenet_mm.experiments.figures.evaluation import evaluate
 from scalenet_mm.experiments.figures.features import RANGE, histograms, uniformly
 from scalenet_mm.experiments.figures.given import Given, load, pairs, parts_of
 from scalenet_mm.experiments.figures.gradients import gradient_norms

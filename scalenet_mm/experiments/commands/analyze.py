@@ -27,10 +27,10 @@ from ...file_names import a_file, a_folder
 from ...progress import Progress
 from ...runner.progress_hook import peak_memory
 from ..figures import plots
+from ..figures.accuracy import evaluate
 from ..figures.batches import SPLITS, Batches, random_batches
 from ..figures.cka import cka
 from ..figures.droppath import curve, rates, read_results
-from ..figures.evaluation import evaluate
 from ..figures.features import BINS, RANGE, histograms
 from ..figures.given import Given, pairs, parts_of
 from ..figures.gradients import gradient_norms

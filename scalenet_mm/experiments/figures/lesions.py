@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...core.layers import containers
-from .evaluation import Change
+from .accuracy import Change
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def lesions(model: nn.Module, measure: Callable[[Sequence[Change]], list[dict]],
     """Leaves out each layer instance alone, and those together that come on top of the source's.
 
     Args:
-        measure: the result of each change of the model, see ``evaluation.evaluate``.
+        measure: the result of each change of the model, see ``accuracy.evaluate``.
         names: see ``layers.containers``.
 
     Returns:
