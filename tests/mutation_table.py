@@ -1581,8 +1581,8 @@ MUTATIONS = (
         'study',
         'layers of the source are left out for added ones',
         'scalenet_mm/experiments/figures/lesions.py',
-        'added = sources[i] in sources[:i]',
-        'added = sources[i] in sources[i + 1 :]',
+        'added=source in sources[:i]',
+        'added=source in sources[i + 1 :]',
         'tests/test_analyze.py::test_without_all_added_layers_it_is_the_network_at_its_smallest_depth',
     ),
     Mutation(

@@ -104,8 +104,7 @@ def droppath(args: argparse.Namespace) -> dict:
     for rate, checkpoint in named:
         given = Given(args.config, checkpoint, f'drop path {rate:g}')
         batches = Batches(given.cfg, args.split, args.images, args.batch, args.seed)
-        show = partial(shown, what=given.label)
-        (found,) = evaluate(given.load(args.device), given.cfg, batches, args.split, shown=show)
+        (found,) = evaluate(given.load(args.device), given.cfg, batches, args.split)
         print(f'drop path {rate:g}: top-1 {found["top1"]:.2f} %, loss {found["loss"]:.4f}')
         runs.append(dict(drop_path=rate, checkpoint=checkpoint, **found))
     points = curve(runs)
@@ -144,21 +143,25 @@ def parser() -> argparse.ArgumentParser:
             f.add_argument('--batch', type=at_least_one, default=batch, help=f'at a time ({batch})')
         f.add_argument('--seed', type=seed, default=0, help='of the draw of images')
         f.add_argument('--device', help='by default a GPU where there is one')
-        if name == 'droppath':
-            return f
+        return f
+
+    def of_models(f: argparse.ArgumentParser) -> argparse.ArgumentParser:
         f.add_argument('models', nargs='+', metavar='CONFIG CKPT')
         f.add_argument('--labels', nargs='+', help='names in the legend, one a model')
-        if name != 'lesions':
-            f.add_argument('--random', action='store_true', help='images of noise, random labels')
-            f.add_argument(
-                '--size', nargs=2, type=at_least_one, metavar=('H', 'W'), help="of --random; default: the model's"
-            )
         f.add_argument(
             '--layers', nargs='+', default=(), metavar='PATTERN', help='containers of layers of an unknown host'
         )
         return f
 
+    def or_noise(f: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        f.add_argument('--random', action='store_true', help='images of noise, random labels')
+        f.add_argument(
+            '--size', nargs=2, type=at_least_one, metavar=('H', 'W'), help="of --random; default: the model's"
+        )
+        return f
+
     f = figure('gradients', gradients, 'gradient norm of every source layer', 'train', 256, None)
+    or_noise(of_models(f))
     f.add_argument(
         '--batch', dest='images', type=at_least_one, default=256, help='images whose mean loss is derived (256)'
     )
@@ -167,10 +170,12 @@ def parser() -> argparse.ArgumentParser:
     )
     f.add_argument('--tensors', choices=TENSORS, default='shared', help='shared weights, or norms and adapters too')
     f = figure('features', features, 'histograms of activations', 'val', 256, 16)
+    or_noise(of_models(f))
     f.add_argument('--panels', type=at_least_one, default=4, metavar='N', help='layers a model (4)')
     f.add_argument('--bins', type=at_least_one, default=BINS, help=f'over {RANGE[0]:g}..{RANGE[1]:g} ({BINS})')
-    figure('cka', similarity, 'linear CKA between the layers of two models', 'val', 512, 64)
-    figure('lesions', without_each_layer, 'top-1 without each layer', 'val', 1024, 64)
+    f = figure('cka', similarity, 'linear CKA between the layers of two models', 'val', 512, 64)
+    or_noise(of_models(f))
+    of_models(figure('lesions', without_each_layer, 'top-1 without each layer', 'val', 1024, 64))
     f = figure('droppath', droppath, 'top-1 and loss against drop path', 'val', 10**9, 64)
     f.add_argument('config', nargs='?', metavar='CONFIG')
     f.add_argument('runs', nargs='*', metavar='RATE=CKPT')

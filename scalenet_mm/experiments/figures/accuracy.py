@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from mmpretrain.models import BaseClassifier, ImageClassifier
-from torch import nn
+from torch import Tensor, nn
 
 from .batches import Batches, number, prepared
 
@@ -52,7 +53,6 @@ def evaluate(
         evaluators = [Evaluator(kind) for _ in changes]
     for evaluator in evaluators:
         evaluator.dataset_meta = getattr(batches.loader.dataset, 'metainfo', {})
-    loss = (ImageClassifier if isinstance(model, ImageClassifier) else type(model)).loss  # its head's, no distillation
     model.eval()
     summed, images = [0.0] * len(changes), 0
     for batch in shown(batches):
@@ -60,12 +60,21 @@ def evaluate(
         images += n
         for i, (change, evaluator) in enumerate(zip(changes, evaluators)):
             with change():
-                summed[i] += float(model.parse_losses(loss(model, **data))[0]) * n
-                evaluator.process(data_samples=model(**data, mode='predict'), data_batch=batch)
+                losses, predictions = _told(model, **data)
+            summed[i] += float(model.parse_losses(losses)[0]) * n
+            evaluator.process(data_samples=predictions, data_batch=batch)
     return [
         dict(top1=_top1(evaluator.evaluate(images), split), loss=total / images, images=images)
         for evaluator, total in zip(evaluators, summed)
     ]
+
+
+def _told(model: BaseClassifier, inputs: Tensor, data_samples: Any) -> tuple[dict, Any]:
+    """Losses and predictions; where the head gives both, from one pass, and without those of a distillation."""
+    if not isinstance(model, ImageClassifier):
+        return model.loss(inputs, data_samples), model.predict(inputs, data_samples)
+    feats = model.extract_feat(inputs)
+    return model.head.loss(feats, data_samples), model.head.predict(feats, data_samples)
 
 
 def _top1(metrics: dict[str, float], split: str) -> float:

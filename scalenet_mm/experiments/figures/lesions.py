@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...core.layers import containers
+from ...core.layers import containers, instances
 from .accuracy import Change
 
 
 @contextmanager
 def left_out(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, these blocks hand on the state that they are given.
+    """Inside, these blocks hand on the state that they are given, tied or not (``depth.set_depth`` is of tied ones).
 
     Raises:
         ValueError: when one runs whose output has not the shape of its input.
@@ -53,16 +53,18 @@ def lesions(model: nn.Module, measure: Callable[[Sequence[Change]], list[dict]],
         name, its ``source`` layer (0-based) in its container, whether it was ``added``, and the result without it;
         ``without_added``: that without all of these, None where there are none.
     """
-    layers, blocks = [], []
-    for name, (found, sources) in containers(model, names).items():
-        for i, block in enumerate(found):
-            added = sources[i] in sources[:i]
-            layers.append(dict(layer=f'{name}.{i}'.lstrip('.'), source=sources[i], added=added))
-            blocks.append(block)
-    every = [block for layer, block in zip(layers, blocks) if layer['added']]
-    tried = [[], *([block] for block in blocks), *([every] if every else [])]
+    blocks = instances(model, names)
+    layers = [
+        dict(source=source, added=source in sources[:i])
+        for _, sources in containers(model, names).values()
+        for i, source in enumerate(sources)
+    ]
+    every = [block for layer, block in zip(layers, blocks.values()) if layer['added']]
+    tried = [[], *([block] for block in blocks.values()), *([every] if every else [])]
     whole, *results = measure([partial(left_out, some) for some in tried])
     without_added = results.pop() if every else None
     return dict(
-        whole=whole, layers=[{**layer, **found} for layer, found in zip(layers, results)], without_added=without_added
+        whole=whole,
+        layers=[dict(layer=name, **layer, **found) for name, layer, found in zip(blocks, layers, results)],
+        without_added=without_added,
     )
