@@ -1740,6 +1740,14 @@ MUTATIONS = (
     ),
     Mutation(
         'bench',
+        'the seconds of a round are those of both ways',
+        'scalenet_mm/experiments/benchmark/timing.py',
+        'total / 2',
+        'total',
+        'tests/test_benchmark.py::test_seconds_of_a_round_are_those_of_one_call',
+    ),
+    Mutation(
+        'bench',
         'what a step makes anew counts as a constant',
         'scalenet_mm/experiments/benchmark/memory.py',
         'if at not in before[1])',
