@@ -564,6 +564,10 @@ def test_the_tool_draws_a_sweep_of_checkpoints(tmp_path, monkeypatch):
     assert cv2.imread(str(tmp_path / 'droppath.png')) is not None
 
 
+RESULTS = ROOT / 'docs/results/evidence/demo/results.jsonl'
+SWEEP = ['--sweep', 'deit5000/scalenet']
+
+
 @pytest.mark.parametrize(
     ('words', 'says'),
     [
@@ -575,6 +579,14 @@ def test_the_tool_draws_a_sweep_of_checkpoints(tmp_path, monkeypatch):
         (['gradients', RANK, 'none', '--random'], 'no head.num_classes'),
         (['droppath', RANK, '2=none'], 'RATE=CKPT'),
         (['droppath'], '--results'),
+        (
+            ['droppath', '0.2=run.pth', '--results', str(RESULTS), *SWEEP],
+            r"CONFIG RATE=CKPT ...; got \['0.2=run.pth'\]",
+        ),
+        (
+            ['droppath', '--results', str(RESULTS), *SWEEP, '--rows', '0=deit5000/scalenett'],
+            'run of deit5000/scalenett',
+        ),
     ],
 )
 def test_the_tool_refuses_with_the_way_out_and_writes_nothing(words, says, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import doctest
 import pytest
 import torch
 from conftest import DEIT, perturb
+from mmengine.config import Config
 
 import scalenet_mm
 from scalenet_mm.checkpoint.strict import CheckpointError
@@ -52,6 +53,13 @@ def test_configs_and_dicts_are_built_with_the_classes_asked_for():
         scalenet_mm.build('configs/demo/mask_rcnn_scalenet_swin_digits.py', num_classes=7)
     assert isinstance(scalenet_mm.build(config, num_classes=None)(torch.zeros(1, 3, 32, 32)), tuple)
     assert scalenet_mm.build(config, scale=dict(times=3)).backbone.num_layers == 12
+
+
+def test_a_config_that_is_built_differently_stays_as_it_was():
+    cfg = Config.fromfile('configs/demo/scalenet_deit_digits.py')
+    before = cfg.model.to_dict()
+    assert scalenet_mm.build(cfg.model, num_classes=7, scale=dict(times=3)).backbone.num_layers == 12
+    assert cfg.model.to_dict() == before
 
 
 def test_a_file_of_other_classes_is_refused_before_anything_changes(tmp_path):

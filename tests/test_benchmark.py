@@ -259,15 +259,16 @@ def test_half_precision_is_held_to_the_distance_that_the_stock_network_has_from_
     assert not compare_half(net, stock, reference, batch).holds
 
 
-def test_the_ablation_has_each_switch_alone_all_all_but_one_and_beside_the_defaults():
-    found = variants.variants(MICRO)
+@pytest.mark.parametrize('compiled', [False, True])
+def test_the_ablation_has_each_switch_alone_all_all_but_one_and_beside_the_defaults(compiled):
+    found = variants.variants(replace(MICRO, compiled=compiled))
     plain, default = Ops.read('plain').as_dict(), Ops.read().as_dict()
     assert found['none (plain)'] == plain and found['all (defaults)'] == default
     for name in variants.ABLATED:
         if default[name] == plain[name]:
             beside = [ops for k, ops in found.items() if k.startswith(f'defaults and {name}=')]
             assert all({k for k in ops if ops[k] != default[k]} == {name} for ops in beside)
-            assert beside or name == 'compile'
+            assert bool(beside) == (compiled or name != 'compile')
             continue
         alone = [ops for k, ops in found.items() if k.startswith(f'{name}=')]
         assert alone and all({k for k in ops if ops[k] != plain[k]} == {name} for ops in alone)

@@ -609,6 +609,13 @@ def test_multiply_adds_are_those_that_count_flops_finds_in_networks_of_these_blo
         assert active_instances(model) == {'blocks': tuple(range(6))}
 
 
+def test_an_empty_batch_leaves_the_counts_of_the_next_one_as_they_are():
+    model, x = classifier('stack'), torch.randn(3, 3, 32, 32)
+    cascade, fresh = EarlyExit(model, 2), EarlyExit(model, 2)(x)
+    assert cascade(x[:0]).multiply_adds.tolist() == []
+    assert cascade(x).multiply_adds.tolist() == fresh.multiply_adds.tolist() and fresh.multiply_adds.min() > 0
+
+
 def test_depths_of_a_cascade_must_increase_within_the_range(vit):
     for wrong in ([4, 3], [3, 3], []):
         with pytest.raises(ValueError, match='must increase, from 3 to 6'):

@@ -249,6 +249,8 @@ def test_adding_one_by_one_until_scalenets_size_gives_the_papers_counts(model, b
         (dict(growth='stack', times=1), 'times=1, which adds nothing'),
         (dict(growth=1), 'growth must be one of'),
         (dict(growth=dict(type='swa', samples=2.5)), 'samples must be a whole number'),
+        (dict(growth=dict(type='stack', samples=2)), "samples=2 are of 'swa', and 'stack' averages no layers"),
+        (dict(growth=dict(type='swa', samples=5)), 'samples=5 are more than the 4 pretrained layers'),
         (dict(growth='stack', new_layers=1, layers=[]), 'layers must be distinct indices'),
         (dict(growth='stack', new_layers=1.5), 'new_layers must be a whole number >= 0, got 1.5'),
     ],

@@ -52,6 +52,20 @@ def test_stages_are_scaled_one_by_one():
     assert [len(m) for m in stage_maps((2, 6, 2))] == [2, 6, 4], 'the last one, however many there are'
     explicit = stage_maps((2, 2, 6, 2), stages=(3,), sources={1: [0, 1, 1]})
     assert explicit[1].sources == (0, 1, 1) and explicit[3].sources == (0, 1, 0, 1)
+    alone = stage_maps((2, 2, 6, 2), sources={1: [0, 1, 1]})
+    assert [len(m) for m in alone] == [2, 3, 6, 2], 'no other stage was named'
+
+
+@pytest.mark.parametrize('sources', [[0, 1, 0, 1], {'stages.3.blocks': [0, 1, 1]}, {4: [0, 1, 1]}, {-1: [0, 1, 1]}])
+def test_sources_of_stages_that_name_none_are_refused_in_their_form(sources):
+    with pytest.raises(ValueError, match=r'\{stage: \[layer, ...\]\} with stages of 0..3, got'):
+        stage_maps((2, 2, 6, 2), sources=sources)
+
+
+@pytest.mark.parametrize('layers', [(0,), (77,)])
+def test_layers_that_nothing_reuses_are_refused(layers):
+    with pytest.raises(ValueError, match='times=1 reuses nothing|0..1'):
+        stage_maps((2, 2), times=1, layers=layers)
 
 
 def test_the_live_instances_are_the_pretrained_network_in_its_order():
@@ -77,6 +91,7 @@ def test_the_live_instances_are_the_pretrained_network_in_its_order():
         (dict(sources=[0, 1, 2]), '0..11'),
         (dict(sources=[0, 2, 1, 4]), 'leaves out [3]'),
         (dict(sources=[]), 'is empty'),
+        (dict(times=1, layers=(0, 1)), 'layers=[0, 1] names what is reused, and times=1 reuses nothing'),
     ],
 )
 def test_bad_maps_are_refused_with_rule_value_and_way_out(kwargs, says):

@@ -156,6 +156,11 @@ def test_a_config_of_ones_own_has_a_plan_or_is_told(change, told, tmp_path):
         assert as_dict(make_plan(str(mine)))['flops_of'] == [224, 224]
 
 
+def test_a_seed_has_one_option():
+    with pytest.raises(SystemExit, match=r'randomness.seed=5 would be overwritten; write --seed 5'):
+        make_plan('table7/deit_b', options=['randomness.seed=5'])
+
+
 def test_from_scratch_needs_no_checkpoint():
     plan = make_plan('table7/deit_b/scratch_300_epochs')
     assert plan.checkpoint is None and plan.last == 'epoch_300.pth'

@@ -359,17 +359,21 @@ def test_what_cannot_be_compared_is_told_without_a_traceback(models, tmp_path):
     assert not out.exists()
 
 
-def test_label_maps_are_found_in_the_folders_of_their_images(tmp_path):
+@pytest.mark.parametrize('typed_in', ['/', '.', 'leftImg8bit/val', 'leftImg8bit/val/frankfurt'])
+def test_label_maps_are_found_in_the_folders_of_their_images(typed_in, tmp_path, monkeypatch):
     """As Cityscapes keeps them: a folder a city below images and below label maps."""
     image = tmp_path / 'leftImg8bit/val/frankfurt/f_0_leftImg8bit.png'
     file = tmp_path / 'gtFine/val/frankfurt/f_0_gtFine_labelTrainIds.png'
-    file.parent.mkdir(parents=True)
-    file.touch()
+    for place in (image, file):
+        place.parent.mkdir(parents=True)
+        place.touch()
     kept = dict(img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png')
     dataset = SimpleNamespace(**kept, reduce_zero_label=False, label_map=None)
     read = []
     load = lambda results: read.append(results['seg_map_path']) or dict(gt_seg_map=np.zeros((2, 2)))  # noqa: E731
-    _label_map(image, tmp_path / 'gtFine/val', dataset, load)
+    monkeypatch.chdir(tmp_path / typed_in)  # a path as it was typed there
+    typed = image if typed_in == '/' else image.relative_to(tmp_path / typed_in)
+    _label_map(typed, tmp_path / 'gtFine/val', dataset, load)
     assert read == [str(file)]
     with pytest.raises(FileNotFoundError, match='There is no label map'):
         _label_map(image.with_name('f_1_leftImg8bit.png'), tmp_path / 'gtFine/val', dataset, load)

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 
 from scalenet_mm.commands.main import main
 from scalenet_mm.experiments.paper.recount import ROWS as PAPER
-from scalenet_mm.experiments.study import paper_scale, pays, rank, runs
+from scalenet_mm.experiments.study import gradient_curves, paper_scale, pays, rank, runs
 from scalenet_mm.experiments.study.claims import (
     EARLY,
     FAMILIES,
@@ -651,6 +651,43 @@ def reproduces_by_a_script(job, folder, source):
     return paper_scale.train(job, folder, source)
 
 
+@pytest.mark.parametrize('config', ['mask_rcnn_scalenet_swin_t_1x.py', 'scalenet_deit_t_100e.py'])
+def test_a_paper_scale_run_stays_the_same_where_its_data_lies_elsewhere(config, tmp_path, monkeypatch):
+    found = set()
+    for folder in ('', '/mnt/data', '/mnt/data/', f'{tmp_path}'):
+        for name in ('COCO', 'IMAGENET'):
+            monkeypatch.setenv(f'SCALENET_{name}_ROOT', folder) if folder else None
+        paper_scale.digest.cache_clear()
+        found.add(paper_scale.digest(config))
+    paper_scale.digest.cache_clear()
+    assert len(found) == 1
+
+
+def test_pages_are_shown_where_other_rows_cannot_be_shortened_so_far(tmp_path, capsys):
+    root = tmp_path / 'demo_300_times_shorter'
+    root.mkdir()
+    source, on, *_ = runs.jobs({'start': [53]}, 300)
+    numbers = dict.fromkeys(('top1', 'loss', 'seen_top1', 'params', 'trainable', 'mflops', 'cpu_minutes'), 1)
+    lines = [dict(row=job.row, seed=53, digest=job.digest, status='done', **numbers) for job in (source, on)]
+    (root / RESULTS).write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    args = ('start', '--first-seed', '53', '--shorten', '300', '--report', '--work-dir', str(tmp_path))
+    assert main(['experiment', 'study', *args]) == 0, capsys.readouterr().err
+    assert (root / 'start.md').is_file()
+
+
+def test_ratios_of_gradients_are_of_the_others_to_scalenet_and_judged_over_seeds():
+    found = {gradient_curves.OURS: {0: [1.0, 3.0], 1: [2.0, 2.0], 2: [1.5, 2.5]}}
+    for other, times in zip(gradient_curves.OTHERS, (2.0, 0.5, 1.0)):
+        found[other] = {
+            s: [times * (1 + 0.001 * s) * v for v in norms] for s, norms in found[gradient_curves.OURS].items()
+        }
+    lines = gradient_curves.judged(found)
+    assert [line[1].split()[0] for line in lines] == ['2.00', '0.50', '1.00']
+    assert [line[-1] for line in lines] == ['**reproduced**', '**not reproduced**', '**undecided**']
+    one, *_ = gradient_curves.judged({name: {0: by_seed[0]} for name, by_seed in found.items()})
+    assert one[1:] == ['2.00', '–', '**undecided**']
+
+
 def test_a_paper_scale_run_with_other_options_is_another_and_the_page_names_them(tmp_path):
     (job, *_), (other, *_) = (paper_scale.jobs({'table8': [0]}, options) for options in ((), ('--cpu',)))
     assert job.row == other.row and job.digest != other.digest
@@ -668,14 +705,12 @@ def test_hours_of_training_stand_beside_the_papers(tmp_path):
 
 
 @pytest.mark.slow
-def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path):
+def test_paper_scale_runs_each_config_once_and_records_what_is_missing(tmp_path, monkeypatch):
     jobs = paper_scale.jobs({'table1': [0], 'table2': [0]})
     named = {r.config for s in ('table1', 'table2') for r in paper_scale.STUDIES[s]}
     assert {j.row for j in jobs} == named and len(jobs) == len(named)
-    env = {k: v for k, v in os.environ.items() if not k.startswith('SCALENET_')}
-    env['SCALENET_COCO_ROOT'] = str(tmp_path / 'nowhere')
+    monkeypatch.setenv('SCALENET_COCO_ROOT', str(tmp_path / 'nowhere'))
     job = next(j for j in paper_scale.jobs({'table8': [0]}, ('--cpu', '--gpus', '1')) if 'scalenet' in j.row)
-    os.environ.update(env)
     found = run_all([job], tmp_path, paper_scale.train, tell=str)
     (record,) = found.values()
     assert record['status'] == 'failed' and 'reproduce table8/' in record['error']

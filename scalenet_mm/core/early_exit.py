@@ -162,8 +162,9 @@ class EarlyExit:
             before = active_instances(self.model)
             try:
                 skip_others(self.model, self.runs[0].active)
-                self.predict(self.model, x[:1])  # skipped blocks learn what others return
-                self._costs[x.shape[1:]] = [self._cost(run, x[:1]) for run in self.runs]
+                sample = x.new_zeros(1, *x.shape[1:])
+                self.predict(self.model, sample)  # skipped blocks learn what others return
+                self._costs[x.shape[1:]] = [self._cost(run, sample) for run in self.runs]
             finally:
                 skip_others(self.model, before)
         return self._costs[x.shape[1:]]

@@ -44,6 +44,8 @@ class Growth:
             )
         if self.samples is not None and (not isinstance(self.samples, int) or self.samples < 1):
             raise ValueError(f'growth samples must be a whole number >= 1, got {self.samples!r}.')
+        if self.samples is not None and self.type != 'swa':
+            raise ValueError(f"growth samples={self.samples} are of 'swa', and {self.type!r} averages no layers.")
 
     @classmethod
     def from_cfg(cls, growth: str | Mapping[str, Any] | Growth) -> Growth:
@@ -75,7 +77,12 @@ class Growth:
                 raise ValueError(f'new_layers must be a whole number >= 0, got {new_layers!r}.')
             chosen = len(selected(depth, layers))
             times = (chosen + new_layers) / chosen
-        return GROWTH[self.type].place(depth, times, layers)
+        placed = GROWTH[self.type].place(depth, times, layers)
+        if len(placed) > depth and self.samples is not None and self.samples > depth:
+            raise ValueError(
+                f'growth samples={self.samples} are more than the {depth} pretrained layers; use at most those.'
+            )
+        return placed
 
 
 Fill = Callable[['GrownLayers', int, Mapping[int, Tensor], str], Tensor | None]
@@ -147,7 +154,7 @@ class GrownLayers(MappedLayers):
     def sampled(self, instance: int) -> list[int]:
         """The pretrained layers that a new layer of ``'swa'`` averages."""
         depth = self.layer_map.depth
-        number = min(depth, self.growth.samples or -(-depth // 2))
+        number = self.growth.samples or -(-depth // 2)
         return sorted(random.Random(f'{self.growth.seed} {instance}').sample(range(depth), number))
 
     def writes(self, instance: int) -> set[str]:

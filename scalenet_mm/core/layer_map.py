@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -83,6 +83,10 @@ class LayerMap:
             raise ValueError(f'order must be one of {ORDERS}, got {order!r}.')
         chosen = selected(depth, layers)
         total = _whole(times, len(chosen))
+        if times == 1 and not isinstance(layers, str):
+            raise ValueError(
+                f'layers={list(layers)} names what is reused, and times=1 reuses nothing: leave layers out.'
+            )
         if order == 'stack':
             extra = [chosen[i % len(chosen)] for i in range(total - len(chosen))]
             return cls((*range(depth), *extra))
@@ -158,7 +162,7 @@ def stage_maps(
     order: str = 'stack',
     stages: str | Iterable[int] | None = None,
     layers: str | Iterable[int] = 'all',
-    sources: dict[int, Sequence[int]] | None = None,
+    sources: Mapping[int, Sequence[int]] | None = None,
     build: Callable[..., LayerMap] = LayerMap.build,
 ) -> tuple[LayerMap, ...]:
     """One map a stage of a hierarchical network.
@@ -166,8 +170,9 @@ def stage_maps(
     Args:
         depths: layers of each stage of the pretrained network.
         times: one factor for the ``stages`` named, or one for each stage of the network (then ``stages`` is unused).
-        stages: the stages that are scaled, ``'all'`` or 0-based indices; the last by default (Sec. IV-A1).
-        sources: explicit maps, ``{stage: [source, ...]}``; stages left out follow the other arguments.
+        stages: the stages that are scaled, ``'all'`` or 0-based indices; by default the last (Sec. IV-A1), or where
+            there are ``sources`` none but theirs.
+        sources: explicit maps, ``{stage: [source, ...]}``; stages beside them that ``stages`` names follow ``times``.
         build: makes a map of (depth, times, order, layers, sources).
 
     >>> [len(m) for m in stage_maps((2, 2, 6, 2))]
@@ -176,21 +181,32 @@ def stage_maps(
     [2, 2, 12, 6]
     """
     everything = range(len(depths))
+    explicit = _by_stage(sources, len(depths))
     if isinstance(times, Sequence):
         if len(times) != len(depths):
             raise ValueError(
                 f'times as a list needs one factor for each of the {len(depths)} stages, got {list(times)}.'
             )
         factors = list(times)
+        scaled = [i for i in everything if factors[i] != 1]
     else:
-        chosen = (len(depths) - 1,) if stages is None else stages
-        scaled = [] if times == 1 else selected(len(depths), chosen, 'stages')
+        last = () if explicit else (len(depths) - 1,)
+        scaled = last if stages is None else selected(len(depths), stages, 'stages')
         factors = [times if i in scaled else 1 for i in everything]
-    sources = {int(k): v for k, v in (sources or {}).items()}  # --cfg-options and JSON give strings
-    selected(len(depths), sources or 'all', 'sources')
-    return tuple(
-        build(depths[i], factors[i], order, layers if factors[i] != 1 else 'all', sources.get(i)) for i in everything
-    )
+    named = [layers if i in scaled else 'all' for i in everything]
+    return tuple(build(depths[i], factors[i], order, named[i], explicit.get(i)) for i in everything)
+
+
+def _by_stage(sources: Any, stages: int) -> dict[int, Sequence[int]]:
+    """Maps by the index of their stage, which --cfg-options and JSON give as a string."""
+    given = sources.items() if isinstance(sources, Mapping) else [] if sources is None else [(None, sources)]
+    found: dict[Any, Sequence[int]] = {int(k) if str(k).isdecimal() else k: v for k, v in given}
+    if not set(found) <= set(range(stages)):
+        raise ValueError(
+            f'sources of a network of stages must be {{stage: [layer, ...]}} with stages of 0..{stages - 1}, got '
+            f'{sources}.'
+        )
+    return found
 
 
 def selected(depth: int, layers: str | int | Iterable[int], name: str = 'layers') -> list[int]:

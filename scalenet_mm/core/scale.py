@@ -59,10 +59,11 @@ def scale(
         order: ``'interpolate'`` or ``'stack'``; by default the first for one container, the second for stages (Sec.
             IV).
         layers: the layers that are reused, ``'all'`` or 0-based indices, in each scaled container.
-        stages: of several containers, those that are scaled, by index or name, or ``'all'``; the last by default. Where
-            a network has several towers (an image and a text encoder), only those that are named are touched.
+        stages: of several containers, those that are scaled, by index or name, or ``'all'``; by default the last, or
+            those that ``sources`` or a list of ``times`` names. Where a network has several towers (an image and a text
+            encoder), only those that are named are touched.
         sources: the whole layer map, of several stages ``{stage: map}``, by index or name; replaces ``times``,
-            ``order`` and ``layers``.
+            ``order`` and ``layers`` there.
         adjust: ``dict(type='ParallelAdapter'|'LoRA', rank=..., targets=...)`` or None.
         adjust_on: ``'all'`` instances or the ``'reused'`` ones; by default 'all', of a single container with
             partial ``layers`` 'reused' (Table III).
@@ -85,13 +86,17 @@ def scale(
     if hasattr(model, '_orig_mod'):
         raise ValueError('This network is compiled, and would run as it was compiled: scale first, then compile.')
     everything = blocks_of(model, facts)
-    found, chosen = _stages(stages, everything)
+    given = sources.items() if isinstance(sources, Mapping) else ()
+    by_stage = {int(stage) if str(stage).isdecimal() else stage: layer_map for stage, layer_map in given}
+    found, chosen = _stages(list(by_stage) if stages is None and by_stage else stages, everything)
     names = list(found)
     single = len(names) == 1
     order = order or ('interpolate' if single else 'stack')
     adjust_on = adjust_on or ('reused' if single and not isinstance(layers, str) else 'all')
     if isinstance(sources, Mapping):
-        sources = {names.index(k) if k in names else k: v for k, v in sources.items()}
+        index: dict[Any, int] = {n: i for i, n in enumerate(names)}
+        index |= {i: index[n] for i, n in enumerate(everything) if n in index}
+        sources = {index.get(stage, stage): layer_map for stage, layer_map in by_stage.items()}
     elif sources is not None:
         sources = dict.fromkeys(chosen, sources)
     depths = [len(blocks) for blocks in found.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -126,7 +127,7 @@ def _initialised(net: nn.Module) -> nn.Module:
 def _from_config(
     model: str | Path | dict | Config, scale: dict | None, num_classes: int | EllipsisType | None, backbone: dict
 ) -> nn.Module:
-    cfg = Config(dict(model)) if isinstance(model, dict) else read_config(model)
+    cfg = Config(copy.deepcopy(dict(model))) if isinstance(model, dict) else read_config(model)
     init_default_scope(scope_of(cfg) or 'mmpretrain')
     model_cfg = cfg.get('model', cfg)
     if 'backbone' not in model_cfg:

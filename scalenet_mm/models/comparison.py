@@ -191,8 +191,8 @@ def _label_map(image: Path, folder: Path, dataset: Any, load: Any) -> Panel:
     """The label map of an image, as the pipeline's own step reads it."""
     stem = image.name.removesuffix(dataset.img_suffix)
     stem = image.stem if stem == image.name else stem
-    name, above = f'{stem}{dataset.seg_map_suffix}', image.parts[:-1]
-    places = [folder.joinpath(*above[i:], name) for i in range(1, len(above) + 1)]  # data sets have folders in folders
+    name, above = f'{stem}{dataset.seg_map_suffix}', image.absolute().parts[1:-1]
+    places = [folder.joinpath(*above[i:], name) for i in range(len(above) + 1)]  # data sets have folders in folders
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise FileNotFoundError(f'There is no label map {folder / name} for {image}.')

@@ -99,8 +99,8 @@ def droppath(args: argparse.Namespace) -> dict:
         parts_of(checkpoint)
     if not named and not runs:
         raise ValueError('Name runs as RATE=CKPT, or a file of results with --results.')
-    if named and not args.config:
-        raise ValueError('RATE=CKPT needs the config of the runs before it.')
+    if bool(named) != bool(args.config):
+        raise ValueError(f'Name a config and then its runs, CONFIG RATE=CKPT ...; got {[args.config, *args.runs]}.')
     for rate, checkpoint in named:
         given = Given(args.config, checkpoint, f'drop path {rate:g}')
         batches = Batches(given.cfg, args.split, args.images, args.batch, args.seed)

@@ -4,7 +4,7 @@
     scalenet experiment early-exits --seeds 5 --reuse work_dirs/study/demo   # takes runs that `study` made
     scalenet experiment early-exits --seeds 5 --report     # of what is done, nothing is trained
 
-About five minutes a seed on one core. Interrupted, the same command continues.
+About half an hour a seed on one core. Interrupted, the same command continues.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument('--report', action='store_true', help='measure and write what is done, train nothing')
     parser.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/elastic'))
-    parser.add_argument('--out', type=a_folder, help='where tables and figure go (default: WORK_DIR)')
+    parser.add_argument('--out', type=a_folder, help='where tables and figure go (default: WORK_DIR/demo)')
     return parser.parse_args(argv)
 
 

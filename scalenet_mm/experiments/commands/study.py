@@ -5,8 +5,8 @@
     scalenet experiment study all --report              # tables, plots, verdicts of what is there, nothing is run
     scalenet experiment study table8 --scale paper      # the paper's configs, by `reproduce`
 
-Every finished or crashed run is a line of WORK_DIR/results.jsonl; tables and plots are written again at the end of a
-call.
+Every finished or crashed run is a line of results.jsonl in WORK_DIR/demo or WORK_DIR/paper; tables and plots are
+written again at the end of a call.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         '--reproduce', default='', metavar='OPTIONS', help='paper scale: options of scalenet experiment reproduce'
     )
     parser.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/study'))
-    parser.add_argument('--out', type=a_folder, help='where tables and plots go (default: WORK_DIR)')
+    parser.add_argument('--out', type=a_folder, help='where tables and plots go (default: beside results.jsonl)')
     args = parser.parse_args(argv)
     if args.shorten > 1 and args.scale == 'paper':
         parser.error('--shorten is for demo scale alone; leave it out.')
@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
         scale.TOLD,
         lambda records: report(list(seeds), records, root, args.out or root, command),
         run=not args.report,
-        shown=scale.jobs({name: {seed for _, seed in known} for name in there}, option),
+        shown=scale.jobs({name: {seed for _, seed in known} for name in there}, option, known),
         at_once=args.jobs or at_once,
         devices=devices,
         again='the same command with --resume',

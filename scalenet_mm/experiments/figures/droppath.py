@@ -72,6 +72,8 @@ def read_results(
     named = ', '.join(map(str, paths))
     if not found:
         raise ValueError(f'{named} holds no finished run of a drop-path sweep; name its rows: --rows 0=ROW.')
+    if missing := sorted(set(rows or ()) - {run[0] for run in found}):
+        raise ValueError(f'{named} holds no finished run of {", ".join(missing)}, which --rows names.')
     if len(sweeps) > 1:
         raise ValueError(
             f'{named} holds the sweeps of {", ".join(map(repr, sorted(sweeps)))}, which are curves of their own; '

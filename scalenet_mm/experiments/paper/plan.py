@@ -146,6 +146,8 @@ def make_plan(
     entry = None if row.endswith('.py') or '::' in row else _row(row)
     config = configs_dir() / entry.config if entry else row
     parsed = parse_options(options)
+    if (other := parsed.get('randomness.seed')) is not None:
+        raise SystemExit(f'--cfg-options randomness.seed={other} would be overwritten; write --seed {other}.')
     cfg = load_config(str(config), options=parsed)
     if missing := [name for name in ('model', 'train_dataloader', 'train_cfg') if not cfg.get(name)]:
         raise SystemExit(f'{config} has no {" and no ".join(missing)}: reproduce trains a model and tests it.')
@@ -164,6 +166,15 @@ def make_plan(
         checkpoint=_checkpoint(cfg, checkpoint),
         given=checkpoint,
     )
+
+
+def wherever(config: str, data_root: str) -> str:
+    """A config's text without the place of its data, which may be another by then, and the line breaks that follow it.
+
+    >>> wherever("data_root='/mnt/coco/'", '/mnt/coco/') == wherever("data_root= 'data/'", 'data/')
+    True
+    """
+    return ''.join((config.replace(data_root, 'DATA') if data_root else config).split())
 
 
 def _row(key: str) -> Row:

@@ -21,7 +21,7 @@ from ...checkpoint.writing import write_atomically
 from ...one_run import one_run
 from ...runner.preflight import preflight
 from .bundle import BUNDLE, LOG, METRICS, STEPS, WORK, plan_config, sha256, write_bundle
-from .plan import ROOT, Plan
+from .plan import ROOT, Plan, wherever
 from .public import other_counts
 
 
@@ -151,9 +151,7 @@ def run(plan: Plan, folder: Path) -> Path:
 def _settings(plan: Plan) -> dict[str, Any]:
     """What a run's folder must agree in, to be continued or called done."""
     kept = dict(name=plan.name, options=list(plan.options), extra=list(plan.extra), gpus=plan.gpus, seed=plan.seed)
-    config = plan_config(plan)
-    config = config.replace(plan.data_root, 'DATA') if plan.data_root else config  # it may lie elsewhere by then
-    kept['config_sha256'] = hashlib.sha256(config.encode()).hexdigest()
+    kept['config_sha256'] = hashlib.sha256(wherever(plan_config(plan), plan.data_root).encode()).hexdigest()
     if start := plan.checkpoint:
         local = None if start.remote else Path(start.address).expanduser()
         kept['checkpoint'] = start.name

@@ -62,14 +62,6 @@ def report(records: Records, root: Path, out: Path, command: str) -> Iterator[Pa
         for name, by_seed in found.items()
     ]
     head = ('network', *(f'layer {i + 1}' for i in range(len(lines[0]) - 2)), 'mean of the layers')
-    ratios = [np.log(means(found[o])) - np.log(means(found[OURS])) for o in OTHERS]
-    tests = [interval(r) for r in ratios]
-    judged = []
-    for other, test, p in zip(OTHERS, tests, holm([t.p for t in tests])):
-        low, mean, high = (float(np.exp(v)) for v in (test.low, test.mean, test.high))
-        sure = test.n > 1 and p <= 1 - CONFIDENCE and not low <= 1 <= high
-        word = ('reproduced' if mean > 1 else 'not reproduced') if sure else 'undecided'
-        judged.append([f'{other} / {OURS}', f'{mean:.2f} ({low:.2f} to {high:.2f})', f'{p:.4f}', f'**{word}**'])
     (out / 'gradients.md').write_text(
         '\n\n'.join(
             (
@@ -81,12 +73,25 @@ def report(records: Records, root: Path, out: Path, command: str) -> Iterator[Pa
                 f'digits, mean ± half-width of the 95 % interval over {len(seeds)} seeds.',
                 "The paper: ScaleNet's norms are lower than those of the source and of sharing without adjustment "
                 '(Sec. IV-B1). Ratios of the means of the layers, with 95 % intervals:',
-                markdown_table(('ratio', 'value', 'p (Holm)', 'verdict'), judged),
+                markdown_table(('ratio', 'value', 'p (Holm)', 'verdict'), judged(found)),
             )
         )
         + '\n'
     )
     yield out / 'gradients.md'
+
+
+def judged(found: Norms) -> list[list[str]]:
+    """For each of the other networks: how many times ScaleNet's norms its are, with interval, p and verdict."""
+    tests = [interval(np.log(means(found[other])) - np.log(means(found[OURS]))) for other in OTHERS]
+    lines = []
+    for other, test, p in zip(OTHERS, tests, holm([t.p for t in tests])):
+        low, mean, high = (float(np.exp(v)) for v in (test.low, test.mean, test.high))
+        sure = test.n > 1 and p <= 1 - CONFIDENCE and not low <= 1 <= high
+        word = ('reproduced' if mean > 1 else 'not reproduced') if sure else 'undecided'
+        between, chance = (f' ({low:.2f} to {high:.2f})', f'{p:.4f}') if test.n > 1 else ('', '–')
+        lines.append([f'{other} / {OURS}', f'{mean:.2f}{between}', chance, f'**{word}**'])
+    return lines
 
 
 def means(by_seed: Mapping[int, list[float]]) -> np.ndarray:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from ...compat import configs_dir, read_config
 from ...tables import markdown_table
+from ..paper.plan import wherever
 from ..paper.recount import ROWS, Row
 from .pool import Job
 from .stats import Records, interval
@@ -27,21 +28,26 @@ COMMAND = [sys.executable, '-m', 'scalenet_mm', 'experiment', 'reproduce']
 TOLD = '{metrics}, {minutes:.1f} min'
 
 
-def jobs(studies: Mapping[str, Iterable[int]], options: Sequence[str] = ()) -> list[Job]:
+def jobs(
+    studies: Mapping[str, Iterable[int]], options: Sequence[str] = (), among: Container[tuple[str, int]] | None = None
+) -> list[Job]:
     """One run a config and seed; rows of several tables that share a config share its run.
 
     Args:
         options: of scalenet experiment reproduce, such as ``--cpu``.
+        among: of these (config, seed) alone.
     """
     runs = dict.fromkeys((s, row.config) for study, seeds in studies.items() for s in seeds for row in STUDIES[study])
     in_order = sorted(runs, key=lambda run: run[0])  # seed by seed
-    return [Job(config, seed, digest(config, tuple(options)), options) for seed, config in in_order]
+    wanted = [(config, seed) for seed, config in in_order if among is None or (config, seed) in among]
+    return [Job(config, seed, digest(config, tuple(options)), options) for config, seed in wanted]
 
 
 @cache
 def digest(config: str, options: tuple[str, ...] = ()) -> str:
     """Changes with the config and with the options that it is reproduced with."""
-    text = read_config(str(configs_dir() / config)).pretty_text + json.dumps(options)
+    cfg = read_config(str(configs_dir() / config))
+    text = wherever(cfg.pretty_text, cfg.get('data_root', '')) + json.dumps(options)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -101,13 +101,16 @@ def shortened(row: Row, times: int) -> Row:
     return replace(row, steps=row.steps // times, source=row.source and shortened(row.source, times))
 
 
-def jobs(studies: Mapping[str, Iterable[int]], shorten: int = 1) -> list[Job]:
-    """The jobs of some studies with these seeds."""
+def jobs(
+    studies: Mapping[str, Iterable[int]], shorten: int = 1, among: Container[tuple[str, int]] | None = None
+) -> list[Job]:
+    """The jobs of some studies with these seeds; where ``among`` is given, of these (row, seed) alone."""
     return jobs_of(
         (shortened(ROWS[key], shorten), seed)
         for name, seeds in studies.items()
         for seed in seeds
         for key in STUDIES[name]
+        if among is None or (key, seed) in among
     )
 
 
