@@ -8,8 +8,8 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-# `name-<first digits of the file's SHA-256>.pth`; eight digits that are a date are no hash
-DIGEST = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
+# `name-<first digits of the file's SHA-256>.pth`; digits that are a date, or a number filled up with zeros, are no hash
+DIGEST = re.compile(r'-(?!20\d{6}\.|0\d*\.)([0-9a-f]{8,64})\.\w+$')
 WEIGHTS = {'.pth', '.safetensors'}
 FILES = {*WEIGHTS, '.pt', '.bin', '.ckpt', '.gguf', '.h5', '.hdf5', '.npy', '.npz', '.onnx', '.pickle', '.pkl'}
 FILES |= {'.bmp', '.gif', '.jpeg', '.jpg', '.pdf', '.png', '.svg', '.tif', '.tiff', '.webp', '.avi', '.mp4'}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import gc
 import io
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from typing import IO, NoReturn
 LOCK = '.run.lock'
 RANKS = ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID')  # mpirun within a job of Slurm has both of the latter
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without `flock`, some NFS
 _held: dict[Path, IO] = {}
 
 
@@ -47,6 +50,12 @@ def only_process(file: Path, refusal: str, wait: float = 0.0, with_forked: bool 
                     held.seek(0)
                     raise BlockingIOError(refusal.replace('{holder}', _described(held.read()))) from None
                 time.sleep(0.1)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                told = f'The file system of {file} keeps no locks: that nobody else writes there is not checked.'
+                print(told, file=sys.stderr)
+                break
         held.truncate(0)
         me = dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime('%Y-%m-%d %H:%M'))
         held.write(json.dumps(me))

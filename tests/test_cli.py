@@ -19,7 +19,7 @@ from scalenet_mm.commands import test as evaluate
 from scalenet_mm.commands import train
 from scalenet_mm.commands.main import main
 from scalenet_mm.experiments.data import make_demo_data
-from scalenet_mm.runner.config import load_config, move_data_root, use_tta, write_deltas
+from scalenet_mm.runner.config import draw_predictions, load_config, move_data_root, use_tta, write_deltas
 from scalenet_mm.runner.dry_run import FirstImages, estimate
 
 ROOT = Path(__file__).parents[1]
@@ -165,6 +165,10 @@ def test_data_root_moves_every_path_below_the_old_folder(tmp_path):
     assert cfg.work_dir == 'work_dirs/mask_rcnn_swin_digits'
     with pytest.raises(SystemExit, match='--tta needs'):
         use_tta(cfg)
+    named = dict(train_dataloader=dict(dataset=dict(data_root='mine/')), _data=dict(data_root='data/demo/'))
+    helper = Config(named)  # of a base config; no loader reads it
+    move_data_root(helper, 'z')
+    assert helper.train_dataloader.dataset.data_root == 'z/'
     two = Config(dict(a=dict(data_root='x/'), b=[dict(data_root='y'), 'xyz/1']))
     with pytest.raises(SystemExit, match=r"\['x/', 'y'\]"):
         move_data_root(two, 'z')
@@ -174,6 +178,15 @@ def test_data_root_moves_every_path_below_the_old_folder(tmp_path):
     inside = Config(dict(data_root='x/', both=(dict(data_root='x/'), dict(of=('x/1', (1, 2))))))
     move_data_root(inside, 'z')
     assert inside.both == (dict(data_root='z/'), dict(of=('z/1', (1, 2))))
+
+
+@pytest.mark.parametrize('config', ['upernet_swin_digits', 'mask_rcnn_swin_digits', 'deit_digits'])
+def test_a_config_that_draws_predictions_into_a_folder_can_be_written_and_read(config, tmp_path):
+    cfg = load_config(str(DEMO / f'{config}.py'))
+    draw_predictions(cfg, False, tmp_path / 'shown-1', 0)
+    assert isinstance(cfg.visualizer.get('save_dir', ''), str)
+    cfg.dump(tmp_path / 'dumped.py')
+    assert str(tmp_path / 'shown-1') in Config.fromfile(tmp_path / 'dumped.py').pretty_text
 
 
 def test_nothing_is_built_when_something_is_missing(config, tmp_path):

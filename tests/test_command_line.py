@@ -119,6 +119,8 @@ def test_every_subcommand_tells_its_usage(words, monkeypatch, capsys):
         (['run', 'nothing'], r'scalenet run: error: SCRIPT must be a Python file'),
         (['train', DIGITS, '--cfg-options', 'max_epochs'], r'--cfg-options: takes key=value, .* got max_epochs'),
         (['inspect', SCALED, '--cfg-options', 'a=dict(b=1,c=2)'], r'no dict\(\.\.\.\), whose keys .* got a=dict\('),
+        (['inspect', SCALED, '--cfg-options', 'a=dict(b=1)'], r'no dict\(\.\.\.\), whose keys .* got a=dict\('),
+        (['train', DIGITS, '--cfg-options', 'load_from='], r'--cfg-options load_from= is empty: name a file or folder'),
         (['experiment', 'reproduce', 'table8/swin_t', '--cfg-options', 'a'], r'takes key=value, .* got a$'),
         (
             ['train', str(ROOT / 'requirements.txt')],

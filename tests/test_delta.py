@@ -25,13 +25,14 @@ from scalenet_mm.checkpoint.assemble import apply_to_file, assemble, export_delt
 from scalenet_mm.checkpoint.config_text import parse_config
 from scalenet_mm.checkpoint.delta_file import PUSHED, SEAL, DeltaSwitch, apply_delta, read_delta
 from scalenet_mm.checkpoint.live_delta import delta_of
-from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.checkpoint.loading import build_model, load_weights
 from scalenet_mm.checkpoint.publish import push_delta
 from scalenet_mm.checkpoint.reading import read_checkpoint
 from scalenet_mm.commands.main import main
 from scalenet_mm.core.roles import TrainPolicy
 from scalenet_mm.ops import scale
 from scalenet_mm.runner.config import build_runner
+from scalenet_mm.runner.continuing import require_continuable
 
 ROOT = Path(__file__).parents[1]
 HOOKS = (dict(type='DeltaHook'),)
@@ -454,6 +455,32 @@ def test_a_delta_of_the_users_own_stays_when_there_is_no_checkpoint_beside_it(to
     assert left == {mine.name, 'epoch_4.delta.safetensors'}
 
 
+def test_a_resumed_run_takes_up_what_the_one_before_left_of_its_deltas(toy, tmp_path):
+    _, base, _, whole = toy
+    cfg = toy_config(tmp_path / 'w', base, hooks=HOOKS, max_keep_ckpts=3)
+    cfg.train_cfg.max_epochs = 3
+    Runner.from_cfg(cfg).train()
+    kept = tmp_path / 'w' / 'kept.delta.safetensors'
+    kept.write_bytes(whole.read_bytes())
+    (tmp_path / 'w' / 'epoch_3.delta.safetensors').unlink()  # ended between a checkpoint and its delta
+    cfg = toy_config(tmp_path / 'w', tmp_path / 'w' / 'epoch_3.pth', hooks=HOOKS, max_keep_ckpts=2)
+    cfg.resume = True
+    Runner.from_cfg(cfg).train()
+    left = {p.name for p in (tmp_path / 'w').glob('*.delta.safetensors')}
+    assert left == {kept.name, 'epoch_3.delta.safetensors', 'epoch_4.delta.safetensors'}
+    assert read_delta(tmp_path / 'w' / 'epoch_3.delta.safetensors').fingerprint == read_delta(whole).fingerprint
+
+
+def test_a_delta_is_told_from_a_whole_checkpoint(toy, tmp_path):
+    cfg, base, _, delta = toy
+    with pytest.raises(CheckpointError, match='it is a delta.*scalenet delta apply BASE DELTA OUT.pth'):
+        load_weights(holding(cfg, base), delta)
+    cfg = copy.deepcopy(cfg)
+    cfg.resume, cfg.load_from, cfg.work_dir = True, str(delta), str(tmp_path)
+    with pytest.raises(CheckpointError, match=rf'It is a delta; scalenet delta apply BASE {delta} OUT.pth'):
+        require_continuable(cfg, str(delta))
+
+
 # In memory
 
 
@@ -591,15 +618,21 @@ def test_a_push_to_another_address_than_the_hubs_is_refused(dest, said, toy, com
 
 def test_a_push_replaces_no_card_of_a_repository_unasked(toy, tmp_path, monkeypatch):
     there = {'README.md', 'other.bin'}
+
+    def upload(*, folder_path, delete_patterns, **_):
+        there.difference_update(delete_patterns)
+        there.update(p.name for p in Path(folder_path).iterdir())
+
     hub = SimpleNamespace(
-        create_repo=lambda *_, **__: None,
-        list_repo_files=lambda repo: sorted(there),
-        upload_folder=lambda *, folder_path, **_: there.update(p.name for p in Path(folder_path).iterdir()),
+        create_repo=lambda *_, **__: None, list_repo_files=lambda repo: sorted(there), upload_folder=upload
     )
     monkeypatch.setattr('huggingface_hub.HfApi', lambda: hub)  # stands in for the Hub, which is not reached here
     with pytest.raises(FileExistsError, match=r'^hf://me/repo holds README.md already; add --force'):
         push_delta(toy[-1], 'hf://me/repo')
     assert there == {'README.md', 'other.bin'}
+    push_delta(toy[-1], 'hf://me/repo', force=True)
+    assert there == {'README.md', 'other.bin', 'config.py', PUSHED}
+    there.add('config.json')  # of a delta of another kind
     push_delta(toy[-1], 'hf://me/repo', force=True)
     assert there == {'README.md', 'other.bin', 'config.py', PUSHED}
 
@@ -668,6 +701,18 @@ def test_the_config_of_a_hugging_face_model_is_pushed_as_json(toy, tmp_path):
     assert json.loads((tmp_path / 'pushed' / 'config.json').read_text()) == {'scalenet': {'start': True}}
     card = (tmp_path / 'pushed' / 'README.md').read_text()
     assert 'scale_by_delta(network' in card and 'Training settings: `config.json`' in card
+
+
+@pytest.mark.parametrize(('base_model', 'named'), [(None, 'llama'), ('someone/llama', 'someone/llama')])
+def test_a_pushed_delta_names_no_folder_of_this_machine(base_model, named, toy, tmp_path):
+    *_, delta = toy
+    told = dataclasses.replace(read_delta(delta), config='{"dtype": "float32"}', base=str(tmp_path / 'llama'))
+    told.save(tmp_path / 'd.safetensors')
+    push_delta(delta, tmp_path / 'pushed')
+    push_delta(tmp_path / 'd.safetensors', tmp_path / 'pushed', base_model=base_model, force=True)
+    assert sorted(p.name for p in (tmp_path / 'pushed').iterdir()) == sorted(['README.md', 'config.json', PUSHED])
+    assert read_delta(tmp_path / 'pushed').base == named
+    assert str(tmp_path) not in (tmp_path / 'pushed' / 'README.md').read_text()
 
 
 def test_a_delta_names_a_base_on_the_hub_in_its_card(toy, tmp_path):

@@ -12,7 +12,7 @@ from scalenet_mm.backbones import ScaleNetDeiT
 from scalenet_mm.checkpoint.assemble import apply_to_file, export_delta
 from scalenet_mm.commands.main import main
 from scalenet_mm.export.file import export_backbone
-from scalenet_mm.file_names import a_file, a_folder, file_ending, require_folder_name, require_suffix
+from scalenet_mm.file_names import DIGEST, a_file, a_folder, file_ending, require_folder_name, require_suffix
 
 PACKAGE = Path(__file__).parents[1] / 'scalenet_mm'
 DEMO = PACKAGE.parent / 'configs' / 'demo' / 'rank_deit.py'
@@ -155,3 +155,18 @@ def test_from_python_too_a_name_is_asked_before_the_work(tmp_path):
 @pytest.mark.parametrize('name', ['x.pth', 'x-20261126.pth', 'x-0123abc.pth', 'x-0123abcd.png', 'a-0123abcd/x.pth'])
 def test_names_that_promise_no_digest_are_taken(name):
     assert require_suffix(name, '.pth', '.png') == Path(name)
+
+
+@pytest.mark.parametrize(
+    ('name', 'digest'),
+    [
+        ('a-0123456a.pth', '0123456a'),
+        ('a-59334922.pth', '59334922'),
+        ('a-20220504.pth', None),
+        ('epoch-00000001.pth', None),
+        ('step-00012000.pth', None),
+    ],
+)
+def test_numbers_filled_up_with_zeros_and_dates_are_no_digests(name, digest):
+    found = DIGEST.search(name)
+    assert (found and found[1]) == digest

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,19 @@ def test_two_jobs_on_one_machine_and_a_dying_process_ends_its_job_with_its_messa
     )
     assert 'RuntimeError: process 1 was told to die' in dead.stderr
     assert not list((job_folder / 'ill').glob('*.pth'))
+
+
+def test_slurm_is_asked_for_whole_numbers_of_processes_alone(tmp_path):
+    seen = stand_in(tmp_path, {'srun': 'echo "$@"'})
+    submit = partial(tool, 'slurm_train.sh', 'part', 'job', 'c.py', 'work', cwd=tmp_path)
+    variables = dict(PATH=f'{seen / "bin"}:{os.environ["PATH"]}')
+    assert '--ntasks=16' in submit(GPUS='16', **variables).stdout
+    assert '--gres' not in submit(GPUS='2', GPUS_PER_NODE='0', **variables).stdout
+    for wrong in (dict(GPUS='abc'), dict(GPUS='0'), dict(GPUS_PER_NODE='2.5'), dict(CPUS_PER_TASK='0')):
+        refused = submit(**variables, **wrong)
+        ((name, value),) = wrong.items()
+        assert refused.returncode == 2 and not refused.stdout
+        assert f"{name} must be a whole number >= 1 (GPUS_PER_NODE: or 0), got '{value}'." in refused.stderr
 
 
 @pytest.mark.slow

@@ -40,7 +40,15 @@ from scalenet_mm.experiments.study import lm_data as toy_data
 from scalenet_mm.experiments.study import lm_study as toy_study
 from scalenet_mm.lm import alpaca, evaluation
 from scalenet_mm.lm.saving import from_pretrained, load_increments, save_increments
-from scalenet_mm.lm.training import Recipe, checkpoint_of, make_trainer, require_same_run, run_of, trainable_table
+from scalenet_mm.lm.training import (
+    Recipe,
+    checkpoint_of,
+    make_trainer,
+    require_same_run,
+    run_of,
+    train,
+    trainable_table,
+)
 
 SHAPE = dict(
     vocab_size=50,
@@ -546,6 +554,16 @@ def test_the_trainer_trains_the_increments_alone_and_a_resumed_run_is_exact(toke
     layers = resumed.model.layers
     assert layers[0].mlp.up_proj.weight is layers[1].mlp.up_proj.weight
 
+    for steps in (-1, 6, 3):  # the Trainer itself would take a step more
+        ended = perturb(toy_model(), seed=4)
+        trainer = make_trainer(ended, examples, tmp_path / 'a', Recipe(**RECIPE, max_steps=steps), tokenizer=tokenizer)
+        train(trainer, str(tmp_path / 'a' / 'checkpoint-6'))
+        assert trainer.state.global_step == 0
+        assert all(torch.equal(p, model.get_parameter(name)) for name, p in ended.named_parameters())
+    longer = make_trainer(toy_model(), examples, tmp_path / 'a', Recipe(**RECIPE, max_steps=7), tokenizer=tokenizer)
+    train(longer, str(tmp_path / 'a' / 'checkpoint-6'))
+    assert longer.state.global_step == 7
+
 
 def test_the_rate_falls_by_a_cosine_and_the_batch_must_fit_the_micro_batch(tokenizer, tmp_path):
     recipe = Recipe(**{**RECIPE, 'epochs': 4, 'warmup': 0.0, 'save_steps': None})
@@ -777,7 +795,14 @@ def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_written(sour
 
 
 def test_a_run_that_would_lose_later_checkpoints_is_refused(tmp_path):
-    for name in ('a/checkpoint-4', 'a/checkpoint-8', 'a/checkpoint-12', 'a/checkpoint-x', 'b/checkpoint-4'):
+    for name in (
+        'a/checkpoint-4',
+        'a/checkpoint-8',
+        'a/checkpoint-12',
+        'a/checkpoint-8-copy',
+        'a/checkpoint-x',
+        'b/checkpoint-4',
+    ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / 'trainer_state.json').write_text('{}')
     (tmp_path / 'a' / 'checkpoint-12' / 'trainer_state.json').write_text('{')  # killed while it was written

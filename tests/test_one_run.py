@@ -1,5 +1,6 @@
 """One run a folder, and nothing left of it when it is told to end: real runs in real processes."""
 
+import errno
 import os
 import re
 import signal
@@ -162,6 +163,16 @@ def test_a_forked_process_does_not_keep_what_its_dead_parent_held(tmp_path):
     finally:
         for pid in children:
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_keeps_no_run_from_its_work(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr('fcntl.flock', no_locks)  # stands in for such a file system, which is not mounted here
+    with one_run(tmp_path):
+        pass
+    assert f'The file system of {tmp_path / LOCK} keeps no locks' in capsys.readouterr().err
 
 
 def test_one_process_may_enter_twice_and_only_the_first_of_a_distributed_run_holds(tmp_path, monkeypatch):

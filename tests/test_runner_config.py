@@ -205,9 +205,10 @@ def test_what_contradicts_the_policy_is_refused(changes, says):
     ids=str,
 )
 def test_a_slip_in_the_policy_is_no_policy_of_another_project(policy, says):
-    settings = dict(runner_type='ScaleNetRunner', optim_wrapper=dict(type='OptimWrapper'), policy=policy)
-    with pytest.raises(ValueError, match=says):
-        complete_config(Config(settings))
+    model = dict(backbone=dict(type='ScaleNetSwin'))  # what `scalenet train` runs whatever the runner's type
+    for ours in (dict(runner_type='ScaleNetRunner'), dict(model=model)):
+        with pytest.raises(ValueError, match=says):
+            complete_config(Config(dict(optim_wrapper=dict(type='OptimWrapper'), policy=policy, **ours)))
 
 
 def test_a_policy_that_was_taken_away_is_missed_before_anything_is_built(tmp_path):

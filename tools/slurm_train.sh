@@ -10,6 +10,12 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(realpath -ms "${SCALENET_ENV:-$root/.venv}")/bin/python
 if [[ ! -x $python && -z ${SCALENET_ENV:-} ]]; then python=python; fi
 
+for name in GPUS GPUS_PER_NODE CPUS_PER_TASK; do
+  if [[ ! ${!name:-1} =~ ^[0-9]+$ || ($name != GPUS_PER_NODE && ${!name:-1} =~ ^0) ]]; then
+    echo "$name must be a whole number >= 1 (GPUS_PER_NODE: or 0), got '${!name}'." >&2
+    exit 2
+  fi
+done
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 where=(--ntasks="$gpus" --cpus-per-task="${CPUS_PER_TASK:-5}")

@@ -21,7 +21,7 @@ from ..core.adapters import Adjustment
 from ..core.roles import roles
 from ..file_names import require_suffix
 from ..version import __version__
-from .config_text import parse_config
+from .config_text import is_json, parse_config
 from .delta_file import SHORT, SUFFIX, Delta, check, read_delta, structure
 from .digests import digests, fingerprint
 from .loading import build_model, load_base, load_weights
@@ -214,11 +214,11 @@ def _config(given: Any, text: str | None, where: str | Path) -> Config:
         raise CheckpointError(
             f'{where} holds no config; name the one it was trained with: --config CFG (config=... in Python).'
         )
-    cfg = parse_config(text, str(where))
-    if 'model' not in cfg:
+    if is_json(text) or 'model' not in (cfg := parse_config(text, str(where))):
         raise CheckpointError(
-            f'{where} is of a network that scalenet_mm.scale made in Python, and holds no config of a model; put it on '
-            'its source with scalenet_mm.checkpoint.live_delta.scale_by_delta(network, delta).'
+            f'{where} is of a network that scalenet_mm.scale made in Python, and holds no config of a model (a '
+            'language model is evaluated by scalenet lm-eval --increments); put it on its source with '
+            'scalenet_mm.checkpoint.live_delta.scale_by_delta(network, delta).'
         )
     return cfg
 

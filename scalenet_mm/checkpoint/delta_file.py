@@ -21,11 +21,11 @@ from ..compat import bare
 from ..file_names import require_suffix
 from ..version import __version__
 from .digests import digests, fingerprint
-from .reading import read_checkpoint
+from .reading import DELTA, read_checkpoint
 from .strict import SHOWN, CheckpointError, naming, require, require_values
 from .writing import write_atomically
 
-FORMAT, FORMAT_VERSION = 'scalenet_mm.delta', 1
+FORMAT, FORMAT_VERSION = DELTA, 1
 SUFFIX = '.delta.safetensors'
 PUSHED = f'model{SUFFIX}'  # the file of a pushed folder or Hub repository
 SEAL = 'header_sha256'  # of all other entries of the header; files of 0.1.0 have none

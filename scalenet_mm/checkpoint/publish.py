@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ..tables import markdown_table
@@ -35,7 +36,7 @@ def push_delta(
         FileExistsError: if one of them is there already.
         CheckpointError: if the address is none of the Hub, or the upload fails.
     """
-    read = read_delta(delta)
+    read = _placeless(read_delta(delta), base_model)
     dest = str(dest).rstrip('/')
     if '://' not in dest:
         return _write(read, Path(dest), dest, license, base_model, force)
@@ -55,12 +56,24 @@ def push_delta(
             HfApi().create_repo(repo, exist_ok=True)
             there = [] if force else HfApi().list_repo_files(repo)
             _require_new([name for name in OURS if name in there], dest)
-            HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message='ScaleNet increments')
+            others = [name for name in CONFIGS if name != _config_name(read)]
+            HfApi().upload_folder(
+                repo_id=repo, folder_path=folder, commit_message='ScaleNet increments', delete_patterns=others
+            )
         except FileExistsError:
             raise
         except Exception as error:  # each of its errors explains itself
             raise CheckpointError(f'{dest} could not be written: {error}') from error
     return [f'{dest}/{Path(file).name}' for file in files]
+
+
+def _placeless(delta: Delta, base_model: str | None) -> Delta:
+    """A delta that names its base as others may find it: a folder of this machine by its name, or by its repository."""
+    base = Path(delta.base).expanduser()
+    if '://' in delta.base or not (base.is_absolute() or delta.base.startswith('.') or len(base.parts) > 2):
+        return delta
+    of_the_hub = base_model if is_json(delta.config) else None  # what `from_pretrained` takes
+    return replace(delta, base=of_the_hub or base.name)
 
 
 def _require_new(there: list[str], address: str) -> None:
@@ -72,6 +85,8 @@ def _write(delta: Delta, folder: Path, address: str, license: str, base_model: s
     if not force:
         _require_new([name for name in OURS if (folder / name).exists()], address)
     delta.save(folder / PUSHED)
+    for name in CONFIGS:  # of another kind of delta
+        (folder / name).unlink(missing_ok=True)
     config = _config_name(delta)
     (folder / config).write_text(delta.config)
     (folder / CARD).write_text(card(delta, address, license, base_model))

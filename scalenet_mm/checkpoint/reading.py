@@ -29,6 +29,7 @@ LAST = ('ema_state_dict', 'module')
 SHA256 = re.compile('[0-9a-f]{64}')
 PLACES = (*PLAIN, *AVERAGED, *LAST)
 COUNTERS = ('steps', 'n_averaged')  # mmengine's and torch's averaged models
+DELTA = 'scalenet_mm.delta'  # the format that the header of a delta says
 WRAPPERS = ('module.', '_orig_mod.')  # DataParallel and averaged models; torch.compile
 
 
@@ -73,8 +74,14 @@ def unwrap(checkpoint: Mapping[str, Any], prefer_ema: bool = False) -> OrderedDi
         The tensors, without `module.` and the step counter of averaged models, with `_metadata`.
 
     Raises:
-        CheckpointError: If the checkpoint holds no tensors.
+        CheckpointError: If the checkpoint holds no tensors, or is a delta.
     """
+    header = checkpoint.get('metadata')
+    if isinstance(header, Mapping) and header.get('format') == DELTA:
+        raise CheckpointError(
+            'it is a delta, the increments alone. A whole checkpoint is made of it and what it was trained from by: '
+            'scalenet delta apply BASE DELTA OUT.pth (scalenet test takes BASE --delta DELTA)'
+        )
     order = (*AVERAGED, *PLAIN, *LAST) if prefer_ema else PLACES
     found = next((checkpoint[k] for k in order if isinstance(checkpoint.get(k), Mapping)), None)
     content = checkpoint if found is None else found

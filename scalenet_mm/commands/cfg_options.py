@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -34,6 +35,8 @@ class CfgOptions(DictAction):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Sequence[str], *more):
         for word in values:
             try:
+                if re.match(r'[^=]+=["\']?dict\(', word):
+                    raise ValueError(word)
                 super().__call__(parser, namespace, [word], *more)
             except (ValueError, AssertionError, RecursionError):  # no `=`, an open bracket, parentheses
                 raise argparse.ArgumentError(

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     from ..core.adapters import parse_adjust
     from ..lm.alpaca import encode, read_alpaca
     from ..lm.saving import INCREMENTS, load_parts, save_increments
-    from ..lm.training import RUN, Recipe, checkpoint_of, make_trainer, require_same_run, run_of, trainable_table
+    from ..lm.training import RUN, Recipe, checkpoint_of, make_trainer, require_same_run, run_of, train, trainable_table
 
     # everything that can be wrong is looked at before the weights are loaded
     kind = dict(adapter='ParallelAdapter', lora='LoRA').get(args.adjust)
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
         trainer = make_trainer(model, examples, args.out, recipe, policy, tokenizer)
         print(f'What is trained:\n{trainable_table(model)}')
         print('Stated in the paper: x2, Alpaca, 3 epochs. Chosen here: ' + repr(recipe), flush=True)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        train(trainer, checkpoint)
         trainer.save_model(str(args.out))
         if not trainer.is_world_process_zero():
             return 0

@@ -127,7 +127,7 @@ class TrainPolicy:
             raise ValueError(
                 f"train must be 'increments' (adapters + norms), 'adjustments' or 'all', got {self.train!r}."
             )
-        also = (self.also,) if isinstance(self.also, str) else tuple(self.also)
+        also = (self.also,) if isinstance(self.also, str) else tuple(self.also or ())
         object.__setattr__(self, 'also', also)
 
     @classmethod

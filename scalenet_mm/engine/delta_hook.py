@@ -11,6 +11,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
+from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from ..checkpoint.assemble import base_name, make_delta
@@ -45,11 +46,16 @@ class DeltaHook(Hook):
             return
         self._supplied = _supplied(bare(runner.model), checkpoint)
 
+    def before_run(self, runner) -> None:
+        deltas = {*_folder(runner).glob(f'*{SUFFIX}')} if runner._resume else set()
+        # before CheckpointHook removes what is more than is kept
+        self._written = {d: p for p in _folder(runner).glob('*') if (d := beside(p)) in deltas}
+
     def before_train(self, runner) -> None:
         if runner._resume and RECORD in runner.message_hub.runtime_info:
-            deltas = {*_folder(runner).glob(f'*{SUFFIX}')}
-            self._written = {d: p for p in _folder(runner).glob('*') if (d := beside(p)) in deltas}
+            self._make_up_for_the_last(runner)
             return
+        self._written = {}
         state = bare(runner.model).state_dict()
         found = digests(state)
         values = [name for name in found if state[name].is_floating_point()]  # not derived indices
@@ -97,6 +103,15 @@ class DeltaHook(Hook):
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         if runner._train_loop is not None:
             self._follow(runner, metrics)
+
+    @master_only
+    def _make_up_for_the_last(self, runner) -> None:
+        """The delta of the checkpoint resumed from, where its run ended between writing the two."""
+        resumed = Path(runner._load_from or find_latest_checkpoint(runner.work_dir) or '')
+        target = beside(resumed)
+        if resumed.is_file() and resumed.resolve().parent == _folder(runner).resolve() and not target.exists():
+            self._write(runner, read_checkpoint(resumed), target, None)
+            self._written[target] = resumed
 
     @master_only
     def _follow(self, runner, metrics: dict | None = None) -> None:

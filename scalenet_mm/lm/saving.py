@@ -165,11 +165,15 @@ def load_increments(
     """
     from transformers import AutoModelForCausalLM
 
+    from ..checkpoint.config_text import is_json
     from ..checkpoint.delta_file import put, read_delta
     from ..checkpoint.live_delta import scale_by_delta
     from ..checkpoint.pretrained import require_source
+    from ..checkpoint.strict import CheckpointError
 
     delta, model_class = read_delta(path), model_class or AutoModelForCausalLM
+    if not is_json(delta.config):
+        raise CheckpointError(f'{path} is a delta of {delta.base}, no language model: scalenet delta info tells more.')
     require_source(model_class, base or delta.base, **kwargs)
     model = model_class.from_pretrained(base or delta.base, dtype=json.loads(delta.config)['dtype'], **kwargs)
     scale_by_delta(model, delta)

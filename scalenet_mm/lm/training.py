@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,26 +161,42 @@ def checkpoint_of(out: str | Path, resume: bool | str | None) -> str | None:
         FileNotFoundError: if there is none.
         ValueError: if the run would lose checkpoints that are there: it starts anew, or continues from another one.
     """
-    whole = [folder for folder in Path(out).glob('checkpoint-*') if _is_whole(folder)]
+    found = [p for p in Path(out).glob('checkpoint-*') if p.name.rpartition('-')[2].isdecimal()]  # no copies of them
+    whole = [folder for folder in found if _is_whole(folder)]
     last = str(max(whole, key=lambda folder: int(folder.name.rpartition('-')[2]))) if whole else None
     if resume is None and last:
         raise ValueError(f'{out} has the checkpoint {last}; continue it with --resume, or name another --out.')
-    found = last if resume is True else resume
-    if resume and not (found and Path(found).is_dir()):
+    given = last if resume is True else resume
+    if resume and not (given and Path(given).is_dir()):
         raise FileNotFoundError(
-            f'--resume: there is no checkpoint {found or f"in {out}"}; leave --resume out to start the run.'
+            f'--resume: there is no checkpoint {given or f"in {out}"}; leave --resume out to start the run.'
         )
-    if found and not _is_whole(Path(found)):
+    if given and not _is_whole(Path(given)):
         raise ValueError(
-            f'--resume: {found} was not written to its end: its {WRITTEN_LAST} is not there, or is none; '
+            f'--resume: {given} was not written to its end: its {WRITTEN_LAST} is not there, or is none; '
             + (f'--resume alone continues from {last}.' if last else 'leave --resume out to start the run.')
         )
-    if found and last and Path(found).resolve() != Path(last).resolve():
+    if given and last and Path(given).resolve() != Path(last).resolve():
         raise ValueError(
-            f'{out} has the checkpoint {last}, which a run that continues from {found} would write over or remove; '
+            f'{out} has the checkpoint {last}, which a run that continues from {given} would write over or remove; '
             'continue from the last one with --resume alone, or name another --out.'
         )
-    return found
+    return given
+
+
+def train(trainer: Any, checkpoint: str | None = None) -> None:
+    """Trains to the end, from a checkpoint on; of a run that is at its end the weights are loaded and nothing is done.
+
+    The Trainer itself takes a step before it asks for the number of steps.
+    """
+    args, state = trainer.args, checkpoint and json.loads((Path(checkpoint) / WRITTEN_LAST).read_text())
+    batches = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
+    steps = math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+    if state and state['global_step'] >= (args.max_steps if args.max_steps > 0 else steps):
+        print(f'{checkpoint} is the end of this run: nothing is left to train.')
+        trainer._load_from_checkpoint(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -53,6 +53,11 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
         raise SystemExit(str(e)) from None
     cfg.launcher = launcher
     options = dict(options or {})
+    for key in ('load_from', 'data_root', 'work_dir'):
+        if options.get(key) == '':
+            raise SystemExit(f'--cfg-options {key}= is empty: name a file or folder, or leave it out.')
+        if isinstance(options.get(key), (int, float)):
+            options[key] = str(options[key])  # a folder called 2024
     if 'data_root' in options:
         move_data_root(cfg, options['data_root'])
     refuse_slips(cfg, path, options)
@@ -179,7 +184,8 @@ def share_policy(cfg: Config) -> dict:
     """
     policy, training, wrapper = (cfg.get(key) or {} for key in ('policy', 'optim_wrapper', 'model_wrapper_cfg'))
     known = isinstance(policy, dict) and set(policy) & set(TrainPolicy.__dataclass_fields__)
-    if not training or not (known or type_name(cfg.get('runner_type')) == ScaleNetRunner.__name__):
+    known = known or type_name(cfg.get('runner_type')) == ScaleNetRunner.__name__
+    if not training or not (known or any(_is_scaled(*entry) for entry in walk(cfg.get('model') or {}))):
         return {}  # a `policy` that is another project's
     paramwise = training.get('paramwise_cfg') or {}
     nested = paramwise.get('policy', FROM_CONFIG)
@@ -210,6 +216,10 @@ def share_policy(cfg: Config) -> dict:
     return policy
 
 
+def _is_scaled(path: tuple, value: Any) -> bool:
+    return path[-1] == 'type' and (type_name(value) or '').startswith('ScaleNet')
+
+
 def trained_by(cfg: Config) -> TrainPolicy:
     """What a run of this config trains; increments where it trains nothing."""
     cfg = copy.deepcopy(cfg)
@@ -231,11 +241,11 @@ def move_data_root(cfg: Config, root: str, option: str = '--cfg-options data_roo
         SystemExit: if the data sets name several, or none.
     """
     top = (cfg.get('data_root') or '').rstrip('/')
-    named = {
-        value
-        for key, value in walk(cfg)
-        if key[-1] == 'data_root' and len(key) > 1 and isinstance(value, str) and value
-    }
+    named: dict[bool, set[str]] = {True: set(), False: set()}  # by data sets of loaders, and by whatever else is there
+    for key, value in walk(cfg):
+        if key[-1] == 'data_root' and len(key) > 1 and isinstance(value, str) and value:
+            named[str(key[0]).endswith('_dataloader')].add(value)
+    named = named[True] or named[False]
     old = {value.rstrip('/') for value in named}
     old = {top} if top in old or not old else old
     if old == {''} or len(old) != 1:
@@ -334,7 +344,7 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait: float) -
     if folder and out:
         hook[out] = str(Path(folder).absolute())
     elif folder:
-        cfg.visualizer.save_dir = folder
+        cfg.visualizer.save_dir = str(Path(folder).absolute())
 
 
 def use_tta(cfg: Config) -> None:

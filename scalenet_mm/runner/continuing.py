@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from ..checkpoint.delta_file import SUFFIX
 from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.strict import CheckpointError
 
@@ -199,6 +200,8 @@ def has_weights(file: Path) -> bool:
 
 def weights_only(file: str | Path) -> str:
     """The way out where a run cannot continue from a checkpoint."""
+    if str(file).endswith(SUFFIX):
+        return f'It is a delta; scalenet delta apply BASE {file} OUT.pth makes a checkpoint of it, for load_from.'
     return f'To start a run from its weights, leave --resume out and add --cfg-options load_from={file}.'
 
 
