@@ -115,7 +115,11 @@ def test_a_program_that_calls_a_command_goes_on_after_ctrl_c_and_ends_itself_whe
     monkeypatch.setattr(sys, 'path', [*sys.path])
     script = tmp_path / 'stopped.py'
     script.write_text('import signal, sys\nsignal.raise_signal(int(sys.argv[1]))\n')
-    assert main(['run', str(script), str(int(signal.SIGINT))]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        assert main(['run', str(script), str(int(signal.SIGINT))]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.endswith('scalenet run: stopped.\n')
     with pytest.raises(SystemExit) as end:
         main(['run', str(script), str(int(signal.SIGTERM))])
