@@ -53,7 +53,7 @@ if 'boxes' in found:
 elif 'labels' in found:
     shown = (shown // 2 + colours[found['labels'][0]] // 2).astype(np.uint8)
 else:
-    texts = [([0, 12 * n, 0, 0], f'{about["classes"][k]} {found["scores"][0][k]:.2f}', k)
+    texts = [([0, 12 * n, 0, 12 * n], f'{about["classes"][k]} {found["scores"][0][k]:.2f}', k)
              for n, k in enumerate(found['scores'][0].argsort()[::-1][:5])]  # fmt: skip
 shown = Image.fromarray(shown.astype(np.uint8))
 draw = ImageDraw.Draw(shown)

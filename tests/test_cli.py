@@ -142,6 +142,8 @@ def test_the_schedules_cost_is_counted_from_the_real_data():
     assert cost.iterations == 12 * 7330, 'mmdet logs 7330 iterations for 117,266 images in 8 x 2'
     assert cost.validations == 12 and cost.checkpoints == 2 + 1 + 1
     assert cost.hours == pytest.approx((12 * 7330 * 0.5 + 12 * 5000 * 0.1) / 3600)
+    coco.train_dataloader.num_batch_per_epoch = 50
+    assert estimate(coco, 117266, 5000, iteration=0.5, image=0.1).iterations == 12 * 50
     ade = cfg(dict(type='IterBasedTrainLoop', max_iters=40000, val_interval=4000), by_epoch=False, interval=4000)
     cost = estimate(ade, 20210, 2000, iteration=0.5, image=0.1)
     assert (cost.iterations, cost.validations, cost.checkpoints) == (40000, 10, 10 + 1)

@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from conftest import perturb, scalenet
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch import nn
 
 import scalenet_mm
 from scalenet_mm.checkpoint.loading import build_model
@@ -21,6 +23,7 @@ from scalenet_mm.commands import init as command
 from scalenet_mm.compat import read_config
 from scalenet_mm.models import adoption, adoption_proofs
 from scalenet_mm.models.adoption import AdoptionError, adopt
+from scalenet_mm.models.adoption_proofs import _beside
 from scalenet_mm.models.adoption_schedule import shorten
 from scalenet_mm.models.adoption_text import difference, leaf_text, without_scope
 from scalenet_mm.models.made_up import made_up
@@ -255,6 +258,30 @@ def test_a_backbone_s_file_is_loaded_as_such_and_everything_outside_it_is_traine
     assert not adopted.proofs.whole and list(adopted.proofs.also) == ['neck', 'rpn_head', 'roi_head']
     assert adopted.config.model.backbone.init_cfg.checkpoint == str(tmp_path / 'backbone.pth')
     assert adopted.config.load_from is None
+
+
+def test_what_lies_beside_a_backbone_within_a_list_is_trained_and_the_backbone_is_not():
+    model = nn.ModuleDict(
+        dict(
+            encoder=nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))),
+            head=nn.Linear(2, 2),
+        )
+    )
+    assert list(_beside(model, 'encoder')) == ['head']
+    assert list(_beside(model, 'encoder.1.0')) == ['head', 'encoder.0', 'encoder.1.2']
+
+
+def test_a_checkpoint_below_the_data_s_old_folder_stays_where_it_is(classifier, tmp_path, monkeypatch):
+    config, checkpoint = classifier
+    old = tmp_path / 'old'
+    loaders = (f"{stage}_dataloader = dict(dataset=dict(data_root='{old}'))" for stage in ('train', 'val', 'test'))
+    config = changed(classifier, tmp_path, '\n'.join(loaders))
+    (old / 'kept').mkdir(parents=True)
+    mine = Path(shutil.copy(checkpoint, old / 'kept' / 'mine.pth'))
+    monkeypatch.setenv('HOME', str(tmp_path))
+    cfg = scalenet_mm.init(config, mine, '~/scaled.py', data_root='elsewhere')
+    assert cfg.load_from == str(mine) and cfg.train_dataloader.dataset.data_root.rstrip('/') == 'elsewhere'
+    assert (tmp_path / 'scaled.py').is_file(), 'where a shell would write it'
 
 
 def test_the_written_config_trains_from_the_checkpoint_with_the_real_runner(mask_rcnn, tmp_path, monkeypatch):

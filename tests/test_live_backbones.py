@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, ViTConfig
 
 import scalenet_mm
 from scalenet_mm.backbones import ScaleNetHF, ScaleNetTimm
@@ -371,6 +371,14 @@ def test_the_drop_path_schedule_is_drawn_out_over_the_scaled_layers():
     net = backbone(DINO, drop_path_rate=0.5, scale=dict(times=2))
     rates = [getattr(b.drop_path1, 'drop_prob', 0.0) for b in net.net.blocks]
     torch.testing.assert_close(rates, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_a_drop_path_that_the_host_does_not_have_is_refused():
+    vit = dict(DINO_HF, model_type='vit')
+    with pytest.raises(ValueError, match=r'ViTConfig has no drop_path_rate'):
+        ScaleNetHF({k: v for k, v in vit.items() if hasattr(ViTConfig(), k) or k == 'model_type'}, drop_path_rate=0.5)
+    with pytest.raises(ValueError, match=r"no \['out_indicess'\] \(near are: out_indices"):
+        ScaleNetHF(DINO_HF, out_indicess=(0,))
 
 
 # --- loading

@@ -51,6 +51,7 @@ def test_each_decision_is_broken_in_at_least_two_ways():
         'lm',
         'machine',
         'elastic',
+        'init',
     }
     assert len({(m.file, m.old, m.new, m.test) for m in MUTATIONS}) == len(MUTATIONS)
 

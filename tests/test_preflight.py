@@ -287,6 +287,12 @@ def test_wrapped_data_sets_are_looked_into(wrapper, run):
     assert f'train_dataloader.{key}: {data}/{TRAIN_JSON} has no images' in said(cfg)
 
 
+def test_a_data_set_without_a_type_is_told(run):
+    cfg, _ = run('ade')
+    cfg.train_dataloader.dataset.pop('type')
+    assert 'train_dataloader.dataset: the data set has no type (a _delete_=True takes' in said(cfg)
+
+
 def test_labels_of_no_class_in_a_map(run):
     cfg, data = run('ade')
     path = data / 'annotations/training/ADE_train_00000001.png'
@@ -356,6 +362,17 @@ def test_a_rare_foreground_is_looked_for_before_nothing_is_said_to_be_learnt(run
     cfg = own_maps(run, lambda m: m * 0 + (next(rare) % 19 == 17), TWO, False)
     preflight(cfg)
     assert len(preflight_files.drawn(19)) == 19 and preflight_files.drawn(19) == preflight_files.drawn(19)
+
+
+def test_a_rare_last_class_is_looked_for_before_maps_are_said_to_count_from_0(run, monkeypatch):
+    from scalenet_mm.runner import preflight_files
+
+    monkeypatch.setattr(preflight_files, 'LOOKED_AT', 4)
+    each = iter(range(1000))
+    cfg = own_maps(run, lambda m: np.where(m > 1, m % 2 + 1, 0) + (m > 1) * (next(each) % 19 == 17), THREE, True)
+    preflight(cfg)
+    sample = preflight_files.drawn(6)
+    assert sorted(sample) == list(range(6)), 'each once'
 
 
 def test_palettes_and_numbers_beyond_eight_bits(run):

@@ -156,7 +156,7 @@ def test_how_much_of_a_scene_is_right():
     assert (TASKS['cls'].right(seven, seven), TASKS['cls'].right(seven, eight)) == (1, 0)
 
 
-@pytest.mark.parametrize('other', [dict(epochs=3), dict(seed=2)])
+@pytest.mark.parametrize('other', [dict(epochs=3), dict(seed=2), dict(scenes=(8, 4))])
 def test_other_settings_are_refused_and_leave_the_run_alone(detection, other):
     folder = detection[0]
     before = {p: p.stat().st_mtime_ns for p in (folder / 'work').rglob('*')}

@@ -488,6 +488,10 @@ def test_a_wheel_carries_configs_and_tools_and_requires_no_openmmlab(tmp_path):
     mim = {'configs/probe.py', 'tools/setup_env.sh', 'tools/_setup/steps.py', 'model-index.yml'}
     assert {f'scalenet_mm/.mim/{name}' for name in mim} <= names
     assert not any(name.startswith(('configs/', 'tools/', 'tests/')) for name in names)
+    wheel.extractall(tmp_path / 'there')
+    script = tmp_path / 'there' / 'scalenet_mm' / '.mim' / 'tools' / 'setup_env.sh'
+    done = subprocess.run(['bash', script], capture_output=True, text=True)
+    assert done.returncode and done.stderr.startswith('The set-up needs a checkout') and 'Traceback' not in done.stderr
     metadata = wheel.read('scalenet_mm-0.2.0.dist-info/METADATA').decode()
     asked = [line for line in metadata.splitlines() if line.startswith('Requires-Dist')]
     always = [line for line in asked if 'extra ==' not in line]

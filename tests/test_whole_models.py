@@ -103,8 +103,13 @@ def test_means_over_bins_are_torch_s(count, side):
 
 
 def test_a_classifier_gives_its_scores_at_any_batch(tmp_path):
-    done = export_model(source('cls'), tmp_path / 'm.onnx')
+    model, file = source('cls'), tmp_path / 'm.onnx'
+    done = export_model(model, file, metadata=about(model))
     assert done.nbytes == done.unique and len(done.shapes) == 8 and done.difference < 1e-5
+    image = coloured(tmp_path / 'a.png', 32, 32)
+    example = [sys.executable, ROOT / 'examples/run_onnx.py', file, image, tmp_path / 'example.png']
+    first, *_ = subprocess.run(example, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert first.split()[0] == model.dataset_meta['classes'][int(predict(model, image).pred_label)]
 
 
 def test_a_scaled_classifier_stores_shared_tensors_once(tmp_path):

@@ -234,5 +234,7 @@ class ScaleNetHF(LiveBackbone):
 def _require_known(given: Iterable[str], config, *others: str) -> None:
     """A config takes any key and leaves it alone, so a misspelt one would mean the default."""
     keys = [k.removeprefix('_') for k in vars(config)]  # out_indices is kept as _out_indices
-    if told := unknown(given, [*keys, *config.attribute_map, 'attn_implementation', *others]):
+    keys += [*config.attribute_map, 'attn_implementation']
+    missing = sorted(set(given) - set(keys))
+    if told := unknown(missing, [*keys, *others]) or ', '.join(missing):
         raise ValueError(f'{type(config).__name__} has no {told}.')

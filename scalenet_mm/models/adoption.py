@@ -122,7 +122,8 @@ def adopt(
     keep_schedule: bool = False,
 ) -> Adopted:
     """`init`, with all that it found out."""
-    if out is not None and os.path.lexists(require_suffix(out, '.py')):
+    out = None if out is None else require_suffix(out, '.py')
+    if out is not None and os.path.lexists(out):
         raise AdoptionError(_EXISTS.format(out))
     base = config if not isinstance(config, Config) else config.filename
     if base is None:
@@ -135,9 +136,9 @@ def adopt(
     where, host = find_backbone(cfg)
     wanted = scaled(cfg, where, host, scale)
     folder = Path(out).absolute().parent if out else Path.cwd()
-    _own_run(wanted, checkpoint, out)
     if data_root:
-        _move_data(wanted, str(data_root))
+        _move_data(wanted, str(data_root))  # before the checkpoint is named, which may lie beside the data
+    _own_run(wanted, checkpoint, out)
     if not keep_schedule:
         shorten(wanted)
     proofs = prove(cfg, wanted, where, str(checkpoint), also, host.same_code)

@@ -359,6 +359,16 @@ def _shortened(names: list[str], ran: Iterable[str]) -> list[str]:
 # --- weights
 
 
+def _beside(model: nn.Module, path: str) -> Iterator[str]:
+    """The modules with parameters that lie beside a module, or beside one that holds it."""
+    name, _, deeper = path.partition('.')
+    for other, child in model.named_children():
+        if other != name and any(True for _ in child.parameters()):
+            yield other
+    if deeper:
+        yield from (f'{name}.{other}' for other in _beside(getattr(model, name), deeper))
+
+
 def _loaded(
     model: nn.Module, state: dict, checkpoint: str, where: str, also: Sequence[str], asked: Sequence[str]
 ) -> tuple[bool, TrainPolicy]:
@@ -391,7 +401,7 @@ def _loaded(
             f'As its backbone: {second}',
             getattr(second, 'differences', None),
         ) from second
-    rest = [n for n, child in model.named_children() if n != outside and any(True for _ in child.parameters())]
+    rest = list(_beside(model, outside))
     policy = TrainPolicy('increments', tuple(dict.fromkeys((*rest, *asked))))
     policy.apply(model)
     return False, policy

@@ -179,6 +179,7 @@ def estimate(cfg: Config, images: int, val_images: int, iteration: float, image:
     per_epoch = images / (batch * get_world_size())
     drop_last = cfg.train_dataloader.get('drop_last')
     per_epoch = math.floor(per_epoch) if drop_last else math.ceil(per_epoch)
+    per_epoch = min(per_epoch, cfg.train_dataloader.get('num_batch_per_epoch') or per_epoch)
     length = cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters
     iterations = length * per_epoch if by_epoch else length
     every = cfg.train_cfg.get('val_interval', 1 if by_epoch else 1000)

@@ -154,6 +154,9 @@ def _check_stage(cfg: Config, stage: str, dataset: dict, read: list[BaseDataset]
     teaches: list[Labels] = []
     numbers = set(head_classes(cfg).values())
     for where, leaf in leaves(dataset, f'{stage}_dataloader.dataset'):
+        if 'type' not in leaf:
+            yield where, 'the data set has no type (a _delete_=True takes that of the base config away too).'
+            continue
         with DATASETS.switch_scope_and_registry(None) as registry:
             kind = type_class(leaf, registry)
         if kind is None:

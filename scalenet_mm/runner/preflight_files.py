@@ -12,10 +12,10 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
 from .config import reads_annotations, reads_pixels
-from .preflight_labels import SHOWN, Labels
+from .preflight_labels import SHOWN, Labels, counted_from_0
 
 LOOKED_AT = 32  # images or label maps that are opened
-AT_MOST = 1000  # label maps, while all that were opened show one class
+AT_MOST = 1000  # label maps, while all that were opened show one class, or all classes but the last
 LIMIT = 255  # mmseg keeps the lowest eight bits of a label map
 
 
@@ -41,9 +41,9 @@ def drawn(number: int) -> list[int]:
     if number <= LOOKED_AT:
         return list(range(number))
     rng = random.Random(0)
-    spread = [int((i + rng.random()) * number / LOOKED_AT) for i in range(LOOKED_AT)]
+    spread = list(dict.fromkeys(int((i + rng.random()) * number / LOOKED_AT) for i in range(LOOKED_AT)))
     rest = sorted(set(range(number)) - set(spread))
-    return spread + rng.sample(rest, min(len(rest), AT_MOST - LOOKED_AT))
+    return spread + rng.sample(rest, min(len(rest), AT_MOST - len(spread)))
 
 
 def look_at_files(cfg: dict, dataset: BaseDataset, labelled: bool, ignored: set[int], labels: Labels) -> Iterator[str]:
@@ -61,7 +61,8 @@ def look_at_files(cfg: dict, dataset: BaseDataset, labelled: bool, ignored: set[
     keys = ('img_path', 'seg_map_path') if labelled else ('img_path',)
     bad, sizes, looked = [], [], 0
     for i in drawn(len(dataset)) if steps else ():
-        if looked >= LOOKED_AT and (len(labels.counts) > 1 or not labels.values):
+        suspicious = len(labels.counts) < 2 or counted_from_0([labels], len(dataset.metainfo.get('classes') or ()))
+        if looked >= LOOKED_AT and not (labels.values and suspicious):
             break
         info = dataset.get_data_info(i)
         paths = [info[k] for k in keys if isinstance(info.get(k), str) and '://' not in info[k]]

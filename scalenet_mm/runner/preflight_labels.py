@@ -57,6 +57,12 @@ def outside(labels: Labels, number: int) -> list[int]:
     return sorted(k for k in labels.counts if not 0 <= k < number)
 
 
+def counted_from_0(found: Sequence[Labels], number: int) -> bool:
+    """Whether label maps whose 0 is ignored hold as many numbers from 0 on as there are classes."""
+    values = set().union(*(f.values for f in found))
+    return all(f.reduced for f in found) and number > 2 and values - {255} == set(range(number))
+
+
 def taught(found: Sequence[Labels], classes: Sequence[str]) -> Iterator[str]:
     """What the data sets of a training, together, would not teach.
 
@@ -79,7 +85,7 @@ def taught(found: Sequence[Labels], classes: Sequence[str]) -> Iterator[str]:
             f'nothing would be learnt from {told}: its only class is {name!r} (label {only}), so there is nothing to '
             f'tell apart.{besides}{_files(values, found)}'
         )
-    elif all(f.reduced for f in found) and len(classes) > 2 and values - {255} == set(range(len(classes))):
+    elif counted_from_0(found, len(classes)):
         yield (
             f'{told} hold the numbers 0 to {len(classes) - 1}, which are {len(classes)} classes counted from 0; with '
             f'reduce_zero_label=True, 0 is ignored, every class is one lower and {classes[-1]!r} never occurs. Set '

@@ -24,7 +24,13 @@ PYTHON_DROPS = ('PYTHONPATH', 'PYTHONHOME', 'PYTHONUSERBASE', 'PYTHONSTARTUP', '
 
 def load_remedies() -> ModuleType:
     """scalenet_mm/commands/remedies.py, by its path: importing the package would import torch."""
-    spec = importlib.util.spec_from_file_location('remedies', ROOT / 'scalenet_mm' / 'commands' / 'remedies.py')
+    file = ROOT / 'scalenet_mm' / 'commands' / 'remedies.py'
+    if not file.is_file():
+        raise SystemExit(
+            'The set-up needs a checkout, whose requirements.txt it reads: clone the repository, and there '
+            'run bash tools/setup_env.sh.'
+        )
+    spec = importlib.util.spec_from_file_location('remedies', file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -124,7 +124,8 @@ class Job:
         """Trains, continues or finds a finished run; returns its checkpoint and the minutes it took in all."""
         folder = Path(cfg.work_dir)
         settings, clock = folder / 'settings.json', folder / 'minutes.json'
-        wanted = json.dumps({k: cfg[k] for k in SETTINGS}).replace(str(self.data / self.task.layout), 'DATA')
+        wanted = json.dumps({**{k: cfg[k] for k in SETTINGS}, 'scenes': self.scenes[0]})
+        wanted = wanted.replace(str(self.data / self.task.layout), 'DATA')
         if settings.exists() and settings.read_text() != wanted:
             raise SystemExit(f'{folder} holds a run with other settings; delete it or choose another --work-dir.')
         folder.mkdir(parents=True, exist_ok=True)
