@@ -337,6 +337,13 @@ def scope_of(cfg: Mapping) -> str | None:
     return next((package for package in packages if package in LIBRARIES), None)
 
 
+def resumed_from(runner) -> str | None:
+    """The checkpoint that a run continues from: the one that was named, or the last in its work dir."""
+    from mmengine.runner import find_latest_checkpoint
+
+    return (runner._load_from or find_latest_checkpoint(runner.work_dir)) if runner._resume else None
+
+
 def bare(model):
     """The model inside DDP, test-time augmentation and ``torch.compile``."""
     from mmengine.model import BaseTTAModel, is_model_wrapper

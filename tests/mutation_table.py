@@ -1806,8 +1806,8 @@ MUTATIONS = (
         'configs',
         'a folder that no loader reads is in the way of data_root',
         'scalenet_mm/runner/config.py',
-        "named[str(key[0]).endswith('_dataloader')].add(value)",
-        'named[True].add(value)',
+        'named = of_loaders or {value for _, value in roots}',
+        'named = {value for _, value in roots}',
         'tests/test_cli.py::test_data_root_moves_every_path_below_the_old_folder',
     ),
     Mutation(

@@ -91,6 +91,12 @@ def test_two_towers_need_stages_and_only_the_named_one_is_touched():
     with torch.no_grad():
         a, b = (m.get_image_features(image) for m in (model, again))
     assert torch.equal(getattr(a, 'pooler_output', a), getattr(b, 'pooler_output', b))
+    longer = [0, 1, 2, 2]
+    for own in (text, 0):  # a name, or an index of all containers, as in stages
+        one = scale(copy.deepcopy(source), sources={own: longer})
+        assert (len(one.get_submodule(text)), len(one.get_submodule(vision))) == (4, 3)
+        with pytest.raises(ValueError, match='sources of a network of stages must be'):
+            scale(copy.deepcopy(source), stages=[vision], sources={own: longer})
     both = scale(copy.deepcopy(source), stages='all')
     assert len(both.get_submodule(vision)) == len(both.get_submodule(text)) == 6
 

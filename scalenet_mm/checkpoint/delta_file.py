@@ -25,7 +25,7 @@ from .reading import DELTA, read_checkpoint
 from .strict import SHOWN, CheckpointError, naming, require, require_values
 from .writing import write_atomically
 
-FORMAT, FORMAT_VERSION = DELTA, 1
+FORMAT_VERSION = 1
 SUFFIX = '.delta.safetensors'
 PUSHED = f'model{SUFFIX}'  # the file of a pushed folder or Hub repository
 SEAL = 'header_sha256'  # of all other entries of the header; files of 0.1.0 have none
@@ -77,7 +77,7 @@ class Delta:
         require_suffix(path, '.safetensors')
 
         header = {f.name: json.dumps(getattr(self, f.name)) for f in fields(self)[1:]}
-        header |= dict(format=FORMAT, format_version=str(FORMAT_VERSION), contents=self.contents)
+        header |= dict(format=DELTA, format_version=str(FORMAT_VERSION), contents=self.contents)
         header[SEAL] = _sealed(header)
         tensors = {k: v.detach().cpu().clone().contiguous() for k, v in self.tensors.items()}
         write_atomically(path, save(tensors, header))
@@ -128,9 +128,9 @@ def read_delta(source: str | Path) -> Delta:
         address = f'{address}/{PUSHED}'
     content = read_checkpoint(address)
     header = content.get('metadata') or {}
-    if not isinstance(header, Mapping) or header.get('format') != FORMAT:
+    if not isinstance(header, Mapping) or header.get('format') != DELTA:
         raise CheckpointError(
-            f'{address} is not a delta: a delta is a .safetensors whose header says format={FORMAT}. A full checkpoint '
+            f'{address} is not a delta: a delta is a .safetensors whose header says format={DELTA}. A full checkpoint '
             'becomes one with: scalenet delta export CKPT --base BASE'
         )
     if header.get(SEAL, _sealed(header)) != _sealed(header):

@@ -77,12 +77,7 @@ class Growth:
                 raise ValueError(f'new_layers must be a whole number >= 0, got {new_layers!r}.')
             chosen = len(selected(depth, layers))
             times = (chosen + new_layers) / chosen
-        placed = GROWTH[self.type].place(depth, times, layers)
-        if len(placed) > depth and self.samples is not None and self.samples > depth:
-            raise ValueError(
-                f'growth samples={self.samples} are more than the {depth} pretrained layers; use at most those.'
-            )
-        return placed
+        return GROWTH[self.type].place(depth, times, layers)
 
 
 Fill = Callable[['GrownLayers', int, Mapping[int, Tensor], str], Tensor | None]
@@ -189,6 +184,10 @@ def grow(layers: nn.Module, layer_map: LayerMap, growth: str | Mapping | Growth,
         ValueError: if the number of blocks is not the map's, or the method does not fit the map.
     """
     growth = Growth.from_cfg(growth)
+    if len(layer_map) > layer_map.depth < (growth.samples or 1):
+        raise ValueError(
+            f'growth samples={growth.samples} are more than the {layer_map.depth} pretrained layers; use at most those.'
+        )
     moved = any((at - source) % period for source, at in enumerate(layer_map.owners))
     if moved and GROWTH[growth.type].keeps_function:
         raise ValueError(

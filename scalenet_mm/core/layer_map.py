@@ -181,7 +181,12 @@ def stage_maps(
     [2, 2, 12, 6]
     """
     everything = range(len(depths))
-    explicit = _by_stage(sources, len(depths))
+    explicit = {} if sources is None else by_stage(sources)
+    if not set(explicit) <= set(everything):
+        raise ValueError(
+            f'sources of a network of stages must be {{stage: [layer, ...]}} with stages of 0..{len(depths) - 1}, got '
+            f'{sources}.'
+        )
     if isinstance(times, Sequence):
         if len(times) != len(depths):
             raise ValueError(
@@ -197,16 +202,15 @@ def stage_maps(
     return tuple(build(depths[i], factors[i], order, named[i], explicit.get(i)) for i in everything)
 
 
-def _by_stage(sources: Any, stages: int) -> dict[int, Sequence[int]]:
-    """Maps by the index of their stage, which --cfg-options and JSON give as a string."""
-    given = sources.items() if isinstance(sources, Mapping) else [] if sources is None else [(None, sources)]
-    found: dict[Any, Sequence[int]] = {int(k) if str(k).isdecimal() else k: v for k, v in given}
-    if not set(found) <= set(range(stages)):
-        raise ValueError(
-            f'sources of a network of stages must be {{stage: [layer, ...]}} with stages of 0..{stages - 1}, got '
-            f'{sources}.'
-        )
-    return found
+def by_stage(sources: Any) -> dict[Any, Sequence[int]]:
+    """Explicit maps by the index or name of their stage; --cfg-options and JSON give an index as a string.
+
+    >>> by_stage({'3': [0, 1, 1]})
+    {3: [0, 1, 1]}
+    """
+    if not isinstance(sources, Mapping):
+        return {None: sources}  # one map, of no stage
+    return {int(stage) if str(stage).isdecimal() else stage: layer_map for stage, layer_map in sources.items()}
 
 
 def selected(depth: int, layers: str | int | Iterable[int], name: str = 'layers') -> list[int]:

@@ -15,7 +15,7 @@ from torch import nn
 from .adapters import ADAPTER_RANK, AdaptedLinear, Adjustment, as_data, parse_adjust
 from .find import _require_one_width, _stages, blocks_of
 from .hosts import HostFacts, host_facts
-from .layer_map import LayerMap, stage_maps
+from .layer_map import LayerMap, by_stage, stage_maps
 from .positions import (
     alternation,
     configs_in,
@@ -86,17 +86,16 @@ def scale(
     if hasattr(model, '_orig_mod'):
         raise ValueError('This network is compiled, and would run as it was compiled: scale first, then compile.')
     everything = blocks_of(model, facts)
-    given = sources.items() if isinstance(sources, Mapping) else ()
-    by_stage = {int(stage) if str(stage).isdecimal() else stage: layer_map for stage, layer_map in given}
-    found, chosen = _stages(list(by_stage) if stages is None and by_stage else stages, everything)
+    explicit = by_stage(sources) if isinstance(sources, Mapping) else {}
+    found, chosen = _stages(list(explicit) if stages is None and explicit else stages, everything)
     names = list(found)
     single = len(names) == 1
     order = order or ('interpolate' if single else 'stack')
     adjust_on = adjust_on or ('reused' if single and not isinstance(layers, str) else 'all')
     if isinstance(sources, Mapping):
-        index: dict[Any, int] = {n: i for i, n in enumerate(names)}
-        index |= {i: index[n] for i, n in enumerate(everything) if n in index}
-        sources = {index.get(stage, stage): layer_map for stage, layer_map in by_stage.items()}
+        called = dict(enumerate(everything))  # an index is of all containers, as in ``stages``
+        explicit = {called.get(stage, stage): layer_map for stage, layer_map in explicit.items()}
+        sources = {names.index(n) if n in names else n: layer_map for n, layer_map in explicit.items()}
     elif sources is not None:
         sources = dict.fromkeys(chosen, sources)
     depths = [len(blocks) for blocks in found.values()]

@@ -11,7 +11,6 @@ from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from ..checkpoint.assemble import base_name, make_delta
@@ -19,7 +18,7 @@ from ..checkpoint.delta_file import SUFFIX, apply_delta, beside, read_delta
 from ..checkpoint.digests import digests
 from ..checkpoint.reading import read_checkpoint, unwrap
 from ..checkpoint.supplied import pretrained_files
-from ..compat import bare
+from ..compat import bare, resumed_from
 from ..core.growth import own_start
 from ..core.roles import scaled_hosts
 
@@ -107,7 +106,7 @@ class DeltaHook(Hook):
     @master_only
     def _make_up_for_the_last(self, runner) -> None:
         """The delta of the checkpoint resumed from, where its run ended between writing the two."""
-        resumed = Path(runner._load_from or find_latest_checkpoint(runner.work_dir) or '')
+        resumed = Path(resumed_from(runner) or '')
         target = beside(resumed)
         if resumed.is_file() and resumed.resolve().parent == _folder(runner).resolve() and not target.exists():
             self._write(runner, read_checkpoint(resumed), target, None)

@@ -161,27 +161,27 @@ def checkpoint_of(out: str | Path, resume: bool | str | None) -> str | None:
         FileNotFoundError: if there is none.
         ValueError: if the run would lose checkpoints that are there: it starts anew, or continues from another one.
     """
-    found = [p for p in Path(out).glob('checkpoint-*') if p.name.rpartition('-')[2].isdecimal()]  # no copies of them
-    whole = [folder for folder in found if _is_whole(folder)]
+    there = [p for p in Path(out).glob('checkpoint-*') if p.name.rpartition('-')[2].isdecimal()]  # no copies of them
+    whole = [folder for folder in there if _is_whole(folder)]
     last = str(max(whole, key=lambda folder: int(folder.name.rpartition('-')[2]))) if whole else None
     if resume is None and last:
         raise ValueError(f'{out} has the checkpoint {last}; continue it with --resume, or name another --out.')
-    given = last if resume is True else resume
-    if resume and not (given and Path(given).is_dir()):
+    found = last if resume is True else resume
+    if resume and not (found and Path(found).is_dir()):
         raise FileNotFoundError(
-            f'--resume: there is no checkpoint {given or f"in {out}"}; leave --resume out to start the run.'
+            f'--resume: there is no checkpoint {found or f"in {out}"}; leave --resume out to start the run.'
         )
-    if given and not _is_whole(Path(given)):
+    if found and not _is_whole(Path(found)):
         raise ValueError(
-            f'--resume: {given} was not written to its end: its {WRITTEN_LAST} is not there, or is none; '
+            f'--resume: {found} was not written to its end: its {WRITTEN_LAST} is not there, or is none; '
             + (f'--resume alone continues from {last}.' if last else 'leave --resume out to start the run.')
         )
-    if given and last and Path(given).resolve() != Path(last).resolve():
+    if found and last and Path(found).resolve() != Path(last).resolve():
         raise ValueError(
-            f'{out} has the checkpoint {last}, which a run that continues from {given} would write over or remove; '
+            f'{out} has the checkpoint {last}, which a run that continues from {found} would write over or remove; '
             'continue from the last one with --resume alone, or name another --out.'
         )
-    return given
+    return found
 
 
 def train(trainer: Any, checkpoint: str | None = None) -> None:

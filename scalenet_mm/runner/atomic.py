@@ -13,12 +13,11 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from ..checkpoint.delta_file import beside
 from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.writing import UNFINISHED, pickled, write_atomically
-from ..compat import type_class
+from ..compat import resumed_from, type_class
 from .continuing import CheckpointFolder
 
 
@@ -49,7 +48,7 @@ class ScaleNetCheckpointHook(CheckpointHook):
         local = '://' not in folder
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='atomic')
-        resumed = runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir))
+        resumed = resumed_from(runner)
         if local and resumed:
             self._forget_others(runner, Path(resumed))
         super().before_train(runner)

@@ -241,11 +241,9 @@ def move_data_root(cfg: Config, root: str, option: str = '--cfg-options data_roo
         SystemExit: if the data sets name several, or none.
     """
     top = (cfg.get('data_root') or '').rstrip('/')
-    named: dict[bool, set[str]] = {True: set(), False: set()}  # by data sets of loaders, and by whatever else is there
-    for key, value in walk(cfg):
-        if key[-1] == 'data_root' and len(key) > 1 and isinstance(value, str) and value:
-            named[str(key[0]).endswith('_dataloader')].add(value)
-    named = named[True] or named[False]
+    roots = [(k, v) for k, v in walk(cfg) if k[-1] == 'data_root' and len(k) > 1 and isinstance(v, str) and v]
+    of_loaders = {value for key, value in roots if str(key[0]).endswith('_dataloader')}  # others may be read by none
+    named = of_loaders or {value for _, value in roots}
     old = {value.rstrip('/') for value in named}
     old = {top} if top in old or not old else old
     if old == {''} or len(old) != 1:
