@@ -7,6 +7,7 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 # `name-<first digits of the file's SHA-256>.pth`; digits that are a date, or a number filled up with zeros, are no hash
 DIGEST = re.compile(r'-(?!20\d{6}\.|0\d*\.)([0-9a-f]{8,64})\.\w+$')
@@ -82,10 +83,16 @@ def a_file(text: str) -> Path:
     return path
 
 
+def local_path(source: str | Path) -> Path:
+    """A path as checkpoints are named: ``file://`` and ``~`` taken off."""
+    address = str(source)
+    return Path(unquote(urlparse(address).path) if address.startswith('file://') else address).expanduser()
+
+
 def require_other(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
     """Raises SystemExit if a file would be written over one that is read."""
-    read = {Path(i).resolve() for i in inputs}
-    lost = next((o for o in outputs if o.resolve() in read), None)
+    read = {local_path(i).resolve() for i in inputs}
+    lost = next((o for o in outputs if o.expanduser().resolve() in read), None)
     if lost:
         raise SystemExit(f'{lost} is read and would be written over; name another file.')
 

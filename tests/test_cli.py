@@ -224,7 +224,7 @@ def test_a_delta_on_its_base_evaluates_to_the_full_checkpoints_numbers(config, t
     assert len(full['confusion_matrix/result']) == 19
 
 
-def test_deltas_are_written_where_increments_of_something_pretrained_are_trained(config):
+def test_deltas_are_written_where_increments_of_something_pretrained_are_trained(config, monkeypatch):
     cfg = Config.fromfile(config(load_from='base.pth'))
     write_deltas(cfg, cfg.load_from)
     write_deltas(cfg, cfg.load_from)
@@ -232,6 +232,10 @@ def test_deltas_are_written_where_increments_of_something_pretrained_are_trained
     of_model = Config.fromfile(config(load_from=None, **{'model.pretrained': 'base.pth'}))
     write_deltas(of_model, None)
     assert 'DeltaHook' in [h.type for h in of_model.custom_hooks]
+    with monkeypatch.context() as lacking:
+        lacking.setattr('scalenet_mm.runner.config.find_spec', lambda name: None)
+        with pytest.raises(SystemExit, match='safetensors is not installed: pip install safetensors'):
+            write_deltas(Config.fromfile(config(load_from='base.pth')), 'base.pth')
     for changes in (
         {'load_from': None},
         {'load_from': None, 'model.init_cfg': [dict(type='TruncNormal', layer='Linear', std=0.02)]},

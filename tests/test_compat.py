@@ -73,9 +73,9 @@ def test_relative_bases_still_resolve(tmp_path):
 
 def test_patching_again_changes_nothing_and_takes_under_20_ms():
     before = Config._get_cfg_path
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, whatever else runs
     compat.patch()
-    assert time.perf_counter() - start < 0.02
+    assert time.process_time() - start < 0.02
     assert Config._get_cfg_path is before
 
 

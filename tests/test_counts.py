@@ -367,6 +367,8 @@ def test_the_policy_is_the_configs_and_everything_is_trained_where_nobody_freeze
     assert report.policy == TrainPolicy('all') and report.input_size == (224, 224)
     assert report.networks['this network'].trainable == report.networks['this network'].params
     assert Config.fromfile(config).model.backbone.img_size == 256  # Swin keeps no image size
+    config.write_text(CONFIG.partition('optim_wrapper')[0] + "policy = dict(train='adjustments')\n")
+    assert inspect(config).policy == TrainPolicy('adjustments')
 
 
 def test_a_backbone_that_is_not_scaled_is_refused_by_name(tmp_path):

@@ -331,13 +331,42 @@ def test_the_fingerprint_is_the_sha256_of_name_type_shape_and_bytes(toy):
     assert json.loads(head['fingerprint']) == whole
 
 
-def test_a_config_inside_a_file_is_read_and_not_run(toy, tmp_path):
+def test_a_pushed_delta_may_be_of_any_revision(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        'scalenet_mm.checkpoint.delta_file.read_checkpoint', lambda address: asked.append(address) or {}
+    )
+    for revision in ('', '@v1', '@refs/pr/1'):
+        with pytest.raises(CheckpointError, match='is not a delta'):
+            read_delta(f'hf://owner/repo{revision}')
+    assert asked == [f'hf://owner/repo/{PUSHED}{revision}' for revision in ('', '@v1', '@refs/pr/1')]
+
+
+def test_a_config_inside_a_file_is_read_and_not_run(toy, tmp_path, monkeypatch):
     _, base, _, delta = toy
     for name in ('mask_rcnn_scalenet_swin_digits', 'upernet_scalenet_swin_digits'):
         text = Config.fromfile(ROOT / 'configs' / 'demo' / f'{name}.py').pretty_text
         assert parse_config(text, 'x').to_dict() == Config.fromstring(text, '.py').to_dict()
     evil = f"open({str(tmp_path / 'ran')!r}, 'w').write('x')"
-    for text in (f'a = {evil}', evil, f'a = [dict(b={evil})]'):
+    called = f"type='builtins.open', file={str(tmp_path / 'ran')!r}, mode='w'"
+    (tmp_path / 'planted').mkdir()
+    for module in ('__init__', 'registry'):
+        (tmp_path / 'planted' / f'{module}.py').write_text(evil)
+    monkeypatch.syspath_prepend(tmp_path)  # as the folder that `python -m` is called in
+    for text in (
+        f'a = {evil}',
+        evil,
+        f'a = [dict(b={evil})]',
+        f'model = dict({called})',
+        "model = dict(type='builtins.print')",
+        f"model = dict(type='ToyClassifier', backbone=dict({called}))",
+        "custom_imports = dict(imports=['planted'])\nmodel = dict(type='ToyClassifier')",
+        "default_scope = 'planted'\nmodel = dict(type='ToyClassifier')",
+        "model = dict(type='planted.ToyClassifier')",
+        f'model = dict(type="ToyClassifier", test_cfg=[dict(nms=dict(type={evil!r}))])',
+        f'model = dict(type="ToyClassifier", tracker=dict(warp_mode={evil!r}))',
+        "model = dict(type='mmengine.runner.Runner')",
+    ):
         bad = rewritten(delta, tmp_path / 'evil.safetensors', config=json.dumps(text))
         with pytest.raises(CheckpointError, match='nothing stored in a file is run'):
             assemble(bad, base)
@@ -462,6 +491,8 @@ def test_a_resumed_run_takes_up_what_the_one_before_left_of_its_deltas(toy, tmp_
     Runner.from_cfg(cfg).train()
     kept = tmp_path / 'w' / 'kept.delta.safetensors'
     kept.write_bytes(whole.read_bytes())
+    for name in ('epoch_1.onnx', 'epoch_2.zip', 'epoch_3.onnx'):  # which is no checkpoint, and stays
+        (tmp_path / 'w' / name).touch()
     (tmp_path / 'w' / 'epoch_3.delta.safetensors').unlink()  # ended between a checkpoint and its delta
     cfg = toy_config(tmp_path / 'w', tmp_path / 'w' / 'epoch_3.pth', hooks=HOOKS, max_keep_ckpts=2)
     cfg.resume = True

@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import DEIT
 from PIL import Image
 
 from scalenet_mm.backbones import ScaleNetDeiT
 from scalenet_mm.checkpoint.assemble import apply_to_file, export_delta
+from scalenet_mm.checkpoint.reading import read_checkpoint
+from scalenet_mm.checkpoint.writing import pickled, write_atomically
 from scalenet_mm.commands.main import main
 from scalenet_mm.export.file import export_backbone
 from scalenet_mm.file_names import DIGEST, a_file, a_folder, file_ending, require_folder_name, require_suffix
@@ -72,6 +75,25 @@ def test_a_tilde_that_the_shell_left_is_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / 'a.json').touch()
     named = a_file('~/a.json'), a_folder('~/run'), file_ending('.pth')('~/x.pth'), require_suffix('~/x.md', '.md')
     assert [path.relative_to(tmp_path).as_posix() for path in named] == ['a.json', 'run', 'x.pth', 'x.md']
+
+
+def test_a_file_is_written_where_the_tilde_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.chdir(tmp_path)
+    write_atomically('~/x.pth', pickled({'a': torch.ones(1)}))
+    assert read_checkpoint('~/x.pth')['a'] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ['home']
+
+
+@pytest.mark.parametrize('named', ['~/x.pth', 'file://{}/x.pth', '{}/../{name}/x.pth'])
+def test_a_checkpoint_is_not_converted_over_itself_however_it_is_named(named, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    file = tmp_path / 'x.pth'
+    torch.save({'norm.weight': torch.ones(2)}, file)
+    before = file.read_bytes()
+    assert main(['convert', named.format(tmp_path, name=tmp_path.name), str(file), '--force']) == 2
+    assert 'is read and would be written over' in capsys.readouterr().err
+    assert file.read_bytes() == before
 
 
 def test_no_folder_a_folder_and_a_file_in_the_way_are_refused_too(tmp_path, monkeypatch, capsys):

@@ -166,7 +166,13 @@ def test_slurm_is_asked_for_whole_numbers_of_processes_alone(tmp_path):
     variables = dict(PATH=f'{seen / "bin"}:{os.environ["PATH"]}')
     assert '--ntasks=16' in submit(GPUS='16', **variables).stdout
     assert '--gres' not in submit(GPUS='2', GPUS_PER_NODE='0', **variables).stdout
-    for wrong in (dict(GPUS='abc'), dict(GPUS='0'), dict(GPUS_PER_NODE='2.5'), dict(CPUS_PER_TASK='0')):
+    for wrong in (
+        dict(GPUS='abc'),
+        dict(GPUS='0'),
+        dict(GPUS_PER_NODE='2.5'),
+        dict(GPUS_PER_NODE='08'),
+        dict(CPUS_PER_TASK='0'),
+    ):
         refused = submit(**variables, **wrong)
         ((name, value),) = wrong.items()
         assert refused.returncode == 2 and not refused.stdout

@@ -253,6 +253,18 @@ def test_clips_class_embedding_is_no_part_of_the_map():
     (found,) = net(image)
     tokens = net.net(pixel_values=image, output_hidden_states=True).hidden_states[-1]
     assert found.shape == (2, 32, 4, 4) and torch.equal(found.flatten(2).transpose(1, 2), tokens[:, 1:])
+    torch.manual_seed(0)
+    (token,) = ScaleNetHF(config, scale=UNSCALED, out_norm=False, out_type='cls_token').eval()(image)
+    torch.manual_seed(0)
+    (tokens,) = ScaleNetHF(config, scale=UNSCALED, out_norm=False, out_type='raw').eval()(image)
+    assert torch.equal(token, tokens[:, 0])
+
+
+@torch.no_grad()
+def test_a_host_without_an_image_size_is_told_what_it_lacks():
+    sizes = dict(hidden_sizes=[16, 32, 48, 64], num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=16)
+    with pytest.raises(ValueError, match='No list of blocks of a known host was found in SegformerModel'):
+        ScaleNetHF(dict(model_type='segformer', depths=[1, 1, 1, 1], **sizes))
 
 
 def test_a_masked_autoencoder_gives_its_weights_to_a_plain_vit(tmp_path):

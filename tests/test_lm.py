@@ -418,6 +418,51 @@ def test_increments_in_a_finer_dtype_than_their_source_are_rounded_aloud_or_kept
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
 
 
+def test_a_folder_in_a_finer_dtype_than_its_config_is_rounded_aloud_or_kept(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr('scalenet_mm.checkpoint.delta_file.print_log', lambda text, *_: told.append(text))
+    model = scalenet_mm.scale(HOSTS['Llama']().bfloat16(), adjust=ADAPTER)
+    model.model.norm.float()
+    with torch.no_grad():
+        model.model.norm.weight.add_(2.0**-10)
+    model.save_pretrained(tmp_path / 'x2')
+    assert str(model.config.dtype).endswith('bfloat16')
+    rounded, whole = from_pretrained(tmp_path / 'x2'), from_pretrained(tmp_path / 'x2', dtype='float32')
+    assert len(told) == 1 and 'of the files are rounded' in told[0] and '(--dtype float32) keeps them' in told[0]
+    assert torch.equal(rounded.model.norm.weight, model.model.norm.weight.bfloat16())
+    assert torch.equal(whole.model.norm.weight, model.model.norm.weight)
+
+
+def test_a_scaled_model_generates_as_its_folder_says(tmp_path):
+    source = HOSTS['Llama']()
+    source.generation_config.update(eos_token_id=[3, 7], temperature=0.6, do_sample=True)
+    source.save_pretrained(tmp_path / 'source')
+    scalenet_mm.scale(source).save_pretrained(tmp_path / 'x2')
+    said = [from_pretrained(tmp_path / name).generation_config for name in ('source', 'x2')]
+    assert [(g.eos_token_id, g.temperature, g.do_sample) for g in said] == [([3, 7], 0.6, True)] * 2
+    (tmp_path / 'x2' / 'generation_config.json').unlink()
+    assert from_pretrained(tmp_path / 'x2').generation_config.temperature in (None, 1.0)
+
+
+def test_increments_know_the_dtype_of_their_source_whatever_the_config_says(tmp_path):
+    HOSTS['Llama']().bfloat16().save_pretrained(tmp_path / 'source')
+    model = scalenet_mm.scale(from_pretrained(tmp_path / 'source'), adjust=ADAPTER)
+    policy = TrainPolicy(also=['model.embed_tokens'])
+    for name in policy.trainable(model):
+        p = model.get_parameter(name)
+        p.data = p.data.float()
+    model.save_pretrained(tmp_path / 'x2')  # writes the dtype of the first parameter into the config
+    assert str(model.config.dtype).endswith('float32')
+    save_increments(model, tmp_path / 'source', tmp_path / 'x.delta.safetensors', policy)
+    assert {p.dtype for p in load_increments(tmp_path / 'x.delta.safetensors').parameters()} == {torch.bfloat16}
+    model = HOSTS['Llama']()  # from a config, which says none
+    model.config.dtype = None
+    model.save_pretrained(tmp_path / 'plain')
+    model.config.dtype = None
+    delta = save_increments(scalenet_mm.scale(model, adjust=ADAPTER), tmp_path / 'plain', tmp_path / 'y.safetensors')
+    assert json.loads(delta.config)['dtype'] == 'float32'
+
+
 def test_increments_of_a_model_that_is_no_longer_its_sources_are_refused(tmp_path):
     source = HOSTS['Llama']()
     source.save_pretrained(tmp_path / 'source')
@@ -705,7 +750,8 @@ def test_a_tag_is_evaluated_as_each_of_its_tasks(tokenizer, tmp_path):
     found = evaluate(model, tokenizer, ['two', 'toys'], include_path=tmp_path / 'tasks')
     assert list(found) == ['two', 'one']
     for name, records in lines.items():
-        assert found[name]['acc'] == pytest.approx(harness_accuracy(model, tokenizer, records))
+        assert found[name]['acc'] == pytest.approx(share := harness_accuracy(model, tokenizer, records))
+        assert found[name]['acc_stderr'] == pytest.approx((share * (1 - share) / (len(records) - 1)) ** 0.5)
     assert table(found).splitlines()[0].split()[-2:] == ['two', 'one']
 
 
@@ -795,14 +841,7 @@ def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_written(sour
 
 
 def test_a_run_that_would_lose_later_checkpoints_is_refused(tmp_path):
-    for name in (
-        'a/checkpoint-4',
-        'a/checkpoint-8',
-        'a/checkpoint-12',
-        'a/checkpoint-8-copy',
-        'a/checkpoint-x',
-        'b/checkpoint-4',
-    ):
+    for name in ('a/checkpoint-4', 'a/checkpoint-8', 'a/checkpoint-12', 'a/checkpoint-x', 'b/checkpoint-4'):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / 'trainer_state.json').write_text('{}')
     (tmp_path / 'a' / 'checkpoint-12' / 'trainer_state.json').write_text('{')  # killed while it was written
@@ -815,6 +854,10 @@ def test_a_run_that_would_lose_later_checkpoints_is_refused(tmp_path):
             checkpoint_of(tmp_path / 'a', str(tmp_path / other))
     with pytest.raises(ValueError, match=r'checkpoint-12 was not written to its end.*alone continues from \S*-8\.$'):
         checkpoint_of(tmp_path / 'a', str(tmp_path / 'a' / 'checkpoint-12'))
+    (tmp_path / 'a' / 'checkpoint-8-good').mkdir()  # whose digits the Trainer reads, to remove the oldest
+    for resume in (None, True):
+        with pytest.raises(ValueError, match=r'a has checkpoint-8-good, which the Trainer .* move it elsewhere'):
+            checkpoint_of(tmp_path / 'a', resume)
 
 
 def test_the_folder_of_the_source_is_not_written_over(source_folder, capsys):
@@ -833,17 +876,35 @@ def test_a_folder_that_holds_another_model_is_not_written_over(source_folder, tm
     assert main(['lm-train', *map(str, args), '--out', str(out)]) == 2
     assert f'--out {out} holds a model, which' in capsys.readouterr().err
     assert [file.name for file in out.iterdir()] == ['model.safetensors']
+    (tmp_path / 'other' / 'checkpoint-2').mkdir(parents=True)
+    (tmp_path / 'other' / 'checkpoint-2' / 'trainer_state.json').write_text('{}')
+    resumed = ('--out', str(out), '--resume', str(tmp_path / 'other' / 'checkpoint-2'))
+    assert main(['lm-train', *map(str, args), *resumed]) == 2
+    assert f'--out {out} holds a model, which' in capsys.readouterr().err
+
+
+def test_a_run_that_has_nothing_to_train_is_refused_before_its_first_step(source_folder, tmp_path, capsys):
+    args = ('--data', source_folder.parent / 'alpaca.json', '--model', source_folder, '--out', tmp_path / 'out')
+    assert main(['lm-train', *map(str, args), '--adjust', 'none', '--train', 'adjustments']) == 2
+    assert "train='adjustments' trains adjustments, and this model has none" in capsys.readouterr().err
 
 
 def test_a_run_is_not_resumed_with_another_scale_policy_recipe_or_data(source_folder, tokenizer, capsys):
     folder = source_folder.parent
-    model = scalenet_mm.scale(from_pretrained(source_folder), times=2)
+    source = from_pretrained(source_folder)
     examples = alpaca.encode(toy_data.make_records(24, 0), tokenizer, alpaca.MAX_LENGTH)
-    model.config.scalenet_run = run_of(Recipe(), 'increments', examples)
+    run = run_of(Recipe(), 'increments', examples, source)
+    model = scalenet_mm.scale(source, times=2)
+    model.config.scalenet_run = run
     model.config.save_pretrained(folder / 'out' / 'checkpoint-2')
     require_same_run(folder / 'out' / 'checkpoint-2', model.config)
     (folder / 'other.json').write_text(json.dumps(toy_data.make_records(24, 1)))
-    digest = model.config.scalenet_run['examples']
+    digest = run['examples']
+    other = from_pretrained(source_folder)
+    with torch.no_grad():
+        other.model.norm.weight.mul_(2)
+    other.save_pretrained(folder / 'other')
+    tokenizer.save_pretrained(folder / 'other')
     (folder / 'out' / 'checkpoint-2' / 'trainer_state.json').write_text('{}')  # the Trainer's last
     usual = ('--model', source_folder, '--data', folder / 'alpaca.json', '--out', folder / 'out')
     for args, theirs, ours in (
@@ -858,6 +919,7 @@ def test_a_run_is_not_resumed_with_another_scale_policy_recipe_or_data(source_fo
         (('--seed', 1), "{'seed': 0}", "{'seed': 1}"),
         (('--max-length', 44), f"{{'examples': '{digest}'}}", "{'examples': '"),
         (('--data', folder / 'other.json'), f"{{'examples': '{digest}'}}", "{'examples': '"),
+        (('--model', folder / 'other'), f"{{'source': '{run['source']}'}}", "{'source': '"),
     ):
         assert main(['lm-train', *map(str, (*usual, '--resume', *args))]) == 2
         told = capsys.readouterr().err.partition('these arguments make')
@@ -866,7 +928,7 @@ def test_a_run_is_not_resumed_with_another_scale_policy_recipe_or_data(source_fo
     assert sorted(p.name for p in (folder / 'out').rglob('*.*')) == ['config.json', 'trainer_state.json']
     model.config.scalenet_run = {}  # of an older version: what it does not say is not held against it
     model.config.save_pretrained(folder / 'old')
-    model.config.scalenet_run = run_of(Recipe(lr=1), 'increments', examples)
+    model.config.scalenet_run = {**run, 'lr': 1}
     require_same_run(folder / 'old', model.config)
 
 

@@ -89,6 +89,14 @@ def test_of_equal_scores_the_first_box_is_asked_first():
     assert ours.nms(box.half(), torch.full((5,), 0.5).half(), 0.5, 0).tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize('threshold', [0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+def test_an_overlap_of_the_threshold_is_not_above_it(threshold):
+    """The compiled operator compares float32 with float32."""
+    two = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, round(10 * threshold)]])
+    assert ours.nms(two, torch.tensor([0.9, 0.8]), threshold, 0).tolist() == [0, 1]
+    assert ours.nms(two, torch.tensor([0.9, 0.8]), threshold - 1e-6, 0).tolist() == [0]
+
+
 @needs_compiled
 @pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
 @pytest.mark.parametrize('count', [0, 1, 60])
@@ -320,6 +328,39 @@ def test_offsets_of_another_level_are_read_as_the_compiled_operator_reads_them(s
 
     got = run(lambda x, o, m, w: module.modulated_deform_conv2d(x, o, m, w, None, stride, 1))
     same(got, run(lambda x, o, m, w: by_flat_index(x, o, m, w, stride)))
+
+
+@pytest.mark.parametrize('modulated', [False, True])
+@pytest.mark.parametrize('settings', CONVS, ids=str)
+def test_offsets_whose_samples_lie_at_minus_one_have_no_gradient(settings, modulated, monkeypatch):
+    """The compiled operator's border is there (``<= -1``). Elsewhere the slope is the one to the right."""
+    from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+
+    use_ours(monkeypatch, 'modulated_deform_conv' if modulated else 'deform_conv')
+    torch.manual_seed(0)
+    conv = (ModulatedDeformConv2d if modulated else DeformConv2d)(4, 6, 3, **settings).double()
+    x = torch.randn(2, 4, 9, 11, dtype=torch.float64)
+    size = F.conv2d(x, torch.zeros(6, 4, 3, 3).double(), None, conv.stride, conv.padding, conv.dilation).shape[2:]
+    mask = [torch.rand(2, 9 * conv.deform_groups, *size, dtype=torch.float64)] if modulated else []
+
+    def slopes(at):
+        offset = torch.full((2, 18 * conv.deform_groups, *size), at, dtype=torch.float64, requires_grad=True)
+        out = conv(x, offset, *mask)
+        return torch.autograd.grad((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum(), offset)[0]
+
+    expected, outside = slopes(1e-9), 0
+    for i in range(expected.shape[1] // 2):
+        places = [
+            [n * conv.stride[a] - conv.padding[a] + tap * conv.dilation[a] for n in range(size[a])]
+            for a, tap in enumerate((i % 9 // 3, i % 3))
+        ]
+        for row, y in enumerate(places[0]):
+            for column, left in enumerate(places[1]):
+                if y <= -1 or left <= -1:
+                    expected[:, 2 * i : 2 * i + 2, row, column] = 0
+                    outside += 1
+    torch.testing.assert_close(slopes(0.0), expected, rtol=1e-6, atol=1e-6)
+    assert bool(outside) == bool(conv.padding[0])
 
 
 def test_too_few_offsets_are_refused(monkeypatch):

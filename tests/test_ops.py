@@ -414,6 +414,17 @@ def test_weights_stored_in_bf16_serve_fp32_activations():
         torch.testing.assert_close(layer(x), expected)
 
 
+@pytest.mark.parametrize('adjust', [dict(type='ParallelAdapter', rank=4), None])
+@pytest.mark.parametrize('make', [swin, deit])
+def test_a_network_that_is_built_with_its_weights_in_bf16_stores_all_of_them(make, adjust):
+    net = make(scale=dict(times=2, adjust=adjust), ops=dict(weights='bfloat16'))
+    big = [
+        p for name, p in net.named_parameters() if name.endswith(('qkv.weight', 'proj.weight', '0.weight', '1.weight'))
+    ]
+    blocks_of = [p for p in big if p.ndim == 2 and 4 not in p.shape]  # 4: the adapters' rank
+    assert len({id(p) for p in blocks_of}) >= 8 and {p.dtype for p in blocks_of} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize('make', [swin, deit])
 def test_frozen_weights_stored_in_bf16_are_half_as_large_and_computed_with_as_such(make, tmp_path):
     net = make()
@@ -436,6 +447,8 @@ def test_frozen_weights_stored_in_bf16_are_half_as_large_and_computed_with_as_su
         TrainPolicy('all').apply(net)
     with pytest.raises(ValueError, match="needs a linear layer that casts, got ops.linear='plain'"):
         Ops.read(dict(weights='bfloat16', linear='plain'))
+    with pytest.raises(ValueError, match="compiles window attention by index, got ops.window='plain'"):
+        Ops.read(dict(compile=True, window='plain'))
     torch.save(make().state_dict(), tmp_path / 'source.pth')
     net.load_state_dict(torch.load(tmp_path / 'source.pth'))  # fp32 files load
     assert sum(p.dtype is torch.bfloat16 for p in net.parameters()) == len(stored)

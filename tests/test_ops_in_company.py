@@ -223,6 +223,78 @@ def test_a_part_that_somebody_doubles_is_doubled(host, part, double, grad):
     assert apart(*outs) < 1e-5 < apart(outs[1], untouched)
 
 
+@pytest.mark.parametrize('host,part', [(host, part) for host, parts in PARTS.items() for part in parts])
+def test_a_part_of_a_compiled_block_that_somebody_doubles_is_doubled(host, part, monkeypatch):
+    monkeypatch.setattr('scalenet_mm.ops.compile._compiled', {})
+    monkeypatch.setattr(torch, 'compile', lambda function, **_: function)  # the graph is the function that it is of
+    net, x, outs = host().eval(), images(host), []
+    for ops in (dict(compile=True), 'plain'):
+        one = set_ops(copy.deepcopy(net), ops)
+        doubled_by_a_hook(one.get_submodule(LAST[host] + part))
+        outs.append(one(x)[-1])
+    assert apart(*outs) < 1e-5 < apart(outs[1], net(x)[-1])
+
+
+class OwnSoftmax(nn.Softmax):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class OwnDropout(nn.Dropout):
+    def forward(self, x):
+        return x / 2
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('compile', [False, True])
+@pytest.mark.parametrize(
+    'name,part,changes',
+    [('softmax', OwnSoftmax(-1), True), ('attn_drop', OwnDropout(), True), ('attn_drop', nn.Identity(), False)],
+)
+def test_window_attention_of_other_parts_is_the_hosts(name, part, changes, compile, training, monkeypatch):
+    monkeypatch.setattr('scalenet_mm.ops.compile._compiled', {})
+    monkeypatch.setattr(torch, 'compile', lambda function, **_: function)
+    net, x = swin(ops=dict(compile=compile)).train(training), images(swin)
+    untouched = net(x)[-1]
+    setattr(net.get_submodule('stages.3.blocks.1.attn.w_msa'), name, part)
+    got = net(x)[-1]
+    assert apart(got, plain_copy(net)(x)[-1]) < 1e-5 and (apart(got, untouched) > 1e-3) == changes
+
+
+@HOSTS
+@pytest.mark.parametrize('part', ['norm1', 'attn', 'norm2'])
+def test_hooks_see_every_sample_that_a_drop_path_drops(host, part):
+    net, x, sizes = host(drop_path_rate=0.5).train(), torch.randn(8, *IMAGES[host][1:]), []
+    module = getattr(net.get_submodule(LAST[host][:-1]), part)
+    module.register_forward_hook(lambda m, inputs, out: sizes.append(len(out)))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        net(x)
+    assert sizes == [8] * 4
+
+
+def test_a_merging_whose_sampler_is_waited_for_calls_it():
+    net, calls = swin().eval(), []
+    samplers = [m.sampler for m in net.modules() if isinstance(m, blocks.FastPatchMerging)]
+    for sampler in samplers:
+        sampler.register_forward_hook(lambda *args: calls.append(1))
+    net(images(swin))
+    assert len(calls) == len(samplers) == 3
+
+
+@HOSTS
+def test_a_copy_of_a_deployed_network_is_not_deployed(host):
+    net, x = host(), images(host)
+    deploy(set_ops(net.eval(), dict(linear='onednn')))
+    average = ExponentialMovingAverage(net, momentum=0.5)
+    with torch.no_grad():
+        average(x)
+        perturb(net, 5, 0.3)
+        average.update_parameters(net)
+        assert read_anew(average.module, x)
+        assert apart(average.module(x)[-1], plain_copy(average.module)(x)[-1]) < 1e-4
+
+
 @HOSTS
 def test_a_hook_on_every_module_sees_every_module(host):
     net, x, seen = host().eval(), images(host), []
@@ -254,12 +326,17 @@ def test_a_drop_path_stays_the_hosts_while_a_hook_waits_for_the_mlp(host):
     assert rates and all(type(d) is blocks.BlockDropPath for d in rates)
 
 
-def test_a_wide_mlp_is_whole_where_its_parts_are_waited_for(monkeypatch):
+@pytest.mark.parametrize('grad', [False, True])
+@pytest.mark.parametrize('host,part', [(host, part) for host in LAST for part in ('norm2', 'gamma2', 'layers.0.1')])
+def test_a_wide_mlp_is_whole_where_its_parts_are_waited_for(host, part, grad, monkeypatch):
     monkeypatch.setattr(blocks, 'LARGE', 1)
     monkeypatch.setattr(blocks, 'CACHED', 1000)
-    net, sizes = swin(), []
-    net.stages[0].blocks[0].ffn.layers[0][1].register_forward_hook(lambda m, args, out: sizes.append(out.shape))
-    net(images(swin))
+    net, sizes = host().eval(), []
+    block = net.get_submodule(LAST[host][:-1])
+    module = block.norm2 if part == 'norm2' else block.ffn.get_submodule(part)
+    module.register_forward_hook(lambda m, args, out: sizes.append(out.shape))
+    with torch.set_grad_enabled(grad):
+        net(images(host))
     assert [len(size) for size in sizes] == [3]
 
 
@@ -406,6 +483,8 @@ def test_an_adjustment_that_computes_something_else_than_its_base_is_called():
 
     layer = perturb(AdaptedLinear.wrap(nn.Linear(6, 8), Twice(6, 8, 3)))
     fast, x = set_ops(copy.deepcopy(layer)), torch.randn(5, 6)
+    torch.testing.assert_close(fast(x), layer(x))
+    layer.adapter = fast.adapter = nn.Linear(6, 8)  # of another kind
     torch.testing.assert_close(fast(x), layer(x))
 
 

@@ -531,6 +531,11 @@ def test_averaged_weights_are_taken_only_when_asked_for(weights):
         assert same(unwrap(checkpoint, prefer_ema=True), average)
 
 
+def test_settings_under_a_name_of_weights_hide_none(weights):
+    for checkpoint in ({'model': {'depth': 12}, 'model_state_dict': weights}, {'model': {'depth': 12}, **weights}):
+        assert same(unwrap(checkpoint), weights)
+
+
 def test_torchs_own_averages_are_read(weights):
     averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(3, 2)).state_dict()
     assert list(unwrap(averaged)) == ['weight', 'bias'] == list(unwrap({'state_dict': averaged}))

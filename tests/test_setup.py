@@ -19,8 +19,11 @@ import matrix
 import pytest
 from packaging.requirements import Requirement
 
+from scalenet_mm.commands.remedies import compiler_fault
+
 ROOT = Path(__file__).resolve().parents[1]
 HERE = sys.version_info[:2]
+needs_compiler = pytest.mark.skipif(bool(fault := compiler_fault()), reason=f'asks for a C++ compiler. {fault}')
 
 
 @pytest.fixture(scope='module')
@@ -186,6 +189,7 @@ def test_mmcv_comes_without_operators_unless_they_are_there_or_asked_for(parts, 
     assert not parts['main'].up_to_date(state), 'operators are wanted and not there'
 
 
+@needs_compiler
 @pytest.mark.parametrize('name', ['mmcv', 'onedl-mmcv'])
 def test_an_mmcv_without_operators_that_somebody_has_is_not_compiled_again(parts, state, name):
     add(state, name.replace('-', '_'), '2.1.0')
@@ -199,6 +203,7 @@ def test_an_mmcv_without_operators_that_somebody_has_is_not_compiled_again(parts
     assert 'compiler' in parts['steps'].check_machine(state), 'in an environment of its own it is'
 
 
+@needs_compiler
 def test_missing_python_headers_are_told_from_a_missing_compiler(parts, monkeypatch, tmp_path):
     parts['mmcv_install'].check_compiler()
     monkeypatch.setattr('sysconfig.get_path', lambda key: str(tmp_path))
@@ -429,6 +434,7 @@ setup(name='onedl-mmcv', version='2.3.6', packages=['mmcv'], ext_modules=EXTENSI
 """
 
 
+@needs_compiler
 @pytest.mark.parametrize('with_ops', [True, False])
 def test_a_wheel_enters_the_cache_with_its_ops_or_not_at_all(parts, state, monkeypatch, with_ops):
     source = state.env.parent / 'onedl_mmcv-2.3.6'

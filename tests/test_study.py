@@ -309,7 +309,8 @@ def test_what_other_families_say_of_a_primary_claim_stands_beside_it():
     table = short_tables(records({**better, 'deit5000/on': [70.5, 70.5]}), 1.0)[1].splitlines()
     assert table[0] == '| claim | 5,000 fixed scenes, 5 seeds |' and len(table) == 2 + len(of)
     assert table[2].endswith('| +1.00 ± 6.35, 2 seeds |') and table[5].endswith('| +0.00 ± 0.00, 2 seeds |')
-    assert table[3].endswith('| not asked |')
+    assert table[3].endswith('| not run |'), 'asked of this family, and no seed of it is there'
+    assert short_tables(records({'swin/scalenet': [1.0, 2.0], 'swin/on': [0.0, 0.0]}), 1.0)[1].count('not asked') == 3
     (verdict,) = verdicts(
         records({'h/a': [2.0, 3.0, 4.0], 'h/b': [1.0, 2.0, 3.1]}), Family('', 3, (Claim('', 'h/a', ('h/b',)),))
     )
@@ -592,6 +593,24 @@ def test_a_run_whose_loss_is_not_a_number_has_diverged(tmp_path):
     (job,) = jobs_of([(row, 100)])
     with pytest.raises(Diverged, match=r'the loss is nan after 6 steps at a learning rate of 1e\+30'):
         runs.train(job, tmp_path, None)
+
+
+@pytest.mark.slow
+def test_gradient_norms_are_measured_on_the_checkpoints_of_their_runs(tmp_path):
+    done = study('gradients', '--shorten', 100, '--seeds', 2, '--jobs', 2, '--work-dir', tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    root = tmp_path / 'demo_100_times_shorter'
+    found = json.loads((root / 'gradients.json').read_text())
+    assert all(len(norms) == 3 and min(norms) > 0 for seeds in found.values() for norms in seeds.values())
+    assert {tuple(seeds) for seeds in found.values()} == {('0', '1')} and len(found) == 6
+    (source, tied), wanted = (found[name]['0'] for name in ('source', 'tied x2, untrained')), (root / 'gradients.md')
+    assert source != tied and f'{np.mean([np.mean(n) for n in found["source"].values()]):.2f}' in wanted.read_text()
+    assert (
+        f'--report --work-dir {tmp_path}' not in wanted.read_text() and (root / 'gradients.png').stat().st_size > 9999
+    )
+    again = study('gradients', '--shorten', 100, '--seeds', 2, '--report', '--work-dir', tmp_path)
+    assert again.returncode == 0 and f'--report --work-dir {tmp_path}`' in wanted.read_text()
+    assert json.loads((root / 'gradients.json').read_text()) == found
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ python=$(realpath -ms "${SCALENET_ENV:-$root/.venv}")/bin/python
 if [[ ! -x $python && -z ${SCALENET_ENV:-} ]]; then python=python; fi
 
 for name in GPUS GPUS_PER_NODE CPUS_PER_TASK; do
-  if [[ ! ${!name:-1} =~ ^[0-9]+$ || ($name != GPUS_PER_NODE && ${!name:-1} =~ ^0) ]]; then
+  if [[ ! ${!name:-1} =~ ^(0|[1-9][0-9]*)$ || ($name != GPUS_PER_NODE && ${!name:-1} == 0) ]]; then
     echo "$name must be a whole number >= 1 (GPUS_PER_NODE: or 0), got '${!name}'." >&2
     exit 2
   fi

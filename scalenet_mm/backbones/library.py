@@ -42,7 +42,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
     has these methods:
         ``_arguments(img_size, drop_path_rate, in_channels)``: by the library's names; None where it keeps its own,
         ``_build(name, **host)``: a network, and ``_run(x)`` runs it on images,
-        ``_sizes()``: of a patch (1 where nothing has to be padded) and of an image,
+        ``_sizes()``: of a patch (1 where nothing has to be padded) and of an image (None where it may have any),
         ``_checkpoint_layers()``: has activations computed again in the backward pass,
         ``_converted(entries, scaled)``: a file of any of its dialects by the names and sizes of ``net`` or its source,
         ``_address()``: where pretrained weights are.
@@ -108,13 +108,16 @@ class LiveBackbone(ScaledBackbone, BaseModule):
         self.source = dict(name=name, **sized, **host)
         self.out_type, self.out_norm = out_type, out_norm
         self.net = self._with_outputs(self._build(**self.source))
-        names = (name.rpartition('.')[2] for name, _ in self.net.named_parameters())
-        if out_type == 'cls_token' and 'cls_token' not in names:
+        names = {name.rpartition('.')[2] for name, _ in self.net.named_parameters()}
+        if out_type == 'cls_token' and not names & {'cls_token', 'class_embedding'}:
             raise ValueError(
                 f"out_type='cls_token' needs a class token, and {name!r} has none; use 'featmap' or 'avg_featmap'."
             )
         self.net.is_init = True  # mmengine would have it draw its weights anew
-        self.patch_size, self.img_size = self._sizes()
+        patch, size = self._sizes()
+        self.patch_size = patch if isinstance(patch, int) else max(patch)
+        if size is not None:
+            self.img_size = size
         conv = self._embedding()
         known = conv is not None and not isinstance(conv.padding, str)
         # of each side of an image: padding, dilation, kernel, stride

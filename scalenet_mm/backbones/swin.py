@@ -99,6 +99,13 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
             raise CheckpointError(
                 f'The bias tables of the file are of different windows: {few} has {tables[few]} rows.'
             )
+        embed, own = (found.get('absolute_pos_embed') for found in (entries, self._parameters))
+        other = embed is not None and own is not None and embed.shape != own.shape
+        if other and (embed.ndim != 3 or math.isqrt(embed.shape[1]) ** 2 != embed.shape[1]):  # the host resizes squares
+            raise CheckpointError(
+                f'absolute_pos_embed {tuple(embed.shape)} is no square of patches, so it cannot be resized to '
+                f'{tuple(own.shape)}. Is the file of this architecture?'
+            )
         for key in self.state_dict():
             module, _, name = key.rpartition('.')
             if name == 'relative_position_index':

@@ -71,7 +71,7 @@ class ScaleNetTimm(LiveBackbone):
         patch = conv.stride if conv else getattr(self._patch_embed(), 'patch_size', 1)
         size = getattr(self._patch_embed(), 'img_size', None)
         size = size or self.net.pretrained_cfg['input_size'][1:]
-        return patch if isinstance(patch, int) else max(patch), size
+        return patch, size
 
     def _embedding(self) -> nn.Conv2d | None:
         """Where ``patch_embed`` has one convolution: of a stem of several, and of linear ones, the patch is known."""
@@ -196,7 +196,7 @@ class ScaleNetHF(LiveBackbone):
 
     def _sizes(self) -> tuple[int, Any]:
         config = self.net.config
-        return getattr(config, 'patch_size', 1), config.image_size
+        return getattr(config, 'patch_size', 1), getattr(config, 'image_size', None)
 
     def _run(self, x: Tensor) -> None:
         self.net(pixel_values=x, **self.run_arguments)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..core.adapters import Adjustment
 from ..core.roles import roles
 from ..file_names import require_suffix
 from ..version import __version__
-from .config_text import is_json, parse_config
+from .config_text import is_json, parse_config, registered_only
 from .delta_file import SHORT, SUFFIX, Delta, check, read_delta, structure
 from .digests import digests, fingerprint
 from .loading import build_model, load_base, load_weights
@@ -52,9 +52,9 @@ def export_delta(
             'one of base and delta.'
         )
     content = read_checkpoint(checkpoint)
-    state, meta = unwrap(content), content.get('meta') or {}
-    cfg = _config(config, meta.get('cfg'), checkpoint)
-    model = build_model(cfg)
+    with naming(checkpoint):
+        state, meta = unwrap(content), content.get('meta') or {}
+    cfg, model = _build(config, meta.get('cfg'), checkpoint)
     load_base(model, base)
     theirs, mine = digests(model.state_dict()), digests(state)
     changed = [name for name in mine if mine[name] != theirs.get(name)]
@@ -156,7 +156,7 @@ def assemble(
     delta = delta if isinstance(delta, Delta) else read_delta(delta)
     if base is None and '://' not in delta.base:
         raise CheckpointError(f'The delta stands on the file {delta.base}; name it: base=PATH.')
-    model = build_model(_config(config, delta.config, 'the delta'))
+    model = _build(config, delta.config, 'the delta')[1]
     load_weights(model, base or delta.base, delta)
     if delta.dataset_meta:
         model.dataset_meta = delta.dataset_meta  # what mmdet's and mmseg's inference looks for
@@ -187,7 +187,7 @@ def verify_delta(base: str | Path, delta: str | Path, config: str | Path | Confi
         CheckpointError: naming what differs.
     """
     read = read_delta(delta)
-    model = build_model(_config(config, read.config, delta))
+    model = _build(config, read.config, delta)[1]
     load_base(model, base)
     with naming(delta):
         check(read, model.state_dict(), base)
@@ -205,6 +205,13 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 def base_name(base: str | Path) -> str:
     """How a delta names its base: the address, or the file name of a local path."""
     return str(base) if '://' in str(base) else Path(base).name
+
+
+def _build(given: Any, text: str | None, where: str | Path) -> tuple[Config, nn.Module]:
+    """The config that is given, or the one inside a file, and its model."""
+    cfg = _config(given, text, where)
+    with nullcontext() if given is not None else registered_only(cfg, str(where)):
+        return cfg, build_model(cfg)
 
 
 def _config(given: Any, text: str | None, where: str | Path) -> Config:

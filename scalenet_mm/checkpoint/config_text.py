@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS, TASK_UTILS, Registry, registry
 
+from ..compat import LIBRARIES
 from .strict import CheckpointError
+
+NAME_IT = 'name the config file with --config (config=... in Python)'
 
 
 def is_json(text: str) -> bool:
@@ -29,9 +36,72 @@ def parse_config(text: str, where: str) -> Config:
         return Config({s.targets[0].id: _value(s.value) for s in statements})
     except (AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f'the config inside {where} is no plain data ({error}), and nothing stored in a file is run; '
-            'name the config file with --config (config=... in Python)'
+            f'the config inside {where} is no plain data ({error}), and nothing stored in a file is run; {NAME_IT}'
         ) from error
+
+
+@contextmanager
+def registered_only(cfg: Config, where: str) -> Iterator[None]:
+    """While a model is built from a config that lies in a file: what it names is registered, and no other code runs.
+
+    A registry of mmengine calls any function that a ``type`` names by its place (``os.system``), ``custom_imports``
+    imports any module, and mmcv evaluates the name of a suppression (``nms``) as an expression.
+
+    Raises:
+        CheckpointError: if the config names anything else.
+    """
+    imports = (cfg.get('custom_imports') or {}).get('imports') or ()
+    named = [imports] if isinstance(imports, str) else [*imports]
+    named += [cfg.get('default_scope') or 'mmengine', *_scopes([cfg.get('model'), cfg.get('data_preprocessor')])]
+    refused = [name for name in named if not _is_known(name)]
+    host = registry.get_object_from_string
+
+    def registered(name: str) -> Any:
+        there = host(name) if _is_known(name) else None
+        if there is not None and not any(there is one for one in _registered(MODELS, TASK_UTILS)):
+            refused.append(name)
+            return None
+        return there
+
+    registry.get_object_from_string = registered
+    try:
+        if not refused:
+            yield
+    except (KeyError, RuntimeError):
+        if not refused:
+            raise
+    finally:
+        registry.get_object_from_string = host
+    if refused:
+        raise CheckpointError(
+            f'the config inside {where} names {refused[0]!r}, which is no registered part of a library that is '
+            f'imported, and nothing stored in a file is run; import the module that it belongs to, or {NAME_IT}'
+        )
+
+
+def _is_known(name: str) -> bool:
+    """Whether a dotted name begins with a module that is imported, or one of the libraries."""
+    top = name.partition('.')[0]
+    return '(' not in name and (top in sys.modules or top in (*LIBRARIES, 'mmengine', 'mmcv', 'scalenet_mm'))
+
+
+def _scopes(node: Any) -> Iterator[str]:
+    """Types with dots, which are looked up where they say, and strings that could be calls, within a config."""
+    if isinstance(node, dict):
+        kind = node.get('type')
+        yield from [kind] if isinstance(kind, str) and '.' in kind else ()
+        node = node.values()
+    elif isinstance(node, str) and '(' in node:
+        yield node
+    if not isinstance(node, (str, int, float, type(None))):
+        for value in node:
+            yield from _scopes(value)
+
+
+def _registered(*registries: Registry) -> Iterator[Any]:
+    for one in registries:
+        yield from one.module_dict.values()
+        yield from _registered(*one.children.values())
 
 
 def _value(node: ast.expr) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,8 @@ def read_delta(source: str | Path) -> Delta:
         CheckpointError: if it is truncated, damaged, no delta, or of another format version.
     """
     address = str(source).rstrip('/')
-    if address.startswith('hf://') and address.count('/') == 3:
-        repo, at, revision = address.partition('@')
+    repo, at, revision = address.partition('@')  # a revision may be refs/pr/1
+    if repo.startswith('hf://') and repo.count('/') == 3:
         address = f'{repo}/{PUSHED}{at}{revision}'
     elif '://' not in address and Path(address).expanduser().is_dir():
         address = f'{address}/{PUSHED}'
@@ -211,14 +211,17 @@ def apply_delta(model: nn.Module, delta: Delta | str | Path, base: str | Path | 
             return apply_delta(model, read_delta(delta), base)
     state = bare(model).state_dict()
     check(delta, state, base)
-    coarser = {
-        f'{t.dtype} in {state[n].dtype}' for n, t in delta.tensors.items() if state[n].element_size() < t.element_size()
-    }
-    if coarser:
-        told = ', '.join(sorted(coarser)).replace('torch.', '')
-        print_log(f'Tensors of the delta are rounded, since the model keeps them in its own dtype: {told}.', 'current')
+    tell_rounded('the delta', {(t.dtype, state[n].dtype) for n, t in delta.tensors.items()})
     put(bare(model), delta.tensors)
     return delta
+
+
+def tell_rounded(where: str, dtypes: Collection[tuple[torch.dtype, torch.dtype]], way_out: str = '') -> None:
+    """Logs which tensors lose digits, if some do: pairs of the dtype that they are stored in and the model's."""
+    coarser = sorted(f'{stored} in {kept}' for stored, kept in dtypes if kept.itemsize < stored.itemsize)
+    if coarser:
+        told = ', '.join(coarser).replace('torch.', '')
+        print_log(f'Tensors of {where} are rounded, since the model keeps its own dtype: {told}{way_out}.', 'current')
 
 
 class DeltaSwitch:
@@ -264,7 +267,7 @@ class DeltaSwitch:
         return delta
 
     def use(self, name: str | None) -> None:
-        """Puts a delta in place of the one in use; None restores the base.
+        """Puts a delta in place of the one in use; None restores what the model held when its deltas were added.
 
         Raises:
             ValueError: if no delta has the name.

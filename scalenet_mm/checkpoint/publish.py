@@ -39,7 +39,7 @@ def push_delta(
     read = _placeless(read_delta(delta), base_model)
     dest = str(dest).rstrip('/')
     if '://' not in dest:
-        return _write(read, Path(dest), dest, license, base_model, force)
+        return _write(read, Path(dest).expanduser(), dest, license, base_model, force)
     repo = dest.removeprefix('hf://')
     if repo.count('/') != 1:
         near = re.fullmatch(r'https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)', dest)

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 
 from ..compat import allowed_globals
+from ..file_names import local_path
 from .digests import digests, fingerprint
 from .fetching import fetch_hub, fetch_url
 from .strict import CheckpointError
@@ -55,11 +56,9 @@ def read_checkpoint(source: str | Path, map_location: str | torch.device | None 
         return _read_file(fetch_url(address), map_location)
     if scheme == 'hf':
         return _read_file(fetch_hub(address), map_location)
-    if scheme == 'file':
-        address, scheme = unquote(urlparse(address).path), ''
-    if scheme:
+    if scheme not in ('', 'file'):
         return _read_with_mmengine(address, map_location)
-    return _read_file(Path(address).expanduser(), map_location)
+    return _read_file(local_path(address), map_location)
 
 
 def unwrap(checkpoint: Mapping[str, Any], prefer_ema: bool = False) -> OrderedDict[str, Tensor]:
@@ -83,8 +82,9 @@ def unwrap(checkpoint: Mapping[str, Any], prefer_ema: bool = False) -> OrderedDi
             'scalenet delta apply BASE DELTA OUT.pth (scalenet test takes BASE --delta DELTA)'
         )
     order = (*AVERAGED, *PLAIN, *LAST) if prefer_ema else PLACES
-    found = next((checkpoint[k] for k in order if isinstance(checkpoint.get(k), Mapping)), None)
-    content = checkpoint if found is None else found
+    places = [*(checkpoint[k] for k in order if isinstance(checkpoint.get(k), Mapping)), checkpoint]
+    # under the name of weights a file may keep settings
+    content = next((p for p in places if any(isinstance(v, Tensor) for v in p.values())), places[0])
     state = with_metadata(((k, v) for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)), content)
     if not state:
         raise CheckpointError(

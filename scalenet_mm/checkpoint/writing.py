@@ -20,7 +20,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     Raises:
         OSError: if it cannot be written; the old file is untouched, and nothing is left beside it.
     """
-    path = Path(path).resolve()  # the file behind a link, as open() writes it
+    path = Path(path).expanduser().resolve()  # the file behind a link, as open() writes it
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

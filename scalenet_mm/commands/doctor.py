@@ -204,7 +204,7 @@ MULTIMODAL = (
 NUMPY, TIMM, SCALENET = (
     {name: f'import {name}; print({name}.__version__)'} for name in ('numpy', 'timm', 'scalenet_mm')
 )
-INSTALL = f'{PIP} install -e {shlex.quote(str(CHECKOUT))} --no-deps'
+INSTALL = f'{PIP} install -e {shlex.quote(str(CHECKOUT))}'
 CHECKS = (
     # name, whether it says nothing without torch, check and its arguments
     ('python', False, check_python),

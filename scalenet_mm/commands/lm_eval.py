@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
     from ..lm.saving import load_increments, load_parts
 
-    tasks = [task for task in args.tasks.split(',') if task]
+    tasks = [task.strip() for task in args.tasks.split(',') if task.strip()]
     known_tasks(tasks, args.include_path)  # like the tokenizer, looked at before the weights are loaded
     tokenizer, load = load_parts(args.model)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')

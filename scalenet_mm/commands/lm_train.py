@@ -86,7 +86,8 @@ def main(argv: Sequence[str]) -> int:
             '--out.'
         )
     checkpoint = checkpoint_of(args.out, args.resume)
-    if not checkpoint and args.out.is_dir() and weight_files(args.out):
+    own = checkpoint and Path(checkpoint).resolve().parent == args.out.resolve()
+    if not own and args.out.is_dir() and weight_files(args.out):
         raise ValueError(f'--out {args.out} holds a model, which the trained one would replace; name another --out.')
     records = read_alpaca(args.data)
     tokenizer, load = load_parts(args.model)
@@ -97,10 +98,11 @@ def main(argv: Sequence[str]) -> int:
         f'{args.max_length} tokens or cut there.'
     )
     model = load('bfloat16' if args.bf16 and args.train != 'all' else 'float32')
+    run = run_of(recipe, args.train, examples, model)
     set_seed(args.seed)  # the adapters' first values
     if args.times != 1 or adjust:
         scale(model, times=args.times, order=args.order, adjust=adjust, start=args.start)
-    setattr(model.config, RUN, run_of(recipe, args.train, examples))
+    setattr(model.config, RUN, run)
     if checkpoint:
         require_same_run(checkpoint, model.config)
     policy = TrainPolicy(args.train)

@@ -48,7 +48,8 @@ class DeltaHook(Hook):
     def before_run(self, runner) -> None:
         deltas = {*_folder(runner).glob(f'*{SUFFIX}')} if runner._resume else set()
         # before CheckpointHook removes what is more than is kept
-        self._written = {d: p for p in _folder(runner).glob('*') if (d := beside(p)) in deltas}
+        files = sorted(_folder(runner).glob('*'), key=lambda path: path.suffix == '.pth')  # above epoch_1.onnx
+        self._written = {d: p for p in files if (d := beside(p)) in deltas}
 
     def before_train(self, runner) -> None:
         if runner._resume and RECORD in runner.message_hub.runtime_info:

@@ -54,6 +54,10 @@ def _record(record: Any, where: str) -> dict[str, str]:
         if not isinstance(value, str):
             told = f'is {value!r}' if key in record else f'is missing (it has {list(record)})'
             raise ValueError(f'{where}: the key {key!r} must be text, but it {told}.')
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f'{where}: the key {key!r} holds half a character ({error}); mend the file.') from error
     if not record['instruction'].strip():
         raise ValueError(f"{where}: the key 'instruction' is empty; name the task or drop the record.")
     return {key: record.get(key, '') for key in KEYS}

@@ -86,7 +86,7 @@ def evaluate(
         num_fewshot=0,
         limit=limit,
         task_manager=manager,
-        bootstrap_iters=0,
+        bootstrap_iters=100,  # for metrics whose error has no formula; 0 leaves out those that have one too
         log_samples=False,
     )['results']
     told = {

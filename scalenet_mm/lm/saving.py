@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,15 @@ def from_pretrained(folder: str | Path, model_class: Any = None, dtype: Any = 'a
     Args:
         folder: of a scaled model, or a plain model's folder or Hub name.
         model_class: ``AutoModelForCausalLM`` by default, or a model's own class.
-        dtype: of all weights, ``torch.bfloat16`` or ``'bfloat16'``; ``'auto'`` is the one in the config.
+        dtype: of all weights, ``torch.bfloat16`` or ``'bfloat16'``; ``'auto'`` is the one in the config. What the
+            files hold in a finer one is rounded, which is logged.
         kwargs: what the class takes beside the config, such as ``attn_implementation='sdpa'``.
 
     Raises:
         FileNotFoundError: if the folder of a scaled model has no weights.
         CheckpointError: naming the file that is damaged, or the folder whose weights and config do not fit.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     from ..checkpoint.pretrained import empty_model, load_source, weight_files
 
@@ -57,6 +59,9 @@ def from_pretrained(folder: str | Path, model_class: Any = None, dtype: Any = 'a
     with meta_parameters():  # tied and adjusted while the weights have no storage
         model = rescale(empty_model(model_class, config, dtype=dtype, **kwargs), spec)
     _load(model, files, dtype)
+    if model.can_generate():
+        with suppress(OSError):  # a folder may have none
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 
@@ -82,13 +87,18 @@ def load_parts(name: str | Path) -> tuple[Any, Callable[[Any], nn.Module]]:
 
 
 def _load(model: nn.Module, files: list[Path], dtype: torch.dtype) -> None:
+    from ..checkpoint.delta_file import tell_rounded
     from ..checkpoint.reading import read_checkpoint, unwrap
     from ..checkpoint.strict import naming, require, require_values
 
     state: dict[str, torch.Tensor] = {}
+    stored: set[torch.dtype] = set()
     for file in files:
         for name, tensor in unwrap(read_checkpoint(file)).items():
-            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            floating = tensor.is_floating_point()
+            state[name] = tensor.to(dtype) if floating else tensor
+            stored |= {tensor.dtype} if floating else set()
+    tell_rounded('the files', {(found, dtype) for found in stored}, "; dtype='float32' (--dtype float32) keeps them")
     by_tensor = {id(t): name for name, t in model.state_dict(keep_vars=True).items() if name in state}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name not in state and id(tensor) in by_tensor:  # an output layer tied to the embedding
@@ -122,18 +132,22 @@ def save_increments(model: nn.Module, base: str, path: str | Path, policy: Train
     trained = {name for name, t in state.items() if id(t) in named}  # with an output layer tied to the embedding
     state = {name: t.detach() for name, t in state.items()}
     found = digests(state)
-    _require_source({name: digest for name, digest in found.items() if name not in trained}, model, base)
-    delta = make_delta(state, trained, model, str(base), model.config.to_json_string(), found=found)
+    kept = {name: digest for name, digest in found.items() if name not in trained}
+    dtype = next((t.dtype for name, t in state.items() if name in kept and t.is_floating_point()), model.dtype)
+    _require_source(kept, model, base, dtype)
+    # in the config, save_pretrained sets the dtype of the first parameter
+    config = json.loads(model.config.to_json_string()) | dict(dtype=str(dtype).removeprefix('torch.'))
+    delta = make_delta(state, trained, model, str(base), json.dumps(config, indent=2, sort_keys=True), found=found)
     delta.save(path)
     return delta
 
 
-def _require_source(kept: dict[str, str], model: nn.Module, base: str) -> None:
+def _require_source(kept: dict[str, str], model: nn.Module, base: str, dtype: torch.dtype) -> None:
     """Raises CheckpointError unless the tensors with these digests are what ``base`` supplies."""
     from ..checkpoint.delta_file import digests
     from ..checkpoint.strict import CheckpointError
 
-    known = type(model).from_pretrained(base, dtype=model.config.dtype).state_dict()
+    known = type(model).from_pretrained(base, dtype=dtype).state_dict()
     for name, layers in scaled_layers(model):
         expand(known, f'{name}.', layers)
     theirs = digests(known)
@@ -175,7 +189,7 @@ def load_increments(
     if not is_json(delta.config):
         raise CheckpointError(f'{path} is a delta of {delta.base}, no language model: scalenet delta info tells more.')
     require_source(model_class, base or delta.base, **kwargs)
-    model = model_class.from_pretrained(base or delta.base, dtype=json.loads(delta.config)['dtype'], **kwargs)
+    model = model_class.from_pretrained(base or delta.base, dtype=json.loads(delta.config).get('dtype'), **kwargs)
     scale_by_delta(model, delta)
     if dtype != 'auto':
         model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)

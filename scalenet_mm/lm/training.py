@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoint.digests import digests, fingerprint
 from ..core.roles import TrainPolicy, role_rows
 from ..progress import Progress
 from ..tables import format_table
@@ -136,6 +137,11 @@ def make_trainer(
 
     args = recipe.arguments(out)
     trainable = set(policy.trainable(model))
+    if not trainable:
+        raise ValueError(
+            f'train={policy.train!r} trains adjustments, and this model has none: add some (adjust, --adjust), train '
+            "'all', or name parameters (also)."
+        )
     to_full_precision(model, trainable, recipe.bf16)
     policy.apply(model)
     if recipe.gradient_checkpointing:
@@ -159,9 +165,16 @@ def checkpoint_of(out: str | Path, resume: bool | str | None) -> str | None:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if the run would lose checkpoints that are there: it starts anew, or continues from another one.
+        ValueError: if the run would lose checkpoints that are there: it starts anew, or continues from another one; or
+            copies of them, which the Trainer counts among those it keeps.
     """
-    there = [p for p in Path(out).glob('checkpoint-*') if p.name.rpartition('-')[2].isdecimal()]  # no copies of them
+    named = list(Path(out).glob('checkpoint-*'))
+    there = [p for p in named if p.name.rpartition('-')[2].isdecimal()]
+    if copies := [p.name for p in named if p not in there and p.name[len('checkpoint-') :][:1].isdecimal()]:
+        raise ValueError(
+            f'{out} has {", ".join(sorted(copies))}, which the Trainer takes for a checkpoint of its own and removes; '
+            'move it elsewhere.'
+        )
     whole = [folder for folder in there if _is_whole(folder)]
     last = str(max(whole, key=lambda folder: int(folder.name.rpartition('-')[2]))) if whole else None
     if resume is None and last:
@@ -210,14 +223,20 @@ def _is_whole(checkpoint: Path) -> bool:
 CONTINUED = ('lr', 'batch_size', 'warmup', 'weight_decay', 'clip', 'bf16', 'seed')  # of a recipe, by each checkpoint
 
 
-def run_of(recipe: Recipe, train: str, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
-    """What a run is continued with unchanged: the policy, most of the recipe, and a digest of the examples.
+def run_of(
+    recipe: Recipe, train: str, examples: Sequence[Mapping[str, Sequence[int]]], source: nn.Module
+) -> dict[str, Any]:
+    """What a run is continued with unchanged: the policy, most of the recipe, digests of the examples and the source.
 
     Epochs and steps may be others; micro-batches change memory alone.
+
+    Args:
+        source: the model as it is loaded, not yet scaled.
     """
     given = json.dumps([{k: list(v) for k, v in example.items()} for example in examples], sort_keys=True)
     digest = hashlib.sha256(given.encode()).hexdigest()[:16]
-    return dict(train=train, **{k: getattr(recipe, k) for k in CONTINUED}, examples=digest)
+    weights = fingerprint(digests(source.state_dict()))[:16]
+    return dict(train=train, **{k: getattr(recipe, k) for k in CONTINUED}, examples=digest, source=weights)
 
 
 def require_same_run(checkpoint: str | Path, config: Any) -> None:

@@ -25,8 +25,29 @@ def _bias(weight: Tensor) -> Tensor:
 
 
 def _backward(input: Tensor, offset: Tensor, weight: Tensor, grad_output: Tensor, settings: dict) -> tuple[Tensor, ...]:
-    arguments = (grad_output, input, weight, offset, _mask(offset), _bias(weight), *_settings(**settings), False)
-    return torchvision._deform_conv2d_backward(*arguments)
+    numbers = _settings(**settings)
+    arguments = (grad_output, input, weight, offset, _mask(offset), _bias(weight), *numbers, False)
+    found = torchvision._deform_conv2d_backward(*arguments)
+    return found[0], found[1], _inside(found[2], offset, weight, *numbers)
+
+
+def _inside(grad: Tensor, offset: Tensor, weight: Tensor, *numbers: int) -> Tensor:
+    """The gradient of ``offset``, 0 where a sample lies at -1 or before: mmcv ends there, torchvision behind it.
+
+    Offsets of zero with a padding of one lie there at two borders.
+    """
+    height, width = weight.shape[2:]
+    (*stride, pad_h, pad_w, dilation_h, dilation_w), (rows, columns) = numbers[:6], offset.shape[2:]
+    places = offset.detach().unflatten(1, (-1, height, width, 2))  # (B, groups, kH, kW, 2, H', W')
+
+    def regular(taps: int, step: int, outputs: int, stride: int, pad: int) -> Tensor:
+        at = torch.arange(taps, device=offset.device)[:, None] * step
+        return at + torch.arange(outputs, device=offset.device) * stride - pad
+
+    y = places[:, :, :, :, 0] + regular(height, dilation_h, rows, stride[0], pad_h)[:, None, :, None]
+    x = places[:, :, :, :, 1] + regular(width, dilation_w, columns, stride[1], pad_w)[:, None, :]
+    inside = ((y > -1) & (x > -1)).unsqueeze(4).expand_as(places)
+    return torch.where(inside.reshape(offset.shape), grad, 0)
 
 
 def deform_conv_forward(
@@ -137,7 +158,7 @@ def modulated_deform_conv_backward(
     found = torchvision._deform_conv2d_backward(grad_output, input, weight, offset, mask, bias, *numbers, True)
     grad_input.copy_(found[0])
     grad_weight.copy_(found[1])
-    for given, grad in zip((grad_offset, grad_mask), found[2:4], strict=True):
+    for given, grad in zip((grad_offset, grad_mask), (_inside(found[2], offset, weight, *numbers), found[3])):
         _as_read(given.zero_(), grad).copy_(grad)  # what was not read has no gradient
     if settings['with_bias']:
         grad_bias.copy_(found[4])

@@ -12,7 +12,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     """
     if offset:
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), 1)
-    return torchvision.ops.nms(boxes, scores.to(boxes.dtype), iou_threshold)
+    # mmcv compares in float32, torchvision's CPU kernel in float64: an overlap of 0.6 is not above 0.6
+    threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
+    return torchvision.ops.nms(boxes, scores.to(boxes.dtype), threshold)
 
 
 def _overlaps(one: Tensor, others: Tensor, offset: int = 0) -> Tensor:

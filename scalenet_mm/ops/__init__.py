@@ -82,6 +82,10 @@ class Ops:
             raise ValueError(
                 f"ops.weights={read.weights!r} needs a linear layer that casts, got ops.linear='plain'; leave it out."
             )
+        if read.compile and read.window == 'plain':
+            raise ValueError(
+                "ops.compile compiles window attention by index, got ops.window='plain'; leave one of the two out."
+            )
         return read
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,14 +102,16 @@ def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None, only: type
 
     Args:
         model: a backbone, a detector, or a live network with adjusted layers.
-        ops: see ``Ops.read``. ``'plain'`` gives every module its host's class back.
+        ops: see ``Ops.read``. With ``'plain'`` every module computes as its host's class does, and all but blocks have
+            it back.
         only: modules of this class alone.
 
     Returns:
         ``model``.
     """
     ops = Ops.read(ops)
-    for module in [m for m in model.modules() if isinstance(m, only)]:
+    modules = [m for m in model.modules() if isinstance(m, only)]
+    for module in modules:
         host = vars(module).get('host_class', type(module))
         fast = FAST.get(host)
         if type(module) in (host, fast):  # else its class was changed since: parametrized
@@ -114,6 +120,7 @@ def set_ops(model: nn.Module, ops: str | Mapping | Ops | None = None, only: type
                 module.__class__, module.host_class = fast, host
             elif fast is not None:
                 module.__class__ = host
+    for module in modules:  # a block asks which of its layers are fast
         if hasattr(module, 'use_ops'):
             module.use_ops(ops)
     return model

@@ -60,8 +60,7 @@ class FastShiftWindowMSA(Deployable, ShiftWindowMSA):
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
         msa = self.w_msa
-        called = msa, msa.softmax, msa.attn_drop
-        if type(msa) is not WindowMSA or traced() or any(map(is_hooked, called)):
+        if traced() or not self.is_usual():
             return super().forward(query, hw_shape)
         batch, _, channels = query.shape
         dtype, table = compute_dtype(query), msa.relative_position_bias_table
@@ -76,6 +75,13 @@ class FastShiftWindowMSA(Deployable, ShiftWindowMSA):
         out = attend(qkv, bias, at, msa.scale, method, dropout)
         out = from_windows(out.view(-1, channels), at, batch)
         return self.drop(msa.proj_drop(msa.proj(out)))
+
+    def is_usual(self) -> bool:
+        """Whether the windows' attention is of the host's own parts, and nobody waits for their calls."""
+        msa = self.w_msa
+        if type(msa) is not WindowMSA or type(msa.softmax) is not nn.Softmax or type(msa.attn_drop) is not nn.Dropout:
+            return False
+        return not any(map(is_hooked, (msa, msa.qkv, msa.softmax, msa.attn_drop, msa.proj, msa.proj_drop)))
 
     def constants(
         self, x: Tensor, hw_shape: tuple[int, int], dtype: torch.dtype, every: bool = False
@@ -123,8 +129,9 @@ class FastMultiheadAttention(MultiheadAttention):
 class FastBlock:
     """Mixed in before a host block: sparse drop path, checkpointing, compilation around the host's forward.
 
-    A host says where its attention's drop path is (``attention_drop``), what a compiled block takes besides x
-    (``constants``) and how attention is computed from that (``attention``).
+    A host says where its attention's drop path is (``attention_drop``), whether its attention can be compiled
+    (``is_compilable``), what a compiled block takes besides x (``constants``) and how attention is computed from that
+    (``attention``).
     """
 
     ops: Ops = Ops.read('plain')
@@ -143,8 +150,9 @@ class FastBlock:
         self.own_path()
         if ops.weights or self.stored:
             self.stored = bool(ops.weights)
+            kinds = (FastLinear, AdaptedLinear) if ops.weights else nn.Linear  # which have their host's class back
             for linear in self.modules():
-                if isinstance(linear, (FastLinear, AdaptedLinear)):
+                if isinstance(linear, kinds):
                     store(linear.weight, torch.bfloat16 if ops.weights else torch.float32)
 
     def own_path(self) -> bool:
@@ -178,7 +186,7 @@ class FastBlock:
         if not self.own_path():
             return super().forward(x, *args)
         pays = torch.is_grad_enabled() or x.device.type != 'cpu'  # else the path below is faster than its graph
-        if self.ops.compile and pays and not traced():
+        if self.ops.compile and pays and not traced() and self.is_compilable():
             constants = self.constants(x, *args)
             return compiled(self)(self, x, *branch_weights(x, self.drops()), *constants)
         first, second = self.drops()
@@ -226,7 +234,7 @@ class FastBlock:
             return None
         linears = hidden[0], ffn.layers[1]
         dropped = (*hidden[2:], ffn.layers[2], ffn.dropout_layer)  # some ask for drop-out in inference
-        called = (ffn.layers, hidden, *hidden, *ffn.layers[1:], ffn.gamma2)
+        called = (self.norm2, ffn.layers, hidden, *hidden, *ffn.layers[1:], ffn.gamma2)
         if type(ffn.gamma2) is not nn.Identity or any(m.training for m in dropped) or any(map(is_hooked, called)):
             return None
         parts = [linear.parts() for linear in linears if isinstance(linear, FastLinear)]
@@ -239,7 +247,7 @@ class FastBlock:
 
     def mlp_in_pieces(self, x: Tensor) -> Tensor:
         wide = self.ffn.feedforward_channels if self.ops.mlp != 'plain' and not traced() else 0
-        if is_large(x, wide) and any(map(is_hooked, self.ffn.layers.modules())):
+        if is_large(x, wide) and any(map(is_hooked, (self.norm2, *self.ffn.modules()))):
             wide = 0
         return in_pieces(self.mlp, x, wide)
 
@@ -247,7 +255,7 @@ class FastBlock:
         rate = getattr(drop, 'drop_prob', 0.0)
         if not rate or not drop.training:
             return x + branch(x)
-        if self.ops.drop_path == 'sparse' and not traced():
+        if self.ops.drop_path == 'sparse' and not traced() and not any(map(is_hooked, self.modules())):
             return sparse_residual(x, branch, rate)
         return x + DropPath.forward(drop, branch(x))
 
@@ -256,10 +264,12 @@ class FastSwinBlock(FastBlock, SwinBlock):
     def attention_drop(self) -> nn.Module:
         return self.attn.drop
 
+    def is_compilable(self) -> bool:
+        attn = self.attn
+        return isinstance(attn, FastShiftWindowMSA) and attn.is_usual() and not is_hooked(attn)
+
     def constants(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple:
         attn = self.attn
-        if not isinstance(attn, FastShiftWindowMSA) or type(attn.w_msa) is not WindowMSA:
-            raise ValueError("ops=dict(compile=True) compiles window attention by index; leave ops.window at 'auto'.")
         table = attn.w_msa.relative_position_bias_table
         at, bias = attn.constants(x, hw_shape, table.dtype, every=True)  # another shape would be another graph
         padding = filled(False, (1, 1), 0, x.device) if at.padding is None else at.padding
@@ -279,6 +289,9 @@ class FastEncoderLayer(FastBlock, TransformerEncoderLayer):
     def attention_drop(self) -> nn.Module:
         return self.attn.out_drop
 
+    def is_compilable(self) -> bool:
+        return not is_hooked(self.attn)
+
     def constants(self, x: Tensor) -> tuple:
         return ()
 
@@ -297,7 +310,8 @@ class FastPatchMerging(PatchMerging):
         """(B, H W, C) -> (B, H W / k², C'), (H / k, W / k)."""
         sampler = self.sampler
         (high, wide), (height, width) = sampler.kernel_size, input_size
-        whole = height % high == 0 and width % wide == 0 and sampler.stride == sampler.kernel_size
+        usual = type(sampler) is nn.Unfold and not is_hooked(sampler)
+        whole = usual and height % high == 0 and width % wide == 0 and sampler.stride == sampler.kernel_size
         if not whole or sampler.dilation != (1, 1) or sampler.padding != (0, 0) or traced():
             return super().forward(x, input_size)
         batch, size = len(x), (height // high, width // wide)

@@ -259,6 +259,10 @@ class Deployable:
             self.deployed = False
         return super().train(mode)
 
+    def __getstate__(self) -> dict:
+        """A copy's weights may change, as those of an average do, whatever is said of these."""
+        return {**super().__getstate__(), 'deployed': False}
+
 
 class FastLinear(Deployable, nn.Linear):
     """``nn.Linear`` through ``linear``; made from one by changing its class, see ``ops.set_ops``."""
@@ -289,8 +293,8 @@ class FastAdaptedLinear(FastLinear, AdaptedLinear, nn.Linear):
 
     def low_rank(self) -> LowRank | None:
         """The adjustment, where it is added to W x + b and nobody waits for its call."""
-        apart = self.gate is not None or self.adapter is None or is_hooked(self.adapter)
-        return None if apart else self.adapter.low_rank()
+        make = getattr(self.adapter, 'low_rank', None)  # a module of another kind has none
+        return None if self.gate is not None or make is None or is_hooked(self.adapter) else make()
 
     def parts(self) -> tuple[Tensor, Tensor | None, LowRank | None, str, bool] | None:
         """As of ``FastLinear``."""

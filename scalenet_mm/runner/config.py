@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +184,7 @@ def share_policy(cfg: Config) -> dict:
             policy differs or asks for one that is not there.
     """
     policy, training, wrapper = (cfg.get(key) or {} for key in ('policy', 'optim_wrapper', 'model_wrapper_cfg'))
-    known = isinstance(policy, dict) and set(policy) & set(TrainPolicy.__dataclass_fields__)
-    known = known or type_name(cfg.get('runner_type')) == ScaleNetRunner.__name__
+    known = _is_policy(policy) or type_name(cfg.get('runner_type')) == ScaleNetRunner.__name__
     if not training or not (known or any(_is_scaled(*entry) for entry in walk(cfg.get('model') or {}))):
         return {}  # a `policy` that is another project's
     paramwise = training.get('paramwise_cfg') or {}
@@ -216,17 +216,21 @@ def share_policy(cfg: Config) -> dict:
     return policy
 
 
+def _is_policy(given: Any) -> bool:
+    return isinstance(given, dict) and bool(set(given) & set(TrainPolicy.__dataclass_fields__))
+
+
 def _is_scaled(path: tuple, value: Any) -> bool:
     return path[-1] == 'type' and (type_name(value) or '').startswith('ScaleNet')
 
 
 def trained_by(cfg: Config) -> TrainPolicy:
-    """What a run of this config trains; increments where it trains nothing."""
+    """What a run of this config trains; increments where it says nothing of training."""
     cfg = copy.deepcopy(cfg)
     share_policy(cfg)
     training = cfg.get('optim_wrapper')
     if not training:
-        return TrainPolicy()
+        return TrainPolicy.from_cfg(cfg.policy if _is_policy(cfg.get('policy')) else None)
     if type_name(training.get('constructor')) != CONSTRUCTOR:
         return TrainPolicy('all')  # nobody freezes anything
     return TrainPolicy.from_cfg((training.get('paramwise_cfg') or {}).get('policy'))
@@ -306,6 +310,9 @@ def write_deltas(cfg: Config, load_from: str | None) -> None:
 
     Args:
         load_from: what the run starts from. One that is resumed goes on with its deltas even if this is not said again.
+
+    Raises:
+        SystemExit: if they could not be written.
     """
     parts = cfg.model, cfg.model.get('backbone', {})
     base = load_from or any(init_cfgs(part)[0] or part.get('pretrained') for part in parts)
@@ -315,6 +322,11 @@ def write_deltas(cfg: Config, load_from: str | None) -> None:
     hooks = list(cfg.get('custom_hooks') or [])
     there = 'DeltaHook' in (type_name(hook) for hook in hooks)
     if base and trained_by(cfg).train != 'all' and not there:
+        if find_spec('safetensors') is None:
+            raise SystemExit(
+                'This run trains increments, which are written as .delta.safetensors beside its checkpoints, and '
+                'safetensors is not installed: pip install safetensors.'
+            )
         cfg.custom_hooks = [*hooks, dict(type='DeltaHook')]
 
 

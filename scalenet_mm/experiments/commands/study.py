@@ -22,6 +22,8 @@ from ...commands.numbers import at_least_one, seed
 from ...cores import cores
 from ...file_names import a_folder
 
+WORK_DIR = Path('work_dirs/study')
+
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     from ..study import paper_scale
@@ -42,7 +44,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         '--reproduce', default='', metavar='OPTIONS', help='paper scale: options of scalenet experiment reproduce'
     )
-    parser.add_argument('--work-dir', type=a_folder, default=Path('work_dirs/study'))
+    parser.add_argument('--work-dir', type=a_folder, default=WORK_DIR)
     parser.add_argument('--out', type=a_folder, help='where tables and plots go (default: beside results.jsonl)')
     args = parser.parse_args(argv)
     if args.shorten > 1 and args.scale == 'paper':
@@ -114,6 +116,9 @@ def main(argv: Sequence[str]) -> int:
     seeded += f' --first-seed {args.first_seed}' if args.first_seed is not None else ''
     otherwise = f' --reproduce {shlex.quote(args.reproduce)}' if args.reproduce else ''
     otherwise += f' --shorten {args.shorten}' if args.shorten > 1 else ''
+    otherwise += ' --report' if args.report else ''
+    otherwise += f' --work-dir {shlex.quote(str(args.work_dir))}' if args.work_dir != WORK_DIR else ''
+    otherwise += f' --out {shlex.quote(str(args.out))}' if args.out else ''
     command = f'scalenet experiment study {" ".join(args.study)} --scale {args.scale}{seeded}{otherwise}'
     return conduct(
         jobs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -204,7 +204,7 @@ def short_tables(records: Records, spread: float) -> tuple[str, str, str]:
     others = {family: {v.claim: v for v in verdicts(records, family)} for family in ELSEWHERE}
     others = {family: found for family, found in others.items() if found}
     lines = [
-        [claim.text, *(told(found.get(family.again(claim)), len(claim.worse)) for family, found in others.items())]
+        [claim.text, *(asked_again(claim, family, found) for family, found in others.items())]
         for claim in PRIMARY.claims
     ]
     first = {k: r for k, r in records.items() if k[1] in SEEDS['own_rates']}
@@ -214,10 +214,16 @@ def short_tables(records: Records, spread: float) -> tuple[str, str, str]:
     return markdown_table(SHORT, primary), markdown_table(head, lines), markdown_table(CHOICE, costs)
 
 
-def told(v: Verdict | None, rivals: int = 1) -> str:
-    """A verdict in a cell, with the rival where there were several."""
-    if v is None:
+def asked_again(claim: Claim, family: Family, found: Mapping[Claim, Verdict]) -> str:
+    """What another family says of a claim."""
+    again = family.again(claim)
+    if again is None:
         return 'not asked'
+    return told(found[again], len(claim.worse)) if again in found else NOT_RUN
+
+
+def told(v: Verdict, rivals: int = 1) -> str:
+    """A verdict in a cell, with the rival where there were several."""
     against = f' ({asked(v.worse)})' if rivals > 1 else ''
     return f'{v.top1.signed}{against}, ' + (f'{v.top1.n} seeds' if v.word == EARLY else f'**{word(v)}**')
 

@@ -89,7 +89,7 @@ def make_tokenizer() -> Any:
 
 
 def toy_config(**changed: Any) -> Any:
-    """A Llama of four layers and about 0.2 M parameters."""
+    """A Llama of four layers and about 0.15 M parameters."""
     from transformers import LlamaConfig
 
     tokens = len(SPECIAL) + len(WORDS) + len(LETTERS) + len(DIGITS)

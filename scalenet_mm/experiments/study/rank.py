@@ -118,10 +118,9 @@ class RankBatches(Dataset):
     def _order(self, index: int) -> np.ndarray:
         """The fixed scenes of a batch: each once an epoch, epochs one after the other."""
         at = index * self.batch + np.arange(self.batch)
-        epochs = {
-            e: np.random.default_rng((*self.seed, LAYOUTS, e)).permutation(self.scenes) for e in at // self.scenes
-        }
-        return np.array([epochs[i // self.scenes][i % self.scenes] for i in at])
+        epochs = set(at // self.scenes)
+        orders = {e: np.random.default_rng((*self.seed, LAYOUTS, e)).permutation(self.scenes) for e in epochs}
+        return np.array([orders[i // self.scenes][i % self.scenes] for i in at])
 
 
 @FUNCTIONS.register_module()

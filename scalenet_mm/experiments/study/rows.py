@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 SOURCE_STEPS, STEPS = 12_000, 4_000  # a third, as the paper's 100 of 300 epochs
-RANK = 4  # adapters of 6.1 % of the parameters of three layers of width 64, twice: the share is DeiT-S's to DeiT-T's
+RANK = 4  # adapters of 10 % of the source's parameters: the share is DeiT-S's to DeiT-T's
 
 # By what is trained, chosen on the pilot's seed: `scalenet experiment study pilot`. 'deep': all of a net of twice the
 # source's depth or more.
