@@ -18,6 +18,7 @@ from mmengine.config import Config
 from torch import nn
 
 from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.checkpoint.strict import CheckpointError
 from scalenet_mm.compat import read_config
 from scalenet_mm.experiments.quickstart.quickstart_runs import CONFIGS
 from scalenet_mm.export.boxes import decode, paste, suppress
@@ -369,6 +370,29 @@ def test_a_file_that_is_none_of_onnx_is_told_in_a_sentence(tmp_path):
     (tmp_path / 'm.onnx').write_text('no graph')
     with pytest.raises(ValueError, match='m.onnx cannot be run: it is damaged, or none of ONNX'):
         OnnxModel(tmp_path / 'm.onnx')
+
+
+def test_a_file_names_steps_that_are_registered_and_no_other_code(tmp_path):
+    model, file = source('det'), tmp_path / 'm.onnx'
+    export_model(model, file, (48, 32), metadata=about(model))
+    assert len(OnnxModel(file).cfg.test_pipeline) == len(model.cfg.test_pipeline)
+    called = dict(type='builtins.open', file=str(tmp_path / 'ran'), mode='w')
+    graph = onnx.load(file)
+    held = {p.key: p.value for p in graph.metadata_props}
+    steps = json.loads(held['test_pipeline'])
+    for key, value in (
+        ('test_pipeline', [*steps, called]),
+        ('test_pipeline', [dict(type='RandomChoice', transforms=[[called]])]),
+        ('data_preprocessor', called),
+        ('scope', 'antigravity'),
+    ):
+        onnx.helper.set_model_props(graph, {**held, key: json.dumps(value)})
+        onnx.save(graph, file)
+        with pytest.raises(
+            CheckpointError, match='nothing stored in a file is run; import .* or export the model again'
+        ):
+            OnnxModel(file)
+    assert not (tmp_path / 'ran').exists()
 
 
 def test_a_classifier_that_was_distilled_is_exported_with_its_own_config(tmp_path):

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,12 @@ def base_name(base: str | Path) -> str:
 def _build(given: Any, text: str | None, where: str | Path) -> tuple[Config, nn.Module]:
     """The config that is given, or the one inside a file, and its model."""
     cfg = _config(given, text, where)
-    with nullcontext() if given is not None else registered_only(cfg, str(where)):
+    if given is not None:
+        return cfg, build_model(cfg)
+    imports = (cfg.get('custom_imports') or {}).get('imports') or ()
+    modules = [imports] if isinstance(imports, str) else [*imports]
+    built = cfg.model, cfg.get('data_preprocessor')
+    with registered_only(str(where), built, [*modules, cfg.get('default_scope') or 'mmengine']):
         return cfg, build_model(cfg)
 
 

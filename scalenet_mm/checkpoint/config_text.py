@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, TASK_UTILS, Registry, registry
+from mmengine.registry import MODELS, TASK_UTILS, TRANSFORMS, Registry, registry
 
 from ..compat import LIBRARIES
 from .strict import CheckpointError
@@ -41,24 +41,27 @@ def parse_config(text: str, where: str) -> Config:
 
 
 @contextmanager
-def registered_only(cfg: Config, where: str) -> Iterator[None]:
-    """While a model is built from a config that lies in a file: what it names is registered, and no other code runs.
+def registered_only(where: str, built: Any, modules: Iterable[str], way_out: str = NAME_IT) -> Iterator[None]:
+    """While something is built from a config that lies in a file: what it names is registered, and no other code runs.
 
     A registry of mmengine calls any function that a ``type`` names by its place (``os.system``), ``custom_imports``
     imports any module, and mmcv evaluates the name of a suppression (``nms``) as an expression.
 
+    Args:
+        where: the file, for messages.
+        built: the parts of the config that are built.
+        modules: what else of it is imported: modules, the default scope.
+        way_out: what a user can do about it besides importing a module beforehand.
+
     Raises:
         CheckpointError: if the config names anything else.
     """
-    imports = (cfg.get('custom_imports') or {}).get('imports') or ()
-    named = [imports] if isinstance(imports, str) else [*imports]
-    named += [cfg.get('default_scope') or 'mmengine', *_scopes([cfg.get('model'), cfg.get('data_preprocessor')])]
-    refused = [name for name in named if not _is_known(name)]
+    refused = [name for name in (*modules, *_scopes(built)) if not _is_known(name)]
     host = registry.get_object_from_string
 
     def registered(name: str) -> Any:
         there = host(name) if _is_known(name) else None
-        if there is not None and not any(there is one for one in _registered(MODELS, TASK_UTILS)):
+        if there is not None and not any(there is one for one in _registered(MODELS, TASK_UTILS, TRANSFORMS)):
             refused.append(name)
             return None
         return there
@@ -75,7 +78,7 @@ def registered_only(cfg: Config, where: str) -> Iterator[None]:
     if refused:
         raise CheckpointError(
             f'the config inside {where} names {refused[0]!r}, which is no registered part of a library that is '
-            f'imported, and nothing stored in a file is run; import the module that it belongs to, or {NAME_IT}'
+            f'imported, and nothing stored in a file is run; import the module that it belongs to, or {way_out}'
         )
 
 

@@ -10,10 +10,12 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
+from ..checkpoint.config_text import registered_only
 from ..models.inference import TASKS, as_batch, read_image
 from ..version import __version__
 from .preparation import Preparation, gives_red_first, preprocessor_of, sides_of
@@ -127,6 +129,7 @@ class OnnxModel(nn.Module):
     Raises:
         ModuleNotFoundError: without onnxruntime.
         ValueError: if another program wrote the file, it holds a backbone alone, or it gives candidates.
+        CheckpointError: if it names other code than registered steps, see ``registered_only``.
     """
 
     def __init__(self, file: str | Path):
@@ -147,9 +150,14 @@ class OnnxModel(nn.Module):
             )
         self.step = said.get('step', 1)
         self.cfg = Config(dict(default_scope=said['scope'], test_pipeline=_sizes(said['test_pipeline'])))
-        self.red_first = self.takes_pixels and gives_red_first(self.cfg)
         self.dataset_meta = dict(classes=said['classes'])
-        with DefaultScope.overwrite_default_scope(said['scope']):
+        built, way_out = (self.cfg.test_pipeline, said['data_preprocessor']), 'export the model again'
+        with (
+            registered_only(str(file), built, [said['scope']], way_out),
+            DefaultScope.overwrite_default_scope(said['scope']),
+        ):
+            Compose(self.cfg.test_pipeline)  # what is built of it later is known then
+            self.red_first = self.takes_pixels and gives_red_first(self.cfg)
             self.data_preprocessor = MODELS.build(said['data_preprocessor'])
 
     def __deepcopy__(self, memo: dict) -> OnnxModel:
