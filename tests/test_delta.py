@@ -22,7 +22,7 @@ from toy_run import SCALED, ToyClassifier, ToyMetric, toy_config, write_base
 
 from scalenet_mm.checkpoint import CheckpointError
 from scalenet_mm.checkpoint.assemble import apply_to_file, assemble, export_delta, make_delta, verify_delta
-from scalenet_mm.checkpoint.config_text import parse_config
+from scalenet_mm.checkpoint.config_text import parse_config, registered_only
 from scalenet_mm.checkpoint.delta_file import PUSHED, SEAL, DeltaSwitch, apply_delta, read_delta
 from scalenet_mm.checkpoint.live_delta import delta_of
 from scalenet_mm.checkpoint.loading import build_model, load_weights
@@ -371,6 +371,9 @@ def test_a_config_inside_a_file_is_read_and_not_run(toy, tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match='nothing stored in a file is run'):
             assemble(bad, base)
     assert not (tmp_path / 'ran').exists()
+    with registered_only('x', {}, []):  # as a config of imported classes names them
+        for name in ('torch.nn.Bilinear', 'torch.nn.GELU', 'mmpretrain.models.backbones.SwinTransformer'):
+            assert MODELS.get(name).__name__ == name.rpartition('.')[2]
 
 
 # What goes into a delta

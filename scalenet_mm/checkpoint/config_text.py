@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, TASK_UTILS, TRANSFORMS, Registry, registry
+from torch import nn
 
 from ..compat import LIBRARIES
 from .strict import CheckpointError
@@ -45,7 +46,8 @@ def registered_only(where: str, built: Any, modules: Iterable[str], way_out: str
     """While something is built from a config that lies in a file: what it names is registered, and no other code runs.
 
     A registry of mmengine calls any function that a ``type`` names by its place (``os.system``), ``custom_imports``
-    imports any module, and mmcv evaluates the name of a suppression (``nms``) as an expression.
+    imports any module, and mmcv evaluates the name of a suppression (``nms``) as an expression. Named by their place,
+    what is registered and classes of ``nn.Module`` are let through.
 
     Args:
         where: the file, for messages.
@@ -61,7 +63,8 @@ def registered_only(where: str, built: Any, modules: Iterable[str], way_out: str
 
     def registered(name: str) -> Any:
         there = host(name) if _is_known(name) else None
-        if there is not None and not any(there is one for one in _registered(MODELS, TASK_UTILS, TRANSFORMS)):
+        a_module = isinstance(there, type) and issubclass(there, nn.Module)  # torch.nn's are not all registered
+        if not (there is None or a_module or there in _registered(MODELS, TASK_UTILS, TRANSFORMS)):
             refused.append(name)
             return None
         return there
