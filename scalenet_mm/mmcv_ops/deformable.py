@@ -25,10 +25,8 @@ def _bias(weight: Tensor) -> Tensor:
 
 
 def _backward(input: Tensor, offset: Tensor, weight: Tensor, grad_output: Tensor, settings: dict) -> tuple[Tensor, ...]:
-    numbers = _settings(**settings)
-    arguments = (grad_output, input, weight, offset, _mask(offset), _bias(weight), *numbers, False)
-    found = torchvision._deform_conv2d_backward(*arguments)
-    return found[0], found[1], _inside(found[2], offset, weight, *numbers)
+    arguments = (grad_output, input, weight, offset, _mask(offset), _bias(weight), *_settings(**settings), False)
+    return torchvision._deform_conv2d_backward(*arguments)
 
 
 def _inside(grad: Tensor, offset: Tensor, weight: Tensor, *numbers: int) -> Tensor:
@@ -78,7 +76,7 @@ def deform_conv_backward_input(
 ) -> None:
     found = _backward(input, offset, weight, grad_output, settings)
     grad_input.copy_(found[0])
-    grad_offset.copy_(found[2])
+    grad_offset.copy_(_inside(found[2], offset, weight, *_settings(**settings)))
 
 
 def deform_conv_backward_parameters(
@@ -158,7 +156,8 @@ def modulated_deform_conv_backward(
     found = torchvision._deform_conv2d_backward(grad_output, input, weight, offset, mask, bias, *numbers, True)
     grad_input.copy_(found[0])
     grad_weight.copy_(found[1])
-    for given, grad in zip((grad_offset, grad_mask), (_inside(found[2], offset, weight, *numbers), found[3])):
+    grads = _inside(found[2], offset, weight, *numbers), found[3]
+    for given, grad in zip((grad_offset, grad_mask), grads, strict=True):
         _as_read(given.zero_(), grad).copy_(grad)  # what was not read has no gradient
     if settings['with_bias']:
         grad_bias.copy_(found[4])
