@@ -22,6 +22,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from .file_names import local_path
+
 PREFIX = 'scalenet_mm::'
 PACKAGE = Path(__file__).resolve().parent
 TYPE_KEYS = ('type', 'constructor', 'runner_type')  # of a config: what is built
@@ -341,7 +343,14 @@ def resumed_from(runner) -> str | None:
     """The checkpoint that a run continues from: the one that was named, or the last in its work dir."""
     from mmengine.runner import find_latest_checkpoint
 
-    return (runner._load_from or find_latest_checkpoint(runner.work_dir)) if runner._resume else None
+    named = (runner._load_from or find_latest_checkpoint(runner.work_dir)) if runner._resume else None
+    return named if '://' in (named or '').removeprefix('file://') else named and str(local_path(named))
+
+
+def checkpoint_folder(work_dir: str | Path, out_dir: str | Path | None = None) -> Path:
+    """Where a run's checkpoints are: mmengine makes a folder of the work dir's name in an ``out_dir``."""
+    elsewhere = out_dir and str(out_dir) != str(work_dir)
+    return Path(out_dir, Path(work_dir).name) if elsewhere else Path(work_dir)
 
 
 def bare(model):

@@ -202,7 +202,8 @@ def page(results: dict[str, str]) -> None:
     written, hosts = sum(row[-1].startswith('written') for row in rows), sum(row[2] > 0 for row in rows)
     text = (
         f'\n{written} of the {hosts} families with a Swin or ViT of the libraries are written and trained. '
-        f'{len(rows) - hosts} more have a\nrelative with code of its own, or no head, and are refused with the reason.'
+        f'{len(rows) - hosts} more families have\nanother '
+        'class of backbone, or no head, and are refused with the reason.'
         '\n\n'
         f'{markdown_table(list(HEAD), rows)}\n'
     )

@@ -191,6 +191,23 @@ def test_a_config_that_draws_predictions_into_a_folder_can_be_written_and_read(c
     assert str(tmp_path / 'shown-1') in Config.fromfile(tmp_path / 'dumped.py').pretty_text
 
 
+@pytest.mark.parametrize(
+    ('config', 'images'),
+    [('upernet_swin_digits', 'images/validation'), ('mask_rcnn_swin_digits', 'val2017'), ('deit_digits', 'val')],
+)
+def test_drawings_do_not_go_where_the_images_of_the_test_are(config, images, tmp_path):
+    cfg = load_config(str(DEMO / f'{config}.py'), options=dict(data_root=str(tmp_path)))
+    for folder in (tmp_path / images, tmp_path / 'x' / '..' / images / 'drawn'):
+        with pytest.raises(SystemExit, match=rf'--show-dir .* lies in {tmp_path / images}, whose images'):
+            draw_predictions(cfg, False, folder, 0)
+    draw_predictions(cfg, False, tmp_path / 'drawn', 0)
+
+
+def test_a_work_dir_of_a_config_is_below_the_home_that_it_names(config, monkeypatch):
+    monkeypatch.setenv('HOME', '/the/home')
+    assert load_config(str(config(work_dir='~/runs/x'))).work_dir == '/the/home/runs/x'
+
+
 def test_nothing_is_built_when_something_is_missing(config, tmp_path):
     path = config(**{'load_from': 'none.pth'})
     with pytest.raises(SystemExit, match='there is no checkpoint none.pth'):

@@ -238,6 +238,60 @@ def test_the_runner_refuses_before_anything_is_written_over_whichever_tool_built
     assert content(tmp_path / 'copy') == before
 
 
+def test_a_run_that_starts_anew_keeps_the_checkpoints_of_an_earlier_one_and_can_be_continued(run, tmp_path):
+    folder, config = run
+    shutil.copytree(folder, tmp_path / 'copy')
+    for file in ('epoch_2.delta.safetensors', 'epoch_2.txt'):
+        (tmp_path / 'copy' / file).write_text('of the run before')
+    before = content(tmp_path / 'copy')
+    build_runner(config(tmp_path / 'copy', 1)).train()
+    after = content(tmp_path / 'copy')
+    assert {*after} == {
+        'epoch_1.pth',
+        'best_acc_epoch_1.pth',
+        'epoch_2.earlier_1.pth',
+        'best_acc_epoch_2.earlier_1.pth',
+    }
+    assert all(after[name.replace('.pth', '.earlier_1.pth')] == digest for name, digest in before.items())
+    assert (tmp_path / 'copy' / 'epoch_2.earlier_1.delta.safetensors').read_text() == 'of the run before'
+    assert (tmp_path / 'copy' / 'epoch_2.txt').is_file()
+    resumed(config(tmp_path / 'copy', 2))
+    assert 'epoch_2.pth' in content(tmp_path / 'copy')
+
+
+def test_what_is_stopped_before_it_wrote_a_checkpoint_leaves_the_earlier_run_as_it_is(run, tmp_path):
+    folder, config = run
+    shutil.copytree(folder, tmp_path / 'copy')
+    cfg = config(tmp_path / 'copy')
+    cfg.train_dataloader.dataset = dict(type='ToyImagesThatEnd')
+    with pytest.raises(KeyboardInterrupt):
+        build_runner(cfg).train()
+    assert content(tmp_path / 'copy') == content(folder)
+    assert latest(tmp_path / 'copy', cfg) == str(tmp_path / 'copy' / 'epoch_2.pth')
+
+
+@pytest.mark.parametrize('written', ['~/copy/epoch_2.pth', 'file://{}/copy/epoch_2.pth'])
+def test_a_checkpoint_is_the_folders_own_however_it_is_written(written, run, tmp_path, monkeypatch):
+    folder, config = run
+    monkeypatch.setenv('HOME', str(tmp_path))
+    shutil.copytree(folder, tmp_path / 'copy')
+    resumed(config(tmp_path / 'copy'), written.format(tmp_path))
+    assert {*content(tmp_path / 'copy')} == {'epoch_5.pth', 'best_acc_epoch_5.pth'}
+
+
+def test_deltas_in_a_hooks_folder_elsewhere_go_with_their_checkpoints_in_a_resumed_run(run, tmp_path):
+    def config(epochs):
+        cfg = run[1](tmp_path / 'run', epochs)
+        cfg.default_hooks.checkpoint.out_dir = str(tmp_path / 'big')
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='DeltaHook')]
+        return cfg
+
+    build_runner(config(2)).train()
+    resumed(config(4))
+    left = {p.name for p in (tmp_path / 'big' / 'run').glob('*.delta.safetensors')}
+    assert left == {f'{Path(name).stem}.delta.safetensors' for name in content(tmp_path / 'big' / 'run')}
+
+
 @pytest.mark.parametrize('file', [None, 'model_1.pth'])
 def test_a_run_of_other_names_loses_none_of_its_checkpoints(file, tmp_path):
     base = write_base(tmp_path / 'base.pth')

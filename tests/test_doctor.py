@@ -1,12 +1,15 @@
 """doctor: run as a process in small real environments whose packages have the known faults."""
 
 import json
+import re
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import pytest
+
+from scalenet_mm.commands.doctor import check_python
 
 ROOT = Path(__file__).resolve().parents[1]
 UPSTREAM = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmpretrain': '1.2.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2'}
@@ -175,6 +178,19 @@ def test_the_environment_of_these_tests_has_no_fault_that_stays_one_with_scalene
     # Each family has the one gate that importing scalenet_mm opens.
     assert rows['resume']['state'] == ('warn' if upstream else 'ok')
     assert rows['inheritance']['state'] == ('ok' if upstream else 'warn')
+
+
+@pytest.mark.parametrize(
+    ('version', 'state', 'said'),
+    [((3, 9), 'FAIL', 'make an environment of Python 3.10 to 3.13'), ((3, 10), 'ok', ''), ((3, 13), 'ok', '')]
+    + [((3, 14), 'warn', 'not tried; Python 3.10 to 3.13 are')],
+)
+def test_a_python_is_one_of_those_that_the_installation_page_says_were_tried(version, state, said, monkeypatch):
+    monkeypatch.setattr(sys, 'version_info', (*version, 0))
+    row = check_python()
+    assert row.state == state and row.remedy.startswith(said)
+    tried = re.findall(r'^\| py(3\.\d+)', (ROOT / 'docs' / 'install.md').read_text(), flags=re.M)
+    assert (state == 'ok') == ('.'.join(map(str, version)) in tried)
 
 
 def test_checks_are_left_out_by_name_torch_too_and_another_name_is_refused(environment):

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from scalenet_mm.checkpoint import CheckpointError
 from scalenet_mm.checkpoint.assemble import export_delta
 from scalenet_mm.checkpoint.loading import build_model
+from scalenet_mm.commands.predict import main as predict_main
 from scalenet_mm.compat import read_config
 from scalenet_mm.models.inference import as_json, as_panel, find_images, load_model, predict, read_image
 from scalenet_mm.ops import deploy
@@ -179,6 +180,8 @@ def test_classes_are_those_of_the_file_then_of_the_config(tmp_path):
     cfg.test_dataloader.dataset.classes = str(tmp_path / 'names.txt')
     (tmp_path / 'names.txt').write_text(''.join(f'name {i}\n' for i in range(19)))
     assert load_model(cfg, plain, device='cpu').dataset_meta['classes'][18] == 'name 18'
+    cfg.model.data_preprocessor = dict(num_classes=1000)  # inherited from ImageNet, for one-hot labels
+    assert len(load_model(cfg, plain, device='cpu').dataset_meta['classes']) == 19
     del cfg.test_dataloader.dataset.classes
     cfg.model.head.num_classes = 1000
     thousand = checkpoint(cfg, tmp_path / 't.pth')
@@ -354,6 +357,18 @@ def test_the_command_writes_a_picture_and_a_json_file(files, tmp_path):
     assert all({'class', 'score', 'box', 'mask'} <= set(entry) for x in told.values() for entry in x)
     for name in ('r_1.png', 'r_2.png'):
         assert cv2.imread(str(tmp_path / name)).shape[1] > 800
+
+
+def test_a_file_beside_the_picture_that_predict_did_not_write_is_left_alone(files, tmp_path):
+    mine, out = tmp_path / 'val.json', tmp_path / 'val.png'
+    for content in ('{"images": [{"id": 1}], "categories": []}', '[1]', 'no json', '{"a": 1}'):
+        mine.write_text(content)
+        with pytest.raises(ValueError, match=r'val.json, beside the picture, is not of this command .* give --json'):
+            predict_main([str(files['images'][0]), 'no config', 'none.pth', '--out', str(out)])
+        assert mine.read_text() == content
+    mine.write_text('{"a.jpg": [{"label": 1, "class": "b", "score": 0.5}], "b.jpg": []}')
+    with pytest.raises(Exception, match='no config'):  # it goes on to the next thing
+        predict_main([str(files['images'][0]), 'no config', 'none.pth', '--out', str(out)])
 
 
 @pytest.mark.slow

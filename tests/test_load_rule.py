@@ -170,6 +170,17 @@ def test_an_evaluation_requires_every_tensor(data, source, tmp_path):
         build_runner(cfg).test()
 
 
+def test_so_does_one_by_a_config_that_names_a_scaled_backbone_alone(data, source, tmp_path):
+    state = state_of(source)
+    del state['rpn_head.rpn_cls.bias']
+    cfg = config(data, written(tmp_path / 'lacks.pth', state), tmp_path / 'w')
+    for key in ('policy', 'runner_type', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'train_dataloader'):
+        cfg.pop(key, None)
+    cfg.merge_from_dict({'test_dataloader.num_workers': 0, 'test_dataloader.persistent_workers': False})
+    with pytest.raises(CheckpointError, match=r'rpn_head\.rpn_cls\.bias'):
+        build_runner(cfg).test()
+
+
 def test_what_a_file_has_besides_is_told(tmp_path):
     state = {**Net().state_dict(), 'head.fc.weight': torch.zeros(2), 'head.fc.bias': torch.zeros(2)}
     logger = MMLogger.get_instance('besides', log_file=str(tmp_path / 'log'))

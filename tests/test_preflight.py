@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -291,6 +292,24 @@ def test_a_data_set_without_a_type_is_told(run):
     cfg, _ = run('ade')
     cfg.train_dataloader.dataset.pop('type')
     assert 'train_dataloader.dataset: the data set has no type (a _delete_=True takes' in said(cfg)
+
+
+def test_data_that_lie_elsewhere_are_left_to_their_class(run, monkeypatch):
+    cfg, data = run('coco')
+    local = cfg.train_dataloader.dataset.ann_file
+    monkeypatch.setattr('mmdet.datasets.coco.get_local_path', lambda *_, **__: nullcontext(str(data / local)))
+    cfg.train_dataloader.dataset.ann_file = 'https://example.org/ann.json'
+    preflight(cfg)
+
+
+def test_a_map_of_more_pixels_than_pillow_opens_is_read_as_the_pipeline_reads_it(run, monkeypatch):
+    cfg, _ = run('ade')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        for step in loader.dataset.pipeline:
+            if step.type == 'LoadAnnotations':
+                step.imdecode_backend = 'cv2'  # which has no such limit
+    monkeypatch.setattr('PIL.Image.MAX_IMAGE_PIXELS', 100)
+    preflight(cfg)
 
 
 def test_labels_of_no_class_in_a_map(run):

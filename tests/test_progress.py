@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
@@ -187,6 +188,18 @@ def test_the_time_left_is_told_from_this_calls_iterations(capsys):
     progress.started -= 50  # ten iterations took 50 s, ninety are left
     progress.update(910)
     assert capsys.readouterr().out == '  resumed:  91 %, iteration 910 of 1000, 0:07:30 left\n'
+
+
+def test_a_loop_that_passes_its_data_twice_leaves_the_training_bar_alone(monkeypatch):
+    hook, runner, shown = ProgressHook(), SimpleNamespace(max_iters=10, iter=2, val_dataloader=range(3)), []
+    monkeypatch.setattr(Progress, 'update', lambda bar, done, **_: shown.append((bar.what, done)))
+    hook.before_train(runner)
+    hook.before_val_epoch(runner)
+    for _ in range(2):  # a teacher's pass, then its student's
+        for i in range(3):
+            hook._after_iter(runner, i, mode='val')
+    assert shown == 2 * [('validation', 1), ('validation', 2), ('validation', 3)]
+    assert [bar.what for bar in hook.open] == ['training']
 
 
 def test_only_the_first_process_shows_progress(monkeypatch):

@@ -360,6 +360,36 @@ def test_an_option_that_nothing_reads_is_refused_with_where_it_is_meant_to_stand
         load_config(config, options=options)
 
 
+VARIABLES = """
+conv_cfg = dict(type='ConvWS')
+train_pipeline_stage2 = [dict(type='A'), dict(type='B')]
+data_root_07 = 'data/07/'
+model = dict(type='X', neck=dict(conv_cfg=conv_cfg))
+custom_hooks = [dict(type='Switch', pipeline=train_pipeline_stage2)]
+train_dataloader = dict(dataset=dict(type='Y', data_root=data_root_07))
+max_epochs = 3
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs)
+"""
+
+
+def test_a_config_as_a_run_wrote_it_has_variables_and_a_slip_beside_them_is_one(tmp_path):
+    (tmp_path / 'own.py').write_text(VARIABLES)
+    Config.fromfile(tmp_path / 'own.py').dump(tmp_path / 'written.py')
+    refuse_slips(Config.fromfile(tmp_path / 'written.py'), 'written.py', {})
+    for slip in ('trian_cfg = dict(max_epochs=4)', "work_dri = 'data/'", 'resum = True'):
+        (tmp_path / 'slip.py').write_text(f"_base_ = ['written.py']\n{slip}\n")
+        with pytest.raises(SystemExit, match=f'slip.py: nothing reads a top-level {slip.split()[0]!r}'):
+            refuse_slips(Config.fromfile(tmp_path / 'slip.py'), 'slip.py', {})
+
+
+def test_an_option_that_is_a_variable_of_the_config_alone_is_refused_with_where_it_is_read(tmp_path):
+    (tmp_path / 'own.py').write_text(VARIABLES)
+    cfg = Config.fromfile(tmp_path / 'own.py')
+    with pytest.raises(SystemExit, match=r"reads a top-level 'max_epochs'. Write train_cfg.max_epochs"):
+        refuse_slips(cfg, 'own.py', {'max_epochs': 12})
+    refuse_slips(cfg, 'own.py', {'train_cfg.max_epochs': 12, 'conv_cfg.type': 'Conv2d'})
+
+
 @pytest.mark.parametrize('library', ['mmpretrain', 'mmdet', 'mmseg'])
 def test_no_config_of_a_library_has_a_key_that_counts_as_a_slip(library):
     folder = Path(importlib.import_module(library).__file__).parent / '.mim' / 'configs'

@@ -322,16 +322,61 @@ def test_objects_of_classes_that_the_models_do_not_know_are_left_out(tmp_path):
         annotations=[dict(box, id=k, category_id=k, bbox=[k, 0, 2, 2]) for k in range(3)],
     )
     (tmp_path / 'some.json').write_text(json.dumps(said))
-    panel = _boxes(tmp_path / 'some.json', ['cow', 'cat'])(tmp_path / 'a.jpg')
+    panel = _boxes(tmp_path / 'some.json', ['cow', 'cat'])(tmp_path / 'a.jpg', (8, 8))
     assert panel.labels.tolist() == [1, 0] and panel.boxes[:, 0].tolist() == [0, 2]
     (tmp_path / 'none.json').write_text(json.dumps(dict(said, categories=[], annotations=[])))
-    assert not len(_boxes(tmp_path / 'none.json', ['cow'])(tmp_path / 'a.jpg').boxes)
+    assert not len(_boxes(tmp_path / 'none.json', ['cow'])(tmp_path / 'a.jpg', (8, 8)).boxes)
+    said['annotations'].append(dict(box, id=3, category_id=7, bbox=[3, 0, 2, 2]))  # of no category: mmdet drops it
+    (tmp_path / 'some.json').write_text(json.dumps(said))
+    assert _boxes(tmp_path / 'some.json', ['cow', 'cat'])(tmp_path / 'a.jpg', (8, 8)).labels.tolist() == [1, 0]
     with pytest.raises(ValueError, match='no category that the models know'):
         _boxes(tmp_path / 'some.json', ['horse'])
     for content in ('', '{}', '[]', '{"annotations": [], "images": [], "categories": [1]}'):
         (tmp_path / 'broken.json').write_text(content)
         with pytest.raises(ValueError, match='broken.json is no COCO json with images, annotations and categories'):
             _boxes(tmp_path / 'broken.json', ['cow'])
+
+
+def test_an_image_of_another_size_than_its_ground_truth_is_told(tmp_path):
+    from scalenet_mm.models.comparison import _boxes
+
+    said = dict(
+        images=[dict(id=1, file_name='val/a.jpg', height=8, width=6)],
+        categories=[dict(id=1, name='cow')],
+        annotations=[dict(id=1, image_id=1, iscrowd=0, area=4, category_id=1, bbox=[0, 0, 2, 2])],
+    )
+    (tmp_path / 'some.json').write_text(json.dumps(said))
+    truth = _boxes(tmp_path / 'some.json', ['cow'])
+    assert len(truth(tmp_path / 'val' / 'a.jpg', (8, 6)).boxes) == 1
+    with pytest.raises(ValueError, match=r'a.jpg is 6 x 8 .* says 8 x 6.*EXIF'):
+        truth(tmp_path / 'val' / 'a.jpg', (6, 8))
+    kept = SimpleNamespace(img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=False, label_map=None)
+    (tmp_path / 'a.png').touch()
+    with pytest.raises(ValueError, match=r'a.jpg is 6 x 8 .* its label map .*a.png says 8 x 6.*EXIF'):
+        _label_map(tmp_path / 'a.jpg', (6, 8), tmp_path, kept, lambda results: dict(gt_seg_map=np.zeros((8, 6))))
+
+
+def test_ground_truth_is_found_by_a_path_as_it_was_typed_in_the_folder_of_the_image(tmp_path, monkeypatch):
+    from scalenet_mm.models.comparison import _boxes
+
+    (tmp_path / 'val').mkdir()
+    image = dict(id=1, file_name='val/a.jpg', height=8, width=6)
+    (tmp_path / 'some.json').write_text(json.dumps(dict(images=[image], categories=[], annotations=[])))
+    monkeypatch.chdir(tmp_path / 'val')
+    assert not len(_boxes(tmp_path / 'some.json', ['cow'])(Path('a.jpg'), (8, 6)).boxes)
+
+
+@pytest.mark.parametrize('dataset', ['PascalVOCDataset', 'PascalContextDataset', 'iSAIDDataset', 'DRIVEDataset'])
+def test_a_data_set_that_asks_for_its_own_files_is_not_asked_for_a_folder_of_yours(dataset, tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'upernet_swin_digits.py')
+    of_class = dict(type=dataset, data_root='nowhere', data_prefix=dict(img_path='images', seg_map_path='maps'))
+    cfg.test_dataloader.dataset = dict(of_class, pipeline=cfg.test_dataloader.dataset.pipeline)
+    if dataset.startswith('Pascal'):
+        cfg.test_dataloader.dataset.ann_file = 'val.txt'
+    model = SimpleNamespace(cfg=cfg, dataset_meta=dict(classes=[]))
+    assert callable(truth_of(model, tmp_path))
+    with pytest.raises(FileNotFoundError, match="Config A's test data are not there; give --ann.*nowhere"):
+        truth_of(model)
 
 
 @pytest.mark.slow
@@ -373,7 +418,7 @@ def test_label_maps_are_found_in_the_folders_of_their_images(typed_in, tmp_path,
     load = lambda results: read.append(results['seg_map_path']) or dict(gt_seg_map=np.zeros((2, 2)))  # noqa: E731
     monkeypatch.chdir(tmp_path / typed_in)  # a path as it was typed there
     typed = image if typed_in == '/' else image.relative_to(tmp_path / typed_in)
-    _label_map(typed, tmp_path / 'gtFine/val', dataset, load)
+    _label_map(typed, (2, 2), tmp_path / 'gtFine/val', dataset, load)
     assert read == [str(file)]
     with pytest.raises(FileNotFoundError, match='There is no label map'):
-        _label_map(image.with_name('f_1_leftImg8bit.png'), tmp_path / 'gtFine/val', dataset, load)
+        _label_map(image.with_name('f_1_leftImg8bit.png'), (2, 2), tmp_path / 'gtFine/val', dataset, load)

@@ -52,6 +52,12 @@ class ToyImages(Dataset):
         return dict(inputs=torch.randn(3, 16, 16, generator=generator), labels=index % 3)
 
 
+@DATASETS.register_module()
+class ToyImagesThatEnd(ToyImages):
+    def __getitem__(self, index):
+        raise KeyboardInterrupt
+
+
 @METRICS.register_module()
 class ToyMetric(BaseMetric):
     """Goes up by one with every validation, or falls after the one numbered ``peak``: a best checkpoint comes and

@@ -39,7 +39,7 @@ auto_scale_lr = dict(base_batch_size=512, enable=False)  # 8 GPUs x 64
 
 data_root = '{{$SCALENET_IMAGENET_ROOT:data/imagenet}}'
 train_dataloader = dict(
-    num_workers=8,  # a core gives about 200 images/s (docs/performance.md)
+    num_workers=8,  # a core gives about 264 images/s (docs/performance.md)
     persistent_workers=True,  # exact: every sample is reseeded by (seed, iteration)
     dataset=dict(data_root=data_root),
 )

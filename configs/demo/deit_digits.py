@@ -1,4 +1,4 @@
-# The "pretrained" model of the quickstart: a small DeiT trained from scratch on digit sums.
+# The demo's "pretrained" model: a small DeiT trained from scratch on digit sums. (The quickstart: deit_micro_digits.)
 # python tools/train.py configs/demo/deit_digits.py   (data: scalenet experiment demo-data data/demo)
 _base_ = ['../_base_/demo_cls.py']
 model = dict(

@@ -1,4 +1,4 @@
-# The quickstart's model, scaled: twice the layers, tied; adapters and norms trained, a third of the source's epochs.
+# deit_digits.py, scaled: twice the layers, tied; adapters and norms trained, a third of the source's epochs.
 # python tools/train.py configs/demo/scalenet_deit_digits.py --cfg-options load_from=<checkpoint of deit_digits.py>
 _base_ = ['./deit_digits.py']
 model = dict(

@@ -233,7 +233,7 @@ def store_layer_maps(backbone: ScaledBackbone, state_dict, prefix, local_metadat
 
 
 def require_exact_keys(backbone: ScaledBackbone, state_dict, prefix, *args) -> None:
-    """The last load pre-hook: refuses a file that does not fit before anything is changed (decision 4)."""
+    """The last load pre-hook: refuses a file that does not fit before anything is changed."""
     expected = backbone.state_dict()
     got = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
     if backbone.only_added(got):

@@ -161,7 +161,7 @@ def naming(file: str | Path) -> Iterator[None]:
 
 
 class StrictBackbone:
-    """A backbone that reads files of every dialect by itself and refuses what does not fit (decision 4)."""
+    """A backbone that reads files of every dialect by itself and refuses what does not fit."""
 
     scaled_host = True  # roles.py: norms in here are those of the scaled network
 

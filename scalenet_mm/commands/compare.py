@@ -76,8 +76,10 @@ def main(argv: Sequence[str]) -> None:
     a = load_model(args.config_a, args.checkpoint_a, args.delta_a, args.device)
     b = load_model(args.config_b, args.checkpoint_b, args.delta_b, args.device)
     task = task_of(a, b)
+    shapes = {}
     for image in images:
         sizes = [read_image(m, image)['img_shape'] for m in (a, b)]
+        shapes[image] = sizes[0][:2]
         if sizes[0] != sizes[1]:
             raise ValueError(
                 f'A reads {image} as {sizes[0]} (height, width), B as {sizes[1]}: compare models whose test pipelines '
@@ -86,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     truths = dict.fromkeys(images)
     if args.ann or args.gt:
         truth = truth_of(a, args.ann)
-        truths = {image: truth(image) for image in images}
+        truths = {image: truth(image, shapes[image]) for image in images}
     args.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({'pages': [page.name for page in {*old, *drawn}]}))  # they are ours, if this is ended
     columns = ['ground truth'] * bool(args.ann or args.gt) + list(args.names)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .main import command_parser
-from .remedies import FAMILIES, PIP, SETUP, SETUP_HERE, compiler_fault, installed, remedy_for
+from .remedies import FAMILIES, PIP, SETUP, SETUP_HERE, TRIED, compiler_fault, installed, remedy_for
 
 OK, WARN, FAIL, SKIP = 'ok', 'warn', 'FAIL', '-'
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -128,10 +128,12 @@ def probe(code: str) -> Probe:
 
 def check_python() -> Row:
     here, number = sys.version.split()[0], tuple(sys.version_info[:2])
-    if number < (3, 10):
-        return Row(FAIL, here, f'make an environment of Python 3.10 to 3.12: {SETUP}')
-    if number >= (3, 13):
-        return Row(WARN, here, 'not tried; Python 3.10 to 3.12 are')
+    oldest, newest = TRIED
+    tried = 'Python {}.{} to {}.{}'.format(*oldest, *newest)
+    if number < oldest:
+        return Row(FAIL, here, f'make an environment of {tried}: {SETUP}')
+    if number > newest:
+        return Row(WARN, here, f'not tried; {tried} are')
     return Row(OK, f'{here} at {sys.executable}')
 
 

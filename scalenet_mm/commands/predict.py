@@ -44,12 +44,29 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _require_ours(file: Path) -> None:
+    """Raises ValueError if a file that nobody named is there and holds anything but results of this command."""
+    try:
+        told = json.loads(file.read_text())
+        ours = isinstance(told, dict) and all({'label', 'class'} <= set(x) for found in told.values() for x in found)
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise ValueError(
+            f'{file}, beside the picture, is not of this command and would be written over; give --json FILE.'
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     images = find_images(args.images)
     outs = [args.out.with_stem(f'{args.out.stem}_{i + 1}') for i in range(len(images))] if images[1:] else [args.out]
     file = args.json or args.out.with_suffix('.json')
     require_other([*outs, file], [*images, args.config])
+    if not args.json:
+        _require_ours(file)
     model = OnnxModel(args.onnx) if args.onnx else load_model(args.config, args.checkpoint, args.delta, args.device)
     for image in images:
         read_image(model, image)

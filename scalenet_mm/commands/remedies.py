@@ -30,6 +30,7 @@ FAMILIES = {
     'mmdet': ('onedl-mmdetection', 'mmdet'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
 }
+TRIED = ((3, 10), (3, 13))  # Python, from and to
 UPSTREAM = tuple(name for names in FAMILIES.values() for name in names[1:])
 
 # What a failed command or import printed, and what to do about it. The first that matches counts.

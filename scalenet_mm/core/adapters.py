@@ -122,7 +122,7 @@ class LoRA(Adjustment):
 
 
 class Gate(Adjustment):
-    """One scalar on a linear layer's output, zero at the start (decision 8: function-preserving start)."""
+    """One scalar on a linear layer's output, zero at the start (the function-preserving start)."""
 
     def __init__(self):
         nn.Module.__init__(self)

@@ -98,7 +98,7 @@ def layer_tensors(
     """The parameters of every source layer, each tensor once.
 
     Args:
-        tensors: ``'shared'`` or ``'all'``, see above.
+        tensors: ``'shared'``, those that all instances of a layer hold, or ``'all'``: norms and adjustments too.
         names: see ``layers.containers``.
 
     Raises:

@@ -238,7 +238,7 @@ def adjust_layers(
     Args:
         adjust: ``dict(type='ParallelAdapter'|'LoRA', rank=..., targets=...)`` or None.
         adjust_on: ``'all'`` instances, or only ``'reused'`` ones, that share their tensors (Table III).
-        start: ``'paper'`` starts from the plain deep net, ``'function'`` at the pretrained function (decision 8).
+        start: ``'paper'`` starts from the plain deep net, ``'function'`` at the pretrained function.
         period: of hosts whose layers alternate, see ``LayerMap.live``.
     """
     _require_known(adjust_on, start)

@@ -18,7 +18,7 @@ from ..checkpoint.delta_file import SUFFIX, apply_delta, beside, read_delta
 from ..checkpoint.digests import digests
 from ..checkpoint.reading import read_checkpoint, unwrap
 from ..checkpoint.supplied import pretrained_files
-from ..compat import bare, resumed_from
+from ..compat import bare, checkpoint_folder, resumed_from
 from ..core.growth import own_start
 from ..core.roles import scaled_hosts
 
@@ -46,9 +46,11 @@ class DeltaHook(Hook):
         self._supplied = _supplied(bare(runner.model), checkpoint)
 
     def before_run(self, runner) -> None:
-        deltas = {*_folder(runner).glob(f'*{SUFFIX}')} if runner._resume else set()
+        hooks = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
+        self._folder = checkpoint_folder(runner.work_dir, next((h.out_dir for h in hooks if h.out_dir), None))
+        deltas = {*self._folder.glob(f'*{SUFFIX}')} if runner._resume else set()
         # before CheckpointHook removes what is more than is kept
-        files = sorted(_folder(runner).glob('*'), key=lambda path: path.suffix == '.pth')  # above epoch_1.onnx
+        files = sorted(self._folder.glob('*'), key=lambda path: path.suffix == '.pth')  # above epoch_1.onnx
         self._written = {d: p for p in files if (d := beside(p)) in deltas}
 
     def before_train(self, runner) -> None:
@@ -109,7 +111,7 @@ class DeltaHook(Hook):
         """The delta of the checkpoint resumed from, where its run ended between writing the two."""
         resumed = Path(resumed_from(runner) or '')
         target = beside(resumed)
-        if resumed.is_file() and resumed.resolve().parent == _folder(runner).resolve() and not target.exists():
+        if resumed.is_file() and resumed.resolve().parent == self._folder.resolve() and not target.exists():
             self._write(runner, read_checkpoint(resumed), target, None)
             self._written[target] = resumed
 
@@ -185,11 +187,6 @@ def _supplied(model: nn.Module, checkpoint: Mapping[str, Any]) -> set[str]:
         for name, value in model.state_dict().items()
         if name.startswith(hosts) or (name in given and given[name].shape == value.shape)
     }
-
-
-def _folder(runner) -> Path:
-    hooks = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
-    return Path(next((h.out_dir for h in hooks if h.out_dir), runner.work_dir))
 
 
 def _checkpoints(runner) -> Iterator[Path]:

@@ -26,7 +26,7 @@ class GradientNormHook(Hook):
     Args:
         interval: steps of the optimizer between two measurements; the first step is one.
         tensors: ``'all'`` trained tensors of a layer (norms and adjustments of all its instances included), or those
-            that are ``'shared'``, see ``analysis.gradients``.
+            that are ``'shared'``, see ``core.layers.TENSORS``.
         layers: containers of layers of a model without a known host, as patterns.
 
     Raises:

@@ -37,8 +37,8 @@ class ScaleNetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Args:
         optim_wrapper_cfg: as the default constructor's.
-        paramwise_cfg: as the default constructor's (its keys are honoured), and ``policy=dict(train='increments'|'all',
-            also=[patterns])``, see ``roles.TrainPolicy``. Gates are never decayed.
+        paramwise_cfg: as the default constructor's (its keys are honoured), and ``policy=dict(train='increments'|
+            'adjustments'|'all', also=[patterns])``, see ``roles.TrainPolicy``. Gates are never decayed.
 
     Raises:
         ValueError: for a key of another constructor, or a policy outside its rules.

@@ -1,4 +1,4 @@
-"""`freeze` applies a policy to a model, and where DDP wraps it, before its buckets or with new ones (decision 7)."""
+"""`freeze` applies a policy to a model, and where DDP wraps it, before its buckets or with new ones."""
 
 from __future__ import annotations
 

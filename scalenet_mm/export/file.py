@@ -77,8 +77,8 @@ def write(
         network: what is written.
         path: the file; written only if its outputs are those of torch.
         size: (H, W), by default the ``img_size`` of a ViT, 224 x 224 of a Swin.
-        dynamic: leave H and W free as well: any from the last stage's stride on for Swin, multiples of the patch size
-            for a ViT.
+        dynamic: leave H and W free as well: any above the last stage's stride for Swin, multiples of the patch size,
+            two at least, for a ViT.
         metadata: texts that go into the file.
         images: prepared images (1, C, H, W) that are checked besides made-up ones; with ``preparation`` pixels.
         store: ``'fp16'`` stores matrices and kernels as half floats, rounded before anything is compared; ``'int8'``

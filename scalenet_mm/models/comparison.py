@@ -15,11 +15,12 @@ from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import nn
 
 from ..runner.config import reads_annotations
+from ..runner.preflight_files import misfit
 from .inference import TASKS, test_dataset
 from .matching import BOTH_WRONG, IGNORE, ONLY_A_RIGHT, ONLY_B_RIGHT, difference_map, match
 from .side_by_side import Panel, difference_panel, mark_against, mark_pair
 
-Truth = Callable[[Path], Panel]  # of an image; raises FileNotFoundError where there is none
+Truth = Callable[[Path, tuple[int, int]], Panel]  # of an image and its size (H, W) as it is read
 
 
 def task_of(a: nn.Module, b: nn.Module) -> str:
@@ -50,13 +51,21 @@ def truth_of(model: nn.Module, source: Path | None = None) -> Truth:
             ``reduce_zero_label`` as in the config's test data).
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if its classes are not the model's.
+        FileNotFoundError: if there is none; from what is returned, if there is none for an image.
+        ValueError: if its classes are not the model's; from what is returned, if it is of another size than the image.
     """
+    detection = TASKS[model.cfg.default_scope] == 'detection'
     dataset = dict(test_dataset(model.cfg), pipeline=[], lazy_init=True)
-    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
-        dataset = DATASETS.build(dataset)  # joins the paths and knows its own suffixes; reads nothing yet
-    if TASKS[model.cfg.default_scope] == 'detection':
+    if source and not detection:  # whose class may look for files of its own, though it is asked for its suffixes alone
+        dataset.update(data_root=None, data_prefix=dict(img_path=str(source), seg_map_path=str(source)))
+        dataset.update(ann_file=__file__ if dataset.get('ann_file') else '')
+    if not (source and detection):
+        with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
+            try:
+                dataset = DATASETS.build(dataset)  # joins the paths and knows its own suffixes; reads nothing yet
+            except AssertionError as error:
+                raise FileNotFoundError(f"Config A's test data are not there; give --ann. {dataset}") from error
+    if detection:
         return _boxes(Path(source or dataset.ann_file), list(model.dataset_meta['classes']))
     named = source or dataset.data_prefix.get('seg_map_path')
     if not named:
@@ -67,7 +76,7 @@ def truth_of(model: nn.Module, source: Path | None = None) -> Truth:
     steps = [t for t in test_dataset(model.cfg)['pipeline'] if reads_annotations(t)]
     with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
         load = TRANSFORMS.build(steps[0] if steps else dict(type='LoadAnnotations'))
-    return lambda image: _label_map(image, folder, dataset, load)
+    return lambda image, size: _label_map(image, size, folder, dataset, load)
 
 
 def compare(a: Panel, b: Panel, truth: Panel | None, classes: Sequence[str]) -> tuple[list[Panel], dict[str, Any]]:
@@ -171,12 +180,16 @@ def _boxes(file: Path, classes: list[str]) -> Truth:
     if unknown:  # mmdet leaves them out as well
         print_log(f'Categories that the models do not know are left out: {unknown}.', 'current', logging.WARNING)
 
-    def truth(image: Path) -> Panel:
-        parts = image.parts
+    def truth(image: Path, size: tuple[int, int]) -> Panel:
+        parts = image.absolute().parts[1:]
         entry = next(filter(None, (by_name.get('/'.join(parts[i:])) for i in range(len(parts)))), None)
         if entry is None:
             raise FileNotFoundError(f'{file} has no image {image.name}.')
-        found = [x for x in coco.imgToAnns[entry['id']] if not x.get('iscrowd') and names[x['category_id']] in classes]
+        said = entry.get('height', size[0]), entry.get('width', size[1])
+        if wrong := misfit(image, size, said, f'its entry in {file}'):
+            raise ValueError(wrong)
+        of_image = (x for x in coco.imgToAnns[entry['id']] if not x.get('iscrowd'))
+        found = [x for x in of_image if names.get(x['category_id']) in classes]  # mmdet drops the others as well
         boxes = np.array([x['bbox'] for x in found], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([classes.index(names[x['category_id']]) for x in found], int)
@@ -187,7 +200,7 @@ def _boxes(file: Path, classes: list[str]) -> Truth:
     return truth
 
 
-def _label_map(image: Path, folder: Path, dataset: Any, load: Any) -> Panel:
+def _label_map(image: Path, size: tuple[int, int], folder: Path, dataset: Any, load: Any) -> Panel:
     """The label map of an image, as the pipeline's own step reads it."""
     stem = image.name.removesuffix(dataset.img_suffix)
     stem = image.stem if stem == image.name else stem
@@ -206,4 +219,6 @@ def _label_map(image: Path, folder: Path, dataset: Any, load: Any) -> Panel:
     )['gt_seg_map']
     if labels.ndim != 2:
         raise ValueError(f'{file} is a colour image {labels.shape}; a label map has one channel, the class number.')
+    if wrong := misfit(image, size, labels.shape, f'its label map {file}'):
+        raise ValueError(wrong)
     return Panel(semantic=labels.astype(int))

@@ -267,7 +267,9 @@ def _metainfo(stored: dict | None, dataset: dict, model: nn.Module, scope: str |
     """Names of the classes: of the file, else of the config's data set, else numbers."""
     with DefaultScope.overwrite_default_scope(scope):
         kind = type_class(dataset, DATASETS)
-    count = max((m.num_classes for m in model.modules() if isinstance(getattr(m, 'num_classes', None), int)), default=0)
+    # all but the preprocessor, whose number is for mixup
+    parts = [m for name, m in model.named_modules() if name.partition('.')[0] != 'data_preprocessor']
+    count = max((m.num_classes for m in parts if isinstance(getattr(m, 'num_classes', None), int)), default=0)
     known = dict(getattr(kind, 'METAINFO', {}))
     if len(known.get('classes', ())) != count:  # a config of ImageNet with a head of its own
         known = {k: v for k, v in known.items() if k not in ('classes', 'palette')}

@@ -31,7 +31,7 @@ def store(weight: nn.Parameter, dtype: torch.dtype) -> None:
         weight.data = weight.data.to(dtype)
 
 
-checkpoint = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)  # decision 7
+checkpoint = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)  # works with DDP
 
 
 class BlockDropPath(DropPath):

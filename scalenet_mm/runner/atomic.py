@@ -18,7 +18,7 @@ from ..checkpoint.delta_file import beside
 from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.writing import UNFINISHED, pickled, write_atomically
 from ..compat import resumed_from, type_class
-from .continuing import CheckpointFolder
+from .continuing import POINTER, CheckpointFolder
 
 
 class AtomicBackend(LocalBackend):
@@ -40,8 +40,11 @@ class ScaleNetCheckpointHook(CheckpointHook):
 
     mmengine's removes the old checkpoint first and overwrites files in place, so a run killed meanwhile may be left
     with none. This one needs room for one checkpoint more than ``max_keep_ckpts``. Arguments are the same; on a remote
-    ``out_dir`` or with a ``backend_args`` of yours, the file itself is written by that backend.
+    ``out_dir`` or with a ``backend_args`` of yours, the file itself is written by that backend. A run that starts anew
+    where an earlier one wrote (mmengine's writes over it) keeps those checkpoints under other names.
     """
+
+    _starts = False  # a run whose first file is not written yet
 
     def before_train(self, runner) -> None:
         folder = str(self.out_dir or runner.work_dir)
@@ -49,6 +52,7 @@ class ScaleNetCheckpointHook(CheckpointHook):
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='atomic')
         resumed = resumed_from(runner)
+        self._starts = local and not resumed
         if local and resumed:
             self._forget_others(runner, Path(resumed))
         super().before_train(runner)
@@ -57,6 +61,18 @@ class ScaleNetCheckpointHook(CheckpointHook):
                 for leftover in place.glob('*' + UNFINISHED):
                     leftover.unlink()
                     runner.logger.info(f'Removed {leftover}, which a killed run had not finished.')
+
+    def _keep_earlier(self, runner) -> None:
+        """Before the first file of a run that starts anew: those of an earlier run in its folder are renamed."""
+        if self._starts and is_main_process():
+            folder = CheckpointFolder.of(runner.cfg, runner.work_dir)
+            kept = [f'{path.name} as {_set_aside(path)}' for path in folder.saved()]
+            if kept:
+                Path(runner.work_dir, POINTER).unlink(missing_ok=True)
+                runner.logger.info(
+                    f'{folder.path} has checkpoints of an earlier run. They are kept: {", ".join(kept)}.'
+                )
+        self._starts = False
 
     def _forget_others(self, runner, resumed: Path) -> None:
         """Leaves alone what the resumed checkpoint's run has not written here.
@@ -76,9 +92,11 @@ class ScaleNetCheckpointHook(CheckpointHook):
                 del known[key]
         for path, saved in folder.saved().items() if is_main_process() else ():
             if saved.best and saved.number > getattr(runner, saved.unit):
-                _set_aside(path)
+                name = _set_aside(path)
+                print_log(f'{path} is later than the checkpoint resumed from; it is kept as {name}.', 'current')
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        self._keep_earlier(runner)
         outdated: list[int] = []
         if self.max_keep_ckpts > 0 and list(self.keep_ckpt_ids)[-1:] != [step]:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
@@ -102,13 +120,14 @@ class ScaleNetCheckpointHook(CheckpointHook):
         )
         if not is_main_process():
             return
-        write_atomically(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
+        write_atomically(Path(runner.work_dir, POINTER), self.last_ckpt.encode())
         for old in outdated:
             _remove(self.file_backend, self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
         if outdated:
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        self._keep_earlier(runner)
         backend, later = self.file_backend, _RemovesLater(self.file_backend)
         self.file_backend = later
         try:
@@ -150,13 +169,13 @@ class _RemovesLater:
         return getattr(self._backend, name)
 
 
-def _set_aside(path: Path) -> None:
-    """Gives a file, and the delta beside it, a name that is free: ``best_epoch_3.earlier_1.pth``."""
+def _set_aside(path: Path) -> str:
+    """Gives a file, and the delta beside it, a name that is free, and returns it: ``best_epoch_3.earlier_1.pth``."""
     free = next(p for n in count(1) if not (p := path.with_stem(f'{path.stem}.earlier_{n}')).exists())
     path.rename(free)
     if beside(path).exists():
         beside(path).rename(beside(free))
-    print_log(f'{path} is later than the checkpoint resumed from; it is kept as {free.name}.', 'current')
+    return free.name
 
 
 def _remove(backend, path: str) -> None:

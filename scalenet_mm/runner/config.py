@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from ..compat import bare, init_cfgs, name_types, read_config, type_name
 from ..core.roles import TrainPolicy
 from ..cores import at_once
 from ..engine.optim import FROM_CONFIG
-from ..file_names import require_folder_name
+from ..file_names import local_path, require_folder_name
 from ..one_run import one_run
 from .atomic import make_atomic
+from .built import dicts
 from .continuing import require_continuable, require_one_position, settle
 from .resume import make_resumable
 from .resumed_state import require_states
@@ -73,7 +74,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict | None = N
     except ValueError as e:
         raise SystemExit(f'work_dir: {e}') from None
     name = Path(path.rpartition('::')[2]).stem
-    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
+    cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or Path('work_dirs') / name).expanduser())
     return cfg
 
 
@@ -145,15 +146,16 @@ class ScaleNetRunner(Runner):
 def complete_config(cfg: Config) -> Config:
     """Adds to a config, in place, what no list in a child config can drop then.
 
-    The top-level ``policy`` goes to constructor and DDP wrapper, training gets exact resume, and a config of ours
-    files of any dialect in ``load_from``. Checkpoints are written whole, and it is settled which one a resumed run
-    continues from. What a config says itself stays; a second call changes nothing.
+    The top-level ``policy`` goes to constructor and DDP wrapper, training gets exact resume, and a config of ours or
+    with a scaled network files of any dialect in ``load_from``, of which an evaluation demands every tensor.
+    Checkpoints are written whole, and it is settled which one a resumed run continues from. What a config says itself
+    stays; a second call changes nothing.
     """
     share_policy(unwrap_overrides(name_types(cfg)))
     hooks = list(cfg.get('custom_hooks') or [])
     training = cfg.get('optim_wrapper') or {}
     ours = type_name(cfg.get('runner_type')) == ScaleNetRunner.__name__
-    ours = ours or type_name(training.get('constructor')) == CONSTRUCTOR
+    ours = ours or type_name(training.get('constructor')) == CONSTRUCTOR or _has_scaled(cfg)
     if ours and 'AnyDialectHook' not in (type_name(hook) for hook in hooks):
         cfg.custom_hooks = [dict(type='AnyDialectHook'), *hooks]
     if cfg.get('train_dataloader'):
@@ -185,7 +187,7 @@ def share_policy(cfg: Config) -> dict:
     """
     policy, training, wrapper = (cfg.get(key) or {} for key in ('policy', 'optim_wrapper', 'model_wrapper_cfg'))
     known = _is_policy(policy) or type_name(cfg.get('runner_type')) == ScaleNetRunner.__name__
-    if not training or not (known or any(_is_scaled(*entry) for entry in walk(cfg.get('model') or {}))):
+    if not training or not (known or _has_scaled(cfg)):
         return {}  # a `policy` that is another project's
     paramwise = training.get('paramwise_cfg') or {}
     nested = paramwise.get('policy', FROM_CONFIG)
@@ -220,8 +222,9 @@ def _is_policy(given: Any) -> bool:
     return isinstance(given, dict) and bool(set(given) & set(TrainPolicy.__dataclass_fields__))
 
 
-def _is_scaled(path: tuple, value: Any) -> bool:
-    return path[-1] == 'type' and (type_name(value) or '').startswith('ScaleNet')
+def _has_scaled(cfg: Config) -> bool:
+    model = walk(cfg.get('model') or {})
+    return any(path[-1] == 'type' and (type_name(value) or '').startswith('ScaleNet') for path, value in model)
 
 
 def trained_by(cfg: Config) -> TrainPolicy:
@@ -318,7 +321,7 @@ def write_deltas(cfg: Config, load_from: str | None) -> None:
     base = load_from or any(init_cfgs(part)[0] or part.get('pretrained') for part in parts)
     resumed = cfg.get('resume') and cfg.get('load_from')
     if resumed and '://' not in resumed:
-        base = base or any(Path(resumed).parent.glob(f'*{SUFFIX}'))
+        base = base or any(local_path(resumed).parent.glob(f'*{SUFFIX}'))
     hooks = list(cfg.get('custom_hooks') or [])
     there = 'DeltaHook' in (type_name(hook) for hook in hooks)
     if base and trained_by(cfg).train != 'all' and not there:
@@ -334,7 +337,7 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait: float) -
     """Lets the visualization hook of mmdet, mmseg or mmpretrain show predictions or draw them into a folder, in place.
 
     Raises:
-        SystemExit: if the config has no such hook.
+        SystemExit: if the config has no such hook, or the folder is one of the test data.
     """
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if not hook:
@@ -348,6 +351,11 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait: float) -
         raise SystemExit(
             f'--show and --show-dir do not know the hook {type_name(hook)}; set its options with --cfg-options.'
         )
+    if folder and (of_data := next((d for d in _image_folders(cfg) if Path(folder).resolve().is_relative_to(d)), None)):
+        raise SystemExit(
+            f'--show-dir {folder} lies in {of_data}, whose images would be written over by drawings of their names; '
+            'name another folder.'
+        )
     hook.update({on: True, 'interval': 1})
     if show:
         hook.update(show=True, wait_time=wait)
@@ -355,6 +363,15 @@ def draw_predictions(cfg: Config, show: bool, folder: str | None, wait: float) -
         hook[out] = str(Path(folder).absolute())
     elif folder:
         cfg.visualizer.save_dir = str(Path(folder).absolute())
+
+
+def _image_folders(cfg: Config) -> Iterator[Path]:
+    """Folders that the data sets of the test name for images."""
+    for _, dataset in dicts(cfg.get('test_dataloader') or {}):
+        prefix = dataset.get('data_prefix') or dataset.get('split') or ()
+        for part in prefix.values() if isinstance(prefix, Mapping) else [prefix]:
+            if isinstance(part, str) and part and '://' not in f'{dataset.get("data_root")}{part}':
+                yield Path(dataset.get('data_root') or '', part).expanduser().resolve()
 
 
 def use_tta(cfg: Config) -> None:

@@ -15,6 +15,8 @@ from mmengine.logging import print_log
 from ..checkpoint.delta_file import SUFFIX
 from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.strict import CheckpointError
+from ..compat import checkpoint_folder
+from ..file_names import local_path
 
 POINTER = 'last_checkpoint'  # mmengine's: the path of the last checkpoint, as it was when it was written
 NAMES = {'epoch_{}.pth': 'epoch', 'iter_{}.pth': 'iter'}  # mmengine's, and what their number counts
@@ -94,7 +96,7 @@ class CheckpointFolder:
 
     def written_over(self, file: str | Path, position: Mapping[str, int]) -> list[str]:
         """Names of the other checkpoints there that a run which continues from ``file`` would write over."""
-        file = Path(file).resolve()
+        file = local_path(file).resolve()
         mine = file.parent == self.path.resolve()
         return [
             p.name
@@ -119,12 +121,6 @@ class CheckpointFolder:
             return self.position(file)
         except CheckpointError:
             return None
-
-
-def checkpoint_folder(work_dir: str | Path, out_dir: str | Path | None = None) -> Path:
-    """Where a run's checkpoints are: mmengine makes a folder of the work dir's name in an ``out_dir``."""
-    elsewhere = out_dir and str(out_dir) != str(work_dir)
-    return Path(out_dir, Path(work_dir).name) if elsewhere else Path(work_dir)
 
 
 def latest(work_dir: str | Path, cfg: Mapping[str, Any] | None = None) -> str | None:

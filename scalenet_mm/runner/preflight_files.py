@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -129,7 +130,12 @@ def _other_size(result: dict) -> str:
         other, what = (result['height'], result['width']), 'its entry in the annotations'
     else:
         return ''
-    if not image or tuple(other) == image:
+    return misfit(result.get('img_path'), image, other, what) if image else ''
+
+
+def misfit(path: str | Path, image: tuple[int, int], other: Sequence[int], what: str) -> str:
+    """What is wrong where an image is read with another size (H, W) than ``what`` has; empty where it is not."""
+    if tuple(other) == image:
         return ''
     turned = image == tuple(other)[::-1] and image[0] != image[1]
     hint = (
@@ -138,7 +144,7 @@ def _other_size(result: dict) -> str:
         else ''
     )
     return (
-        f'{result.get("img_path")} is {image[0]} x {image[1]} (height x width) as the pipeline reads it, '
+        f'{path} is {image[0]} x {image[1]} (height x width) as the pipeline reads it, '
         f'{what} says {other[0]} x {other[1]}.{hint}'
     )
 
@@ -149,8 +155,8 @@ def _labels_of_map(result: dict, ignored: set[int], labels: Labels) -> str:
     try:
         with Image.open(path) as picture:
             mode, raw = picture.mode, np.asarray(picture)
-    except UnidentifiedImageError:
-        mode, raw = '', seg_map
+    except (UnidentifiedImageError, Image.DecompressionBombError, FileNotFoundError):  # not Pillow's, or not here
+        mode, raw = '', (seg_map.astype(int) + 1) % (LIMIT + 1) if labels.reduced else seg_map  # as in the file
     if seg_map.ndim != 2:
         equal = seg_map.ndim == 3 and (seg_map[..., :3] == seg_map[..., :1]).all()
         hint = {True: ' Its channels are equal: save one of them.', False: ''}[bool(equal)]

@@ -37,6 +37,7 @@ class ProgressHook(Hook):
     def __init__(self, what: str = 'training', every: float = EVERY):
         self.what, self.every = what, every
         self.open: list[Progress] = []
+        self.evaluation: Progress | None = None
 
     def before_run(self, runner) -> None:
         for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
@@ -79,17 +80,26 @@ class ProgressHook(Hook):
             self.open[-1].update(done, **shown, memory=peak_memory())
 
     def before_val_epoch(self, runner) -> None:
-        self._begin('validation', len(runner.val_dataloader), keep=False)
+        self._evaluate(runner, 'val')
 
     def before_test_epoch(self, runner) -> None:
-        self._begin('test', len(runner.test_dataloader))
+        self._evaluate(runner, 'test')
+
+    def _evaluate(self, runner, mode: str) -> None:
+        if is_main_process():
+            loader = runner.val_dataloader if mode == 'val' else runner.test_dataloader
+            self._begin({'val': 'validation'}.get(mode, mode), len(loader), keep=mode == 'test')
+            self.evaluation = self.open[-1]
 
     def _after_iter(self, runner, batch_idx, data_batch=None, outputs=None, mode='train') -> None:
+        if self.evaluation not in self.open:  # a loop that passes its data twice, a teacher's first
+            self._evaluate(runner, mode)
         if not self.open:
             return
         self.open[-1].update(batch_idx + 1, memory=peak_memory())
         if batch_idx + 1 == self.open[-1].total:  # what the metrics print finds an empty line
             self.open.pop().close()
+            self.evaluation = None
             for outer in self.open:
                 outer.bar.clear()
 

@@ -17,16 +17,15 @@ from ..backbones.arguments import nearest, unknown
 from ..compat import TYPE_KEYS, type_name
 from .built import A_TYPE, ALIKE, Known, dicts, names_taken
 
-# The top level of a config: what the Runner reads, what our commands and the libraries' tools read besides, and names
-# that most of the libraries' configs have.
-VARIABLES = {'train_pipeline', 'val_pipeline', 'test_pipeline'}
-READ = {
-    *VARIABLES,
+# The top level of a config: what the Runner reads, and our commands and the libraries' tools besides; then with the
+# variables that most of the libraries' configs have.
+RUNS = {
     *inspect.signature(Runner.__init__).parameters,
     *('runner_type', 'policy', 'find_unused_parameters', 'model_wrapper_cfg', 'compile', 'strategy', 'custom_imports'),
     *('tta_model', 'tta_pipeline', 'data_root', 'efficient_conv_bn_eval', 'gallery_dataloader', 'sync_bn'),
     *('activation_checkpointing',),
 }
+READ = {*RUNS, 'train_pipeline', 'val_pipeline', 'test_pipeline'}
 # Where the settings are that other versions and other tools of the field have at the top level, by that name
 ELSEWHERE = {
     'optimizer': 'optim_wrapper.optimizer',
@@ -74,16 +73,34 @@ def refuse_slips(cfg: Config, path: str, options: Mapping[str, Any]) -> None:
     Raises:
         SystemExit: with key, file, the nearest and the way out.
     """
-    text = getattr(cfg, 'text', None) or ''
-    said = [_top(path, key, near) for key in cfg if (near := resembled(key, READ)) and not _used(key, text)]
+    own = [key for key in cfg if key not in READ]
+    said = [_top(path, key, near) for key in own if (near := resembled(key, RUNS)) and not _used(key, cfg)]
     said += [line for key, value in options.items() for line in _of_option(cfg, path, key, value)]
     if said:
         raise SystemExit('\n'.join(said))
 
 
-def _used(name: str, text: str) -> bool:
-    """Whether a config's own text names a variable again after it was set."""
-    return len(re.findall(rf'\b{name}\b', text)) > 1
+def _used(name: str, cfg: Config) -> bool:
+    """Whether a top-level key is a variable: the config's own text names it again after it was set, or what is read
+    holds its value. (A config as a run writes it sets each name once, and a pure Python one has its own file's text.)
+    """
+    value = cfg._cfg_dict[name]
+    if len(re.findall(rf'\b{name}\b', getattr(cfg, 'text', None) or '')) > 1:
+        return True
+    if not value or not isinstance(value, (str, Mapping, list, tuple)):
+        return False  # a number or a flag is found anywhere
+    found = list(_values({key: v for key, v in cfg._cfg_dict.items() if key in RUNS}))
+    entries = [value] if isinstance(value, str) else list(value.items() if isinstance(value, Mapping) else value)
+    return value in found or all(entry in found for entry in entries)
+
+
+def _values(node: Any) -> Iterator[Any]:
+    """Every value in a config, the items of its dicts as pairs."""
+    items = node.items() if isinstance(node, Mapping) else ()
+    yield from items
+    for value in [v for _, v in items] or (node if isinstance(node, (list, tuple)) else ()):
+        yield value
+        yield from _values(value)
 
 
 def _top(where: str, key: str, near: str) -> str:
@@ -106,7 +123,7 @@ def _of_option(cfg: Config, path: str, option: str, value: Any) -> Iterator[str]
             continue
         if not isinstance(node, Mapping):
             return
-        if part in node:
+        if part in node and (i or part in READ or part not in ELSEWHERE):
             node = node[part]
             continue
         near = resembled(part, node if i or 'type' in node else READ)
@@ -123,7 +140,7 @@ def _of_option(cfg: Config, path: str, option: str, value: Any) -> Iterator[str]
 
 
 def _of_top(where: str, path: str, parts: list[str], near: str) -> Iterator[str]:
-    """What is wrong with an option whose first part the config has not."""
+    """What is wrong with an option whose first part the config has not, or as a variable alone."""
     known = next((n for n in range(len(parts), 0, -1) if '.'.join(parts[:n]) in ELSEWHERE), 0)
     if known:
         right = '.'.join((ELSEWHERE['.'.join(parts[:known])], *parts[known:]))
@@ -142,7 +159,7 @@ def misspelt_arguments(cfg: Config) -> Iterator[tuple[str, str]]:
     where a ``type`` is registered nowhere and is a slip of one that is.
     """
     known = Known(cfg.get('default_scope'))
-    for where, node in dicts({key: cfg[key] for key in cfg if key in READ - VARIABLES}):
+    for where, node in dicts({key: cfg[key] for key in cfg if key in RUNS}):
         for key in TYPE_KEYS:
             kind = node.get(key)
             if not isinstance(kind, str) or known.classes(kind):

@@ -17,11 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from base import ROOT, TRANSITIVE, Setup, SetupError, elapsed, read_pins
+from base import ROOT, TRANSITIVE, Setup, SetupError, elapsed, read_pins, remedies
 from mmcv_install import operators
 from steps import STEPS
 
-NEWEST = (3, 13)  # Python, of those that were tried
 INPUTS = (
     *('tools/setup_env.sh', 'tools/_setup/*.py', 'scalenet_mm/commands/remedies.py'),
     *('scalenet_mm/mmcv_finder.py', 'requirements.txt', 'setup.py', 'pyproject.toml'),
@@ -77,7 +76,7 @@ def locked(s: Setup) -> Iterator[None]:
 
 def run_steps(s: Setup) -> None:
     s.log.write_text('')
-    if sys.version_info[:2] > NEWEST:
+    if sys.version_info[:2] > remedies.TRIED[1]:
         print(f'setup_env: Python {sys.version_info[0]}.{sys.version_info[1]} is newer than any this was tried with')
     before = inputs()  # a file changed while we work must count as changed
     start = time.monotonic()

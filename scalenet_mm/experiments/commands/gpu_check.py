@@ -1,13 +1,14 @@
 """Training, export, tests and speed on a GPU, in ten minutes: whether all of it runs, and how fast.
 
-    scalenet experiment gpu-check --out work_dirs/gpu_check         # needs a CUDA GPU, no network and no compiler
+    scalenet experiment gpu-check --out work_dirs/gpu_check         # needs a CUDA GPU and no network
     scalenet experiment gpu-check --out work_dirs/gpu_check --dry   # the same road on the CPU, with tiny networks
 
 Trains Mask R-CNN and UPerNet Swin-T at full size with mixed precision on images of digits, continues them, exports and
-verifies their increments; trains DeiT-B compiled; runs one process and two by torchrun, and the tests that need a GPU:
-these side by side, so that their seconds are no speeds. Then measures the goals of docs/performance.md, alone, in order
-of worth. Every result is in OUT/gpu_check.json (speed in OUT/performance_gpu.json) as soon as it is there; what each
-step printed is in OUT/logs. A step that fails costs itself alone. Ends with 1 if one did, or if none was done.
+verifies their increments; trains DeiT-B compiled, where there is a C compiler; runs one process and two by torchrun,
+and the tests that need a GPU: these side by side, so that their seconds are no speeds. Then measures the goals of
+docs/performance.md, alone, in order of worth. Every result is in OUT/gpu_check.json (speed in OUT/performance_gpu.json)
+as soon as it is there; what each step printed is in OUT/logs. A step that fails costs itself alone. Ends with 1 if one
+did, or if none was done.
 """
 
 from __future__ import annotations

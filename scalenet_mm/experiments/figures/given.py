@@ -112,7 +112,7 @@ def parts_of(checkpoint: str) -> tuple[str, str | None]:
 
 def load(cfg: Config, checkpoint: str, seed: int = 0) -> nn.Module:
     """Builds the model of a config with the weights that ``Given.checkpoint`` describes, by the rules of
-    `inference`.
+    `checkpoint.loading`.
     """
     base, delta = parts_of(checkpoint)
     seed_everything(seed)

@@ -1,1 +1,2 @@
-"""What scalenet experiment quickstart runs: ``tasks`` (what differs between them), ``runs``, ``report``."""
+"""What scalenet experiment quickstart runs: ``quickstart_tasks`` (what differs between
+them), ``quickstart_runs``, ``quickstart_page``."""
