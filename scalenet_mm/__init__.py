@@ -41,5 +41,11 @@ def __getattr__(name: str):
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
-if Path(sys.argv[0] if sys.argv else '').name not in ('-m', 'scalenet'):  # `scalenet --help` is there at once
+def _is_command_line() -> bool:
+    """Whether this is ``scalenet`` or ``python -m scalenet_mm``, not ``python -m`` a package that imports this one."""
+    name = Path(sys.argv[0] if sys.argv else '').name
+    return name == 'scalenet' or (name == '-m' and ('-m', __name__) in zip(sys.orig_argv, sys.orig_argv[1:]))
+
+
+if not _is_command_line():  # whose --help is there at once
     _register()

@@ -337,7 +337,9 @@ def test_a_second_call_verifies_and_writes_nothing(demo):
 
 def test_other_parameters_in_the_same_folder_are_refused_until_overwrite(tmp_path):
     make_demo_data(tmp_path, ['ade'], train=3, val=2)
-    with pytest.raises(FileExistsError, match=r'train is 3 there and 4 here.*--overwrite'):
+    with pytest.raises(
+        FileExistsError, match=r'train is 3 there and 4 here.*demo-data \S+ --layout \w+ --train 4 --val .* --overwrite'
+    ):
         make_demo_data(tmp_path, ['ade'], train=4, val=2)
     made = make_demo_data(tmp_path, ['ade'], train=4, val=2, overwrite=True)['ade']
     assert len(list((made / 'images' / 'training').iterdir())) == 4

@@ -11,6 +11,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+
+@pytest.mark.parametrize('started', [['-m', 'their_package'], ['-m', 'their_package.train'], ['run.py']])
+def test_a_package_that_imports_it_has_the_backbones_however_it_is_started(started, tmp_path):
+    package = tmp_path / 'their_package'
+    package.mkdir()
+    says = "from mmengine.registry import MODELS\nprint('ScaleNetSwin' in MODELS.module_dict)\n"
+    (package / '__init__.py').write_text('import scalenet_mm\n')
+    for file in ('__main__.py', 'train.py', '../run.py'):
+        (package / file).write_text('import their_package\n' + says)
+    env = {**os.environ, 'PYTHONPATH': f'{ROOT}:{tmp_path}'}
+    done = subprocess.run([sys.executable, *started], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.strip().endswith('True'), done.stdout + done.stderr
+
+
 CODE = """
 import argparse, io, json, logging, pickle, sys, types, warnings
 import mmengine.config, mmengine.fileio, mmengine.hooks, mmengine.model, mmengine.optim, mmengine.runner

@@ -14,7 +14,7 @@ from conftest import filled, perturb
 from host_zoo import LANGUAGE, MIXER, ZOO, Mixer, Mixers, huggingface, timm_model, timm_vit
 from torch import nn
 
-from scalenet_mm import HostFacts, Role, register_host, rescale, scale, scale_layers
+from scalenet_mm import HostFacts, Role, TrainPolicy, register_host, rescale, scale, scale_layers
 from scalenet_mm.checkpoint.live_delta import delta_of, scale_by_delta
 from scalenet_mm.checkpoint.strict import CheckpointError
 from scalenet_mm.core import hosts
@@ -746,6 +746,129 @@ def test_a_list_subclass_and_its_hooks_stay():
     tied = scale_layers(trunk, LayerMap.build(2, 2), dict(type='ParallelAdapter', rank=2), facts=MIXER)
     tied(torch.randn(1, 16, 32))
     assert isinstance(tied, Trunk) and tied.width == 32 and len(tied) == 4 and seen == [1]
+
+
+class Wrapped(nn.Module):
+    """A network of Hugging Face in a module of one's own, as sentence-transformers has it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.auto_model = model
+
+    def forward(self, ids):
+        return self.auto_model(ids).last_hidden_state
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['Llama', 'Bert'])
+def test_a_network_in_a_list_is_scaled_as_the_network_alone(kind):
+    import transformers as T
+
+    config = getattr(T, f'{kind}Config')(num_hidden_layers=3, **LANGUAGE)
+    source, ids = getattr(T, f'{kind}Model')(config).eval(), torch.randint(0, 32, (1, 5))
+    alone, listed = scale(Wrapped(copy.deepcopy(source))), scale(nn.Sequential(Wrapped(copy.deepcopy(source))))
+    assert listed[0].auto_model.config.num_hidden_layers == 6
+    assert torch.equal(listed(ids), alone(ids)) and not torch.equal(alone(ids), Wrapped(source)(ids))
+    dpt = T.DPTConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8)
+    dpt.num_hidden_layers, dpt.backbone_out_indices, dpt.is_hybrid = 3, [0, 1, 2, 2], False
+    with pytest.raises(ValueError, match='keeps the layers whose outputs it uses'):
+        scale(nn.Sequential(T.DPTForDepthEstimation(dpt)))
+
+
+def encoder(depth: int = 2) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False).eval()
+
+
+def test_norms_of_every_tower_that_was_scaled_are_increments():
+    towers = nn.ModuleDict(dict(vision=encoder(), former=encoder(), language=encoder()))
+    scale(towers, stages=['vision.layers', 'language.layers'])
+    trained = TrainPolicy('increments').apply(towers)
+    norms = {name: sum(n.startswith(name) and 'norm' in n for n in trained) for name in towers}
+    assert norms == {'vision': 16, 'former': 0, 'language': 16}
+
+
+class HeldTwice(nn.Module):
+    def __init__(self, network: nn.Module, first: bool):
+        super().__init__()
+        if first:
+            self.blocks = network.layers
+        self.network = network
+        self.blocks = network.layers
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('first', [False, True])
+def test_a_list_that_is_held_by_two_names_is_scaled_at_both(first):
+    model, x = HeldTwice(encoder(), first), torch.randn(1, 3, 8)
+    scale(model)
+    assert model.blocks is model.network.layers and len(model.blocks) == 4
+    assert torch.equal(model(x), model.network(x))
+
+
+def test_a_compiled_list_is_refused():
+    model = encoder()
+    model.layers.compile(backend='eager')
+    with pytest.raises(ValueError, match='A list of blocks is compiled.*scale first, then compile'):
+        scale(model)
+    assert len(model.layers) == 2
+
+
+def test_each_tower_keeps_a_schedule_of_its_own():
+    def image(rate: float) -> nn.Module:
+        return timm_vit('vit_tiny_patch16_224', drop_path_rate=rate)((3,))
+
+    def rates(net: nn.Module) -> list[float]:
+        return [round(getattr(block.drop_path1, 'drop_prob', 0.0) or 0.0, 3) for block in net.blocks]
+
+    towers = scale(nn.ModuleDict(dict(image=image(0.3), audio=image(0.1))), stages='all', times=[2, 1])
+    assert rates(towers['image']) == [0.0, 0.06, 0.12, 0.18, 0.24, 0.3]
+    assert rates(towers['audio']) == [0.0, 0.05, 0.1]
+
+
+def test_networks_in_one_list_are_no_stages_of_one_another():
+    with pytest.raises(ValueError, match='several lists of blocks that are no stages of one another'):
+        scale(nn.ModuleList([encoder(), encoder()]))
+    pair = scale(nn.ModuleList([encoder(), encoder()]), stages=['1.layers'])
+    assert [len(net.layers) for net in pair] == [2, 4] and type(pair[0].layers) is nn.ModuleList
+
+
+def test_torchvisions_drop_path_is_drawn_out():
+    torchvision = pytest.importorskip('torchvision')
+    swin = torchvision.models.swin_transformer.SwinTransformer
+    model = swin([4, 4], 16, [2, 2], [1, 2], [4, 4], stochastic_depth_prob=0.3)
+    scale(model, facts=HostFacts('torchvision', fc1='mlp.0', fc2='mlp.3'), stages='all')
+    deep = swin([4, 4], 16, [4, 4], [1, 2], [4, 4], stochastic_depth_prob=0.3)
+    found, wanted = ([block.stochastic_depth.p for i in (1, 3) for block in m.features[i]] for m in (model, deep))
+    assert found == pytest.approx(wanted)
+
+
+def test_facts_without_an_mlp_are_enough_for_what_they_adjust():
+    facts = HostFacts('attention alone', qkv='linear1', proj='self_attn.out_proj')
+    model = scale(encoder(), facts=facts, adjust=dict(type='LoRA', rank=2, targets=('qkv',)))
+    assert len(model.layers) == 4 and hasattr(model.layers[3].linear1, 'adapter')
+
+
+@pytest.mark.parametrize('assign', [False, True])
+def test_a_network_made_without_memory_starts_with_adapters_at_zero(assign):
+    source = perturb(timm_vit('vit_tiny_patch16_224')((2,))).eval()
+    with torch.device('meta'):
+        model = timm_vit('vit_tiny_patch16_224')((2,))
+    scale(model, start='function')
+    if not assign:
+        model.to_empty(device='cpu')
+    model.load_state_dict(source.state_dict(), assign=assign)
+    x, ups = torch.randn(1, 3, 32, 32), [p for n, p in model.named_parameters() if n.endswith(('adapter.up', '.scale'))]
+    assert ups and all(not p.is_meta and not p.any() for p in ups)
+    downs = [p for n, p in model.named_parameters() if n.endswith('adapter.down')]
+    assert all(0.2 < p.std() * p.shape[1] ** 0.5 < 2 for p in downs)
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(x), source(x), atol=1e-6)
 
 
 def test_the_examples_in_the_docstrings_run():

@@ -260,6 +260,53 @@ def test_clips_class_embedding_is_no_part_of_the_map():
     assert torch.equal(token, tokens[:, 0])
 
 
+TOWER = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32)
+TOWERS = {
+    'clip': lambda **more: ScaleNetHF(dict(TOWER, model_type='clip_vision_model', patch_size=8), **more),
+    'siglip': lambda **more: ScaleNetHF(dict(TOWER, model_type='siglip_vision_model', patch_size=8), **more),
+    'idefics': lambda **more: ScaleNetHF(dict(TOWER, model_type='idefics3_vision', patch_size=8), **more),
+    'timm siglip': lambda **more: ScaleNetTimm(
+        'vit_base_patch16_siglip_224', img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, **more
+    ),
+    'timm sam': lambda **more: ScaleNetTimm('samvit_base_patch16_224', depth=2, embed_dim=32, num_heads=2, **more),
+}
+
+
+@pytest.mark.parametrize('out_type', ['featmap', 'avg_featmap', 'cls_token'])
+@pytest.mark.parametrize('tower', TOWERS)
+def test_all_that_is_trained_of_an_image_tower_gets_a_gradient(tower, out_type):
+    if out_type == 'cls_token' and tower != 'clip':
+        pytest.skip('it has no class token')
+    net = TOWERS[tower](out_type=out_type)
+    trained = TrainPolicy('increments').apply(net)
+    net.train()(torch.randn(2, 3, *2 * [224 if 'sam' in tower else 32]))[0].square().mean().backward()
+    assert {n for n, p in net.named_parameters() if p.grad is not None} == set(trained)
+
+
+def its_host(net: ScaleNetHF) -> torch.nn.Module:
+    """The library's own network with the weights of an unscaled one; what that has left out is as at the start."""
+    from transformers import AutoModel
+
+    host = AutoModel.from_config(net.net.config).eval()
+    told = host.load_state_dict(net.net.state_dict(), strict=False)
+    assert not told.unexpected_keys and not [k for k in told.missing_keys if 'encoder.' in k or 'embeddings' in k]
+    return host
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('tower', ['siglip', 'idefics'])
+def test_the_map_of_an_image_tower_is_its_last_hidden_state(tower):
+    net, image = perturb(TOWERS[tower](scale=UNSCALED)).eval(), torch.randn(2, 3, 32, 32)
+    tokens = its_host(net)(pixel_values=image).last_hidden_state[:, -16:]
+    assert torch.allclose(net(image)[0].flatten(2).transpose(1, 2), tokens, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_class_token_of_clip_is_what_its_host_pools():
+    net, image = perturb(TOWERS['clip'](scale=UNSCALED, out_type='cls_token')).eval(), torch.randn(2, 3, 32, 32)
+    assert torch.allclose(net(image)[0], its_host(net)(pixel_values=image).pooler_output, atol=1e-6)
+
+
 @torch.no_grad()
 def test_a_host_without_an_image_size_is_told_what_it_lacks():
     sizes = dict(hidden_sizes=[16, 32, 48, 64], num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=16)

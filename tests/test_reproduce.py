@@ -19,6 +19,7 @@ from conftest import scalenet
 
 import scalenet_mm
 from scalenet_mm.commands.cfg_options import setting
+from scalenet_mm.experiments.commands.reproduce import parse
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.experiments.paper import check, make_plan, run
 from scalenet_mm.experiments.paper.bundle import METRIC_NAMES, Hidden, plan_config, readme, summary, write_bundle
@@ -26,7 +27,7 @@ from scalenet_mm.experiments.paper.instructions import as_dict, describe
 from scalenet_mm.experiments.paper.plan import parse_options
 from scalenet_mm.experiments.paper.public import PUBLIC, other_counts
 from scalenet_mm.experiments.paper.recount import ROWS
-from scalenet_mm.experiments.paper.reproduction import _settings, fetch, step
+from scalenet_mm.experiments.paper.reproduction import _here, _settings, fetch, step
 from scalenet_mm.one_run import ending_cleanly, one_run
 from scalenet_mm.runner.config import load_config
 from scalenet_mm.runner.preflight import problems
@@ -144,6 +145,11 @@ def test_what_fetches_a_checkpoint_is_what_its_scheme_wants(address, fetched, lo
         ('train_dataloader = train_cfg = None', r'has no train_dataloader and no train_cfg: reproduce trains'),
         ("test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))", None),
         ("test_dataloader = dict(dataset=dict(pipeline=[dict(type='Resize', scale_factor=2.0)]))", None),
+        (
+            'data_preprocessor = dict(pad_size_divisor=32)\nmodel = dict(data_preprocessor=None)\n'
+            "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))",
+            None,
+        ),
     ],
 )
 def test_a_config_of_ones_own_has_a_plan_or_is_told(change, told, tmp_path):
@@ -194,6 +200,14 @@ def test_a_part_of_a_data_set_is_not_taken_for_the_whole(digits):
         'train holds 57 images; ImageNet-1K has 1,281,167.',
         'val holds 19 images; ImageNet-1K has 50,000.',
     ]
+
+
+def test_folders_that_are_links_are_counted(digits, tmp_path):
+    for name in ('train', 'val'):
+        (tmp_path / name).mkdir()
+        for folder in (digits[0] / name).iterdir():
+            (tmp_path / name / folder.name).symlink_to(folder)
+    assert list(other_counts(PUBLIC[0], tmp_path)) == list(other_counts(PUBLIC[0], digits[0]))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a GPU')
@@ -284,6 +298,38 @@ def test_a_step_that_is_told_to_end_ends_its_tool(tmp_path):
         step('train', ['python', '-c', tool], tmp_path)
     with pytest.raises(ProcessLookupError):
         os.kill(int(told.read_text()), 0)
+
+
+def test_a_step_that_nobody_reads_ends_its_tool_and_is_written_down(tmp_path, monkeypatch):
+    def full(text, **_):
+        if text.strip().isdigit():  # what the tool says
+            raise OSError('no space left')
+
+    tool = 'import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)'
+    with monkeypatch.context() as m, pytest.raises(OSError, match='no space left'):
+        m.setattr('scalenet_mm.experiments.paper.reproduction.print', full, raising=False)
+        begin = time.time()
+        step('train', ['python', '-c', tool], tmp_path)
+    assert time.time() - begin < 30
+    (noted,) = json.loads((tmp_path / 'steps.json').read_text())
+    assert (noted['step'], noted['exit']) == ('train', -signal.SIGTERM)
+
+
+def test_a_config_of_the_repository_is_found_from_any_folder(tmp_path, monkeypatch):
+    mine = ROOT / 'mine_of_a_test.py'
+    monkeypatch.chdir(tmp_path)
+    assert _here('mine_of_a_test.py') == 'mine_of_a_test.py'
+    try:
+        mine.write_text(f"_base_ = '{SCALED}'\n")
+        assert _here(make_plan(str(mine)).file) == str(mine)
+    finally:
+        mine.unlink()
+
+
+def test_options_that_are_given_twice_are_all_kept():
+    args = parse(['table1/deit_t', '--cfg-options', 'a=1', 'b=2', '--cfg-options', 'c=3'])
+    assert args.cfg_options == ['a=1', 'b=2', 'c=3']
+    assert parse(['table1/deit_t']).cfg_options == []
 
 
 def test_two_runs_in_one_folder_are_refused(digits, tmp_path):

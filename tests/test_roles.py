@@ -61,6 +61,17 @@ def test_deit_b_trains_3_024_384_parameters():
     assert total(count(model).values()).trainable == 3_024_384
 
 
+def test_a_half_precision_network_takes_a_head_in_full_precision():
+    model = nn.ModuleDict(dict(net=Encoder().bfloat16(), head=nn.Linear(32, 2)))
+    scalenet_mm.scale(model, adjust=dict(type='ParallelAdapter', rank=2))
+    trained = TrainPolicy('increments', also=['head']).apply(model)
+    assert {'head.weight', 'head.bias'} < set(trained)
+    for layer in model['net'].layers:  # as ops=dict(weights='bfloat16') stores them: the increments are not
+        layer.norm1.float()
+    with pytest.raises(ValueError, match='steps are too coarse for updates'):
+        TrainPolicy('all').apply(model)
+
+
 def test_patterns_add_to_the_policy_by_whole_path_components():
     model = swin_classifier()
     names = TrainPolicy(also=['head.fc']).apply(model)

@@ -377,6 +377,26 @@ def test_what_does_not_fit_a_foreign_environment_gives_way_alone(parts, state, m
     assert 'trying other versions of picture\n' in said and 'trying other versions of reader\n' in said
 
 
+@pytest.mark.parametrize('output', ['Read timed out.', '[Errno 28] No space left on device', ''])
+def test_a_passing_fault_of_pip_loosens_no_version(output, parts, state, monkeypatch):
+    asked = []
+
+    def pip(s, *words):
+        asked.append([str(word) for word in words])
+        error = parts['base'].SetupError('it failed')
+        error.output = output
+        raise error
+
+    monkeypatch.setattr(parts['steps'], 'pip', pip)
+    with pytest.raises(parts['base'].SetupError, match='it failed'):
+        parts['steps'].install(state, ('two',))
+    assert len(asked) == 1
+    output = 'ERROR: Cannot install two because these package versions have conflicting dependencies.'
+    with pytest.raises(parts['base'].SetupError, match='it failed'):
+        parts['steps'].install(state, ('two',))
+    assert [word for words in asked[1:] for word in words if word.startswith('two')] == ['two==2.0', 'two']
+
+
 def test_upstream_openmmlab_is_not_joined_by_the_maintained_family(parts, state, monkeypatch):
     add(state, 'mmengine', '0.10.7')
     add(state, 'opencv_contrib_python', '4.11.0')

@@ -201,6 +201,17 @@ def test_every_kind_of_result_is_drawn(extreme, tmp_path):
     assert cv2.imread(str(tmp_path / 'p.png')) is not None
 
 
+def test_names_are_drawn_as_they_are_and_not_as_formulas(tmp_path):
+    boxes = np.array([[0, 0, 4, 4], [2, 2, 7, 7]], float)
+    panel = Panel(boxes, np.array([0, 1]), np.array([0.9, 0.8]), marks=['wrong: $_{', 'found'])
+    names = ['us_$1', 'us_$\\frac']
+    maps = Panel(semantic=np.zeros((8, 8), int))
+    for one in (panel, maps, Panel(labels=np.array([0, 1]), scores=np.array([0.5, 0.4]))):
+        file = tmp_path / 'p.png'
+        draw_side_by_side([Row(np.zeros((8, 8, 3), np.uint8), [one])], ['IMG_$1_$2^.jpg'], file, names, title='$a^$')
+        assert file.is_file()
+
+
 def test_a_row_with_too_few_panels_is_refused(tmp_path):
     with pytest.raises(ValueError, match='a panel for each of the 2 columns; got 1 rows, one of them with 1 panels'):
         draw_side_by_side([Row(np.zeros((8, 8, 3), np.uint8), [Panel()])], ['a', 'b'], tmp_path / 'p.png', CLASSES)

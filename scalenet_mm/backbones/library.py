@@ -28,11 +28,20 @@ from .outputs import Layout
 from .scaled import ScaledBackbone
 
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')  # as mmpretrain's ViT
-TOKEN_NORMS = ('norm', 'layernorm')  # over all tokens, behind the last layer
+TOKEN_NORMS = ('norm', 'layernorm', 'post_layernorm')  # over all tokens, behind the last layer
 POOLED_NORMS = ('fc_norm', 'head.norm')  # over their mean
+CLASS_NORMS = ('vision_model.post_layernorm',)  # over the class token; over all tokens where there is none
+BEHIND = (
+    'attn_pool',
+    'vision_model.head',
+    'neck',
+    'vision_encoder.neck',
+)  # what no output passes, with norms of its own
 TOKENS = re.compile(r'(.*\.)?((cls|dist|distillation|reg|register)_tokens?_?\d*|class_embedding)')  # before the image's
 # What a file may hold besides: heads, a teacher's mask token, norms of outputs that were not asked for.
-UNUSED = re.compile(r'(.*\.)?mask_token|(head|head_dist|fc|classifier|pooler|decoder|fc_norm|norm|layernorm)\..*')
+UNUSED = re.compile(
+    r'(.*\.)?mask_token|(vision_model\.|vision_encoder\.)?(head|attn_pool|neck|head_dist|fc|classifier|pooler|decoder|fc_norm|norm|(post_)?layernorm)\..*'
+)
 
 
 class LiveBackbone(ScaledBackbone, BaseModule):
@@ -153,11 +162,15 @@ class LiveBackbone(ScaledBackbone, BaseModule):
 
     def _with_outputs(self, net: nn.Module) -> nn.Module:
         """Leaves out the norms that no output passes: they would be trained without a gradient."""
-        passed = TOKEN_NORMS + (POOLED_NORMS if self.out_type == 'avg_featmap' else ())
-        for path in TOKEN_NORMS + POOLED_NORMS:
-            if _norm(net, (path,)) and not (self.out_norm and path in passed):
-                parent, _, attribute = path.rpartition('.')
-                setattr(net.get_submodule(parent), attribute, nn.Identity())
+        by_class = any(TOKENS.fullmatch(name) for name, _ in net.named_parameters())
+        passed = {
+            'cls_token': TOKEN_NORMS + CLASS_NORMS,
+            'avg_featmap': TOKEN_NORMS + POOLED_NORMS + (() if by_class else CLASS_NORMS),
+        }.get(self.out_type, TOKEN_NORMS + (() if by_class else CLASS_NORMS))
+        unused = [p for p in TOKEN_NORMS + POOLED_NORMS + CLASS_NORMS if not (self.out_norm and p in passed)]
+        for path in [p for p in unused if _norm(net, (p,))] + [p for p in BEHIND if _at(net, p) is not None]:
+            parent, _, attribute = path.rpartition('.')
+            setattr(net.get_submodule(parent), attribute, nn.Identity())
         return net
 
     def _containers(self) -> list[tuple[str, MappedLayers]]:
@@ -199,7 +212,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
     def _output(self, images: Sequence[int], layout: Layout, y: Tensor) -> Tensor:
         """A layer's (B, N, C), (B, H, W, C) or (B, C, H, W), by ``out_type``."""
         y = layout.channels_last(y, images, self.out_type == 'featmap', self.source['name'])
-        y = _normed(self.net, TOKEN_NORMS, y)
+        y = _normed(self.net, TOKEN_NORMS + CLASS_NORMS, y)  # those that are there still
         if self.out_type == 'featmap':
             return self._grid(y, *images[-2:]).permute(0, 3, 1, 2).contiguous()
         if self.out_type == 'avg_featmap':
@@ -279,8 +292,11 @@ class LiveBackbone(ScaledBackbone, BaseModule):
 
 def _norm(net: nn.Module, paths: Sequence[str]) -> nn.Module | None:
     """The normalisation layer at the first of these paths that leads to one."""
-    modules = (reduce(lambda m, name: getattr(m, name, None), p.split('.'), net) for p in paths)
-    return next((m for m in modules if m is not None and is_norm(m)), None)
+    return next((m for p in paths if (m := _at(net, p)) is not None and is_norm(m)), None)
+
+
+def _at(net: nn.Module, path: str) -> nn.Module | None:
+    return reduce(lambda m, name: getattr(m, name, None), path.split('.'), net)
 
 
 def _normed(net: nn.Module, paths: Sequence[str], y: Tensor) -> Tensor:

@@ -247,12 +247,16 @@ def main(argv: Sequence[str]) -> int:
             if needs_torch and 'torch' in futures:
                 check, arguments = unless_torch_fails, (futures['torch'], check, *arguments)
             futures[name] = pool.submit(check, *arguments)
-        for name, future in futures.items():
-            row = rows[name] = future.result()
-            if not as_json:
-                print(f'{row.state:5} {name:14} {row.value}', flush=True)
-            if row.remedy and not as_json:
-                print(f'{"":20} -> {row.remedy}', flush=True)  # one line, to be copied
+        try:
+            for name, future in futures.items():
+                row = rows[name] = future.result()
+                if not as_json:
+                    print(f'{row.state:5} {name:14} {row.value}', flush=True)
+                if row.remedy and not as_json:
+                    print(f'{"":20} -> {row.remedy}', flush=True)  # one line, to be copied
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that have not begun
+            raise
     failed = [name for name, row in rows.items() if row.state == FAIL]
     if as_json:
         print(json.dumps([{'check': name, **row._asdict()} for name, row in rows.items()], indent=1))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -58,7 +59,7 @@ def told(adopted: Adopted, report: Report, out: Path) -> str:
 
 
 def following(out: Path) -> list[str]:
-    return [f'scalenet train {out} --dry-run', f'scalenet train {out}']
+    return [f'scalenet train {shlex.quote(str(out))}{more}' for more in (' --dry-run', '')]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ examples/run_onnx.py run it.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 from ..export.file import write
@@ -74,7 +75,8 @@ def main(argv: Sequence[str]) -> None:
     if args.store == 'int8':
         first = f', the first: {done.beyond[0]}' if done.beyond else ''
         print(f'int8          {len(done.beyond)} of {len(done.shapes)} inputs beyond what float32 may differ{first}')
-        print(f'              evaluate it on your data: scalenet test {args.config} {args.out}')
+        command = shlex.join(['scalenet', 'test', str(args.config), str(args.out)])
+        print(f'              evaluate it on your data: {command}')
     if done.found is not None:
         more = '' if done.found else ': give some images that hold objects with --check'
         print(f'objects       {done.found} in these images{more}')

@@ -60,6 +60,13 @@ class Adjustment(nn.Module):
         nn.init.normal_(self.down, std=self.init_std)
         nn.init.zeros_(self.up)
 
+    def _apply(self, fn, recurse=True):
+        was_meta = any(p.is_meta for p in self.parameters())
+        super()._apply(fn, recurse)
+        if was_meta and not any(p.is_meta for p in self.parameters()):  # .to_empty(): what lies in memory is no start
+            self.reset_parameters()
+        return self
+
     def __init_subclass__(cls, **settings):
         super().__init_subclass__(**settings)
         if 'forward' in vars(cls) and 'low_rank' not in vars(cls):  # it computes something else than its base

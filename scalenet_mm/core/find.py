@@ -38,6 +38,17 @@ def blocks_of(model: nn.Module, facts: HostFacts | None = None) -> dict[str, nn.
     return found
 
 
+def tower(name: str) -> str:
+    """What the containers of one tower have in common: their paths but for the numbers of stages. The first number of a
+    path is that of a network, where it has more behind it: a list of networks.
+
+    >>> tower('layers.0.blocks') == tower('layers.1.blocks'), tower('0.blocks') == tower('1.blocks')
+    (True, False)
+    """
+    first, dot, rest = name.partition('.')
+    return f'{first}.{tower(rest)}' if dot and first.isdecimal() else re.sub(r'\d+', '*', name)
+
+
 def _stages(
     stages: str | int | Iterable[int | str] | None, everything: dict[str, nn.Module]
 ) -> tuple[dict[str, nn.Module], list[int]]:
@@ -46,7 +57,7 @@ def _stages(
     Stages of one tower have the same path but for their numbers.
     """
     names = list(everything)
-    towers = {name: re.sub(r'\d+', '*', name) for name in names}
+    towers = {name: tower(name) for name in names}
     if stages is None and len(set(towers.values())) > 1:
         kinds = {n: f'{len(b)} x {type(b[0]).__name__}' for n, b in everything.items()}
         raise ValueError(
@@ -75,9 +86,9 @@ def _require_one_width(name: str, blocks: nn.Module, facts: HostFacts | None) ->
     widths = {}
     for i, block in enumerate(blocks):
         known = facts or host_facts(block)
-        fc1, fc2 = (block.get_submodule(known.paths(t)[0]) for t in ('fc1', 'fc2'))
+        fc1, fc2 = (next(map(block.get_submodule, known.paths(t)), None) for t in ('fc1', 'fc2'))
         first = next((tuple(p.shape) for m in block.children() if is_norm(m) for p in m.parameters()), None)
-        widths.setdefault((first, fc1.in_features, fc2.out_features), i)
+        widths.setdefault((first, fc1 and fc1.in_features, fc2 and fc2.out_features), i)
     if len(widths) > 1:
         raise ValueError(
             f'The layers of {name!r} change their width (first norms, MLPs from and to: {list(widths)}, first in '

@@ -59,6 +59,7 @@ BY_LAYER = {
     (CONFIG, 'intermediate_hook_ids'): TAKEN,
     (CONFIG, 'vision_feature_layer'): TAKEN,
     (CONFIG, 'vision_feature_layers'): TAKEN,
+    (CONFIG, 'feature_layer'): TAKEN,
     (AROUND, 'local_up_to_layer'): 'the layer at which its class token joins the others',
     (AROUND, 'rope_mixed'): 'learnt frequencies of its rotary embedding',
     (AROUND, 'mid_position_embeddings'): 'position embeddings',
@@ -79,7 +80,7 @@ def refuse_by_layer(model: nn.Module, name: str, others: Sequence[str]) -> None:
     """
     around, layers = _around(model, name), model.get_submodule(name)
     own = [module for prefix, module in around.items() if not any(other.startswith(prefix) for other in others)]
-    configs = _configs(around.values()) if _stage(name) is None else []  # else they count stages
+    configs = _configs(around.values()) if _stage(model, name) is None else []  # else they count stages
     places: dict[str, list[Any]] = {AROUND: own, INSIDE: list(layers.modules()), CONFIG: configs}
 
     def used(place: str, attribute: str, value: Any) -> bool:
@@ -179,27 +180,33 @@ def drop_path(blocks: Sequence[nn.Module]) -> Rates:
         name
         for block in blocks
         for name, module in block.named_modules()
-        if isinstance(getattr(module, 'drop_prob', None), float)
+        if isinstance(getattr(module, _rate(module), None), float)
     )
     rates: Rates = {}
     for path in paths:
         modules = [dict(b.named_modules()).get(path) for b in blocks]
-        rates[path] = [(float(getattr(m, 'drop_prob', 0.0) or 0.0), m) for m in modules]
+        rates[path] = [(float(getattr(m, _rate(m), 0.0) or 0.0), m) for m in modules]
     return rates
+
+
+def _rate(module: nn.Module | None) -> str:
+    """Where a module that may drop paths keeps its rate: torchvision's has another name for it."""
+    return 'p' if type(module).__name__ == 'StochasticDepth' else 'drop_prob'
 
 
 def set_drop_path(blocks: Sequence[nn.Module], rates: Rates) -> None:
     """The host's schedule over the depth, drawn out to the new depth, as a host built that deep has it."""
     for path, was in rates.items():
-        pattern = next(m for _, m in reversed(was) if hasattr(m, 'drop_prob'))
+        pattern = next(m for _, m in reversed(was) if hasattr(m, _rate(m)))
         for i, block in enumerate(blocks):
             at = i * (len(was) - 1) / max(1, len(blocks) - 1)
             low = min(int(at), len(was) - 1)
             high = min(low + 1, len(was) - 1)
             rate = was[low][0] * (1 - (at - low)) + was[high][0] * (at - low)
-            if rate > 0 or hasattr(block.get_submodule(path), 'drop_prob'):
+            place = block.get_submodule(path)
+            if rate > 0 or hasattr(place, _rate(place)):
                 module = copy.deepcopy(pattern)
-                module.drop_prob = rate
+                setattr(module, _rate(module), rate)
                 _set(block, path, module.train(block.training))
 
 
@@ -230,7 +237,7 @@ def tell_depth(model: nn.Module, name: str, layer_map: LayerMap) -> None:
     if len(layer_map) == depth:
         return
     around = list(_around(model, name).values())
-    parent, stage = around[-1], _stage(name)
+    parent, stage = around[-1], _stage(model, name)
     for attribute in DEPTHS:
         if getattr(parent, attribute, None) == depth:
             setattr(parent, attribute, len(layer_map))
@@ -307,9 +314,12 @@ def _tell_kinds(holder: Any, layer_map: LayerMap) -> None:
             setattr(holder, key, [i for i, s in enumerate(layer_map.sources) if s in value])
 
 
-def _stage(name: str) -> int | None:
-    """The stage that a container is of, None where its network has no stages."""
-    return next((int(p) for p in reversed(name.split('.')) if p.isdecimal()), None)
+def _stage(model: nn.Module, name: str) -> int | None:
+    """The stage that a container is of, None where its network has no stages. A network of Hugging Face begins at the
+    outermost config: what it lies in may be a list as well.
+    """
+    network = next((prefix for prefix, m in _around(model, name).items() if _configs([m])), '')
+    return next((int(p) for p in reversed(name[len(network) :].split('.')) if p.isdecimal()), None)
 
 
 def _around(model: nn.Module, name: str) -> dict[str, nn.Module]:

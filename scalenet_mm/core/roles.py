@@ -215,9 +215,11 @@ def frozen_by_model(model: nn.Module) -> set[str]:
 
 
 def _require_full_precision(model: nn.Module, trainable: set[str]) -> None:
-    dtypes = {n: p.dtype for n, p in model.named_parameters()}
+    dtypes, known = {n: p.dtype for n, p in model.named_parameters()}, roles(model)
     half = [n for n in sorted(trainable) if dtypes[n].itemsize < 4]
-    if half and len(set(dtypes.values())) > 1:
+    increments = {dtypes[n] for n, role in known.items() if role in (Role.NORM, Role.ADJUSTMENT)}
+    stored = any(known[n] == Role.SHARED for n in half) and any(d.itemsize > 2 for d in increments)
+    if stored:  # the big weights alone were put into half precision
         raise ValueError(
             f'{half[0]} and {len(half) - 1} more parameters are to be trained, but are stored in {dtypes[half[0]]}, '
             "whose steps are too coarse for updates; leave weights='bfloat16' out of ops, or train the increments."

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .adapters import ADAPTER_RANK, AdaptedLinear, Adjustment, as_data, parse_adjust
-from .find import _require_one_width, _stages, blocks_of
+from .find import _require_one_width, _stages, blocks_of, tower
 from .hosts import HostFacts, host_facts
 from .layer_map import LayerMap, by_stage, stage_maps
 from .positions import (
@@ -113,16 +113,20 @@ def scale(
         _require(blocks, maps[name], periods[name], adjust, adjust_on, start, facts)
 
     own_configs(model)
-    rates = drop_path([block for blocks in found.values() for block in blocks])
+    towers: dict[str, list[str]] = {}  # each with a schedule of its own
+    for name in names:
+        towers.setdefault(tower(name), []).append(name)
+    rates = {t: drop_path([block for name in inside for block in found[name]]) for t, inside in towers.items()}
     for name, layer_map in maps.items():
         alternating = alternation(found[name], periods[name])
         made = _scaled(found[name], layer_map, adjust, adjust_on, start, periods[name], facts)
         place(made, alternating)
-        parent, _, attribute = name.rpartition('.')
-        setattr(model.get_submodule(parent), attribute, made)
-        _take_plain_path(model.get_submodule(parent), adjust, start)
+        for module, attribute in [(m, a) for m in model.modules() for a, c in m._modules.items() if c is found[name]]:
+            setattr(module, attribute, made)  # a network may hold its list by several names
+        _take_plain_path(model.get_submodule(name.rpartition('.')[0]), adjust, start)
         tell_depth(model, name, layer_map)
-    set_drop_path([block for name in names for block in model.get_submodule(name)], rates)
+    for t, inside in towers.items():
+        set_drop_path([block for name in inside for block in model.get_submodule(name)], rates[t])
     spec = dict(
         layer_maps={name: list(m.sources) for name, m in maps.items()},
         adjust=None if adjust is None else as_data(adjust),
@@ -180,15 +184,14 @@ def _take_plain_path(around: nn.Module, adjust: Mapping[str, Any] | None, start:
 
 
 def _mark(model: nn.Module, spec: dict[str, Any], everything: Iterable[str]) -> None:
-    """Notes what was done, and marks the scaled network, whose norms ``roles`` counts: without other towers."""
+    """Notes what was done, and marks the scaled networks, whose norms ``roles`` counts: without other towers."""
     model.scale_spec = spec
     inside = list(spec['layer_maps'])
     outside = [name for name in everything if name not in inside]
-    path = inside[0].split('.')
-    prefixes = ['.'.join(path[:i]) for i in range(len(path))]
-    apart = (p for p in prefixes if not any(name.startswith(f'{p}.' if p else '') for name in outside))
-    network = next(apart, '')
-    model.get_submodule(network).scaled_host = True
+    for path in (name.split('.') for name in inside):
+        prefixes = ['.'.join(path[:i]) for i in range(len(path))]
+        apart = (p for p in prefixes if not any(name.startswith(f'{p}.' if p else '') for name in outside))
+        model.get_submodule(next(apart, '')).scaled_host = True
 
 
 def _require(
@@ -206,6 +209,8 @@ def _require(
         raise ValueError(
             'The forward of a list of blocks was replaced (by hooks of accelerate): scale first, then dispatch.'
         )
+    if getattr(blocks, '_compiled_call_impl', None) is not None:
+        raise ValueError('A list of blocks is compiled, and would run as it was compiled: scale first, then compile.')
     parsed = parse_adjust(adjust)
     if start == 'function':
         layer_map.live(period)

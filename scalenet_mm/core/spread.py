@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,15 @@ def check_stored_map(stored: list[int] | None, layer_map: LayerMap, where: str) 
         )
 
 
+def _with_values(adjustment: Adjustment) -> Adjustment:
+    """Itself; of one on the meta device a new one, drawn as it is at the start."""
+    if not any(p.is_meta for p in adjustment.parameters()):
+        return adjustment
+    made = copy.deepcopy(adjustment).to_empty(device='cpu')
+    made.reset_parameters()
+    return made
+
+
 def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: MappedLayers) -> bool:
     """Turns the entries of an unscaled network into those of the scaled one, in place.
 
@@ -52,7 +62,7 @@ def expand(state_dict: MutableMapping[str, Tensor], prefix: str, layers: MappedL
         f'{name}.{k}': v.detach()
         for name, module in layers.named_modules()
         if isinstance(module, Adjustment)
-        for k, v in module.named_parameters(recurse=False)
+        for k, v in _with_values(module).named_parameters(recurse=False)
     }
     given = {rest for _, rest in parts.values()}
     plain = not any(f'{i}.{rest}' in adjustments for i, rest in parts.values())

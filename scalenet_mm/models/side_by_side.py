@@ -150,13 +150,18 @@ def draw_side_by_side(
             axes.set(xticks=[], yticks=[])
             _draw(axes, row.image, panel, classes)
     for axes, head in zip(cells[0], columns):
-        axes.set_title(head, fontsize=14)
+        axes.set_title(_plain(head), fontsize=14)
     if title:
-        figure.suptitle(title, fontsize=15)
+        figure.suptitle(_plain(title), fontsize=15)
     if handles := _legend([p for r in rows for p in r.panels], compared):
         figure.legend(handles=handles, loc='outside lower center', ncols=3, fontsize=11)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _plain(text: str) -> str:
+    """A name as it is: matplotlib takes what stands between two $ for a formula."""
+    return text.replace('$', r'\$')
 
 
 def _draw(axes: Axes, image: np.ndarray, panel: Panel, classes) -> None:
@@ -185,7 +190,7 @@ def _draw(axes: Axes, image: np.ndarray, panel: Panel, classes) -> None:
     elif panel.masks is None and objects:
         frame = dict(boxstyle='square,pad=0.2', fc=objects[0].colour, ec='none')
         text = '\n'.join(o.text for o in objects)
-        axes.set_xlabel(text, fontsize=11, bbox=frame if panel.marks else None)
+        axes.set_xlabel(_plain(text), fontsize=11, bbox=frame if panel.marks else None)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
@@ -225,7 +230,7 @@ def _draw_box(axes: Axes, drawn: _Drawn, height: int, width: int) -> None:
     axes.text(
         float(np.clip(x1 if left else x2, 0, width - 1)),
         float(np.clip(y2 if drawn.low else y1, 0, height - 1)),
-        drawn.text,
+        _plain(drawn.text),
         ha='left' if left else 'right',
         va='top' if outside == drawn.low else 'bottom',
         fontsize=9,
@@ -249,7 +254,7 @@ def _name_regions(axes: Axes, semantic: np.ndarray, classes) -> None:
             inside = np.pad((regions == region).astype(np.uint8), 1)
             depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
             y, x = np.unravel_index(depth.argmax(), depth.shape)
-            text = axes.text(x, y, classes[k], ha='center', va='center', fontsize=10, color='white')
+            text = axes.text(x, y, _plain(classes[k]), ha='center', va='center', fontsize=10, color='white')
             text.set_path_effects([withStroke(linewidth=2.5, foreground='black')])
 
 
@@ -263,7 +268,7 @@ def _legend(panels: list[Panel], compared: tuple[str, str]) -> list:
     codes = {int(c) for p in panels if p.difference is not None for c in np.unique(p.difference)}
     names = {ONLY_A_RIGHT: compared[0], ONLY_B_RIGHT: compared[1]}
     handles += [
-        Patch(color=colour, label=meaning.format(names.get(code, '')))
+        Patch(color=colour, label=_plain(meaning.format(names.get(code, ''))))
         for code, (colour, meaning) in AREAS.items()
         if code in codes
     ]

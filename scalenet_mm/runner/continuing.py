@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,14 +178,20 @@ def _parsed(name: str, names: Mapping[str, str]) -> Saved | None:
 def _ways(folder: CheckpointFolder) -> str:
     """How to continue where the last checkpoint of a folder is not the one, or not known."""
     if files := folder.continuable():
-        return 'Name the checkpoint to continue from: ' + ', or '.join(f'--resume {file}' for file in files)
+        return 'Name the checkpoint to continue from: ' + ', or '.join(f'--resume {quoted(file)}' for file in files)
     if files := [file for file in folder.saved() if folder.position_if_whole(file)]:
-        return f'A run from {files[-1]} would write over others there: add another --work-dir to --resume {files[-1]}.'
+        last = quoted(files[-1])
+        return f'A run from {last} would write over others there: add another --work-dir to --resume {last}.'
     weights = {s.number: file for file, s in folder.saved().items() if has_weights(file)}
     if not weights:
         return 'None of them can be read: leave --resume out, and name another --work-dir.'
     last = weights_only(weights[max(weights)])
     return f'None of them holds the states that a run continues from. {last} Name another --work-dir too.'
+
+
+def quoted(word: str | Path) -> str:
+    """A word of a command that is to be copied."""
+    return shlex.quote(str(word))
 
 
 def has_weights(file: Path) -> bool:
@@ -198,7 +205,7 @@ def weights_only(file: str | Path) -> str:
     """The way out where a run cannot continue from a checkpoint."""
     if str(file).endswith(SUFFIX):
         return f'It is a delta; scalenet delta apply BASE {file} OUT.pth makes a checkpoint of it, for load_from.'
-    return f'To start a run from its weights, leave --resume out and add --cfg-options load_from={file}.'
+    return f'To start a run from its weights, leave --resume out and add --cfg-options {quoted(f"load_from={file}")}.'
 
 
 def require_continuable(cfg: Mapping[str, Any], file: str, content: Mapping[str, Any] | None = None) -> None:

@@ -70,6 +70,9 @@ CAUSES = re.compile(
 )
 
 
+CONFLICT = re.compile('ResolutionImpossible|[Cc]onflict|No matching distribution|Could not find a version')
+
+
 def in_conflict(output: str) -> set[str]:
     """Packages that pip names as the cause of a conflict with what is there."""
     return {normalise(name) for names in CAUSES.findall(output) for name in names if name}
@@ -90,7 +93,11 @@ def install(s: Setup, names: Iterable[str]) -> str:
             if s.managed or not pins:
                 raise
             # pip names those that do not fit what is there; with all others held it finds versions in seconds
-            loose = in_conflict(e.output) & pins.keys() or set(pins)
+            loose = in_conflict(e.output) & pins.keys()
+            if not loose:
+                if not CONFLICT.search(e.output):
+                    raise  # no network, a full disk: no other version helps
+                loose = set(pins)
             which = ', '.join(sorted(loose)) if len(loose) < len(pins) else 'any package'
             print(f'      our versions do not fit what is there; trying other versions of {which}', flush=True)
             pins = {name: version for name, version in pins.items() if name not in loose}

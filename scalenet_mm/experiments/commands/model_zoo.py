@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     parser = command_parser(__doc__)
     parser.add_argument('--check', action='store_true', help='compare only')
     args = parser.parse_args(argv)
+    if not (ROOT / 'configs').is_dir():
+        raise SystemExit(f'{ROOT} has no configs: the pages are written in a checkout of the repository.')
     wanted = files(ROOT)
     there = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').rglob('metafile.yml')}
     outdated = there - wanted.keys()

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--other-data', action='store_true', help='go on with a part of the data set')
     add('--amp', action='store_true', help='mixed precision, as in tools/train.py')
     add('--auto-scale-lr', action='store_true', help='as in tools/train.py')
-    add('--cfg-options', nargs='+', default=[], help='as in tools/train.py')
+    add('--cfg-options', nargs='+', action='extend', default=[], help='as in tools/train.py')
     args = p.parse_args(argv)
     if args.json and (args.check or args.run):
         p.error('--json is of the plan, or of --list; leave it out.')
@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
         run(plan, args.out / plan.slug)
     elif args.check:
         file = check(plan)
-        print(f'In place: data, and {file or "no checkpoint, as the run starts from random weights"}.')
+        found = plan.checkpoint and f'{plan.checkpoint.address}, which the libraries find'
+        print(f'In place: data, and {file or found or "no checkpoint, as the run starts from random weights"}.')
     else:
         print(json.dumps(as_dict(plan), indent=1) if args.json else describe(plan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 MANIFEST = 'manifest.json'
@@ -46,7 +47,9 @@ def verify_manifest(root: Path, parameters: dict) -> dict:
         raise NotOurs(
             f'{root} exists but holds no {MANIFEST} of a demo data set, so it is left alone; name another output folder'
         ) from error
-    way_out = 'name another output folder, or replace it with scalenet experiment demo-data --overwrite'
+    options = (f'--{key} {parameters[key]}' for key in ('layout', 'train', 'val', 'size', 'seed') if key in parameters)
+    command = f'scalenet experiment demo-data {shlex.quote(str(root.parent))} {" ".join(options)} --overwrite'
+    way_out = f'name another output folder, or replace it with {command}'
     differing = [
         f'{key} is {known.get(key)!r} there and {parameters.get(key)!r} here'
         for key in sorted({*known, *parameters})

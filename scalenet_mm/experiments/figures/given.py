@@ -100,7 +100,10 @@ def parts_of(checkpoint: str) -> tuple[str, str | None]:
     if delta and '://' not in delta and not Path(delta).is_file():
         raise FileNotFoundError(f'There are no increments {delta} (of {checkpoint}).')
     if base != RANDOM and '://' not in base and not Path(base).is_file():
-        found = latest(base) if Path(base).is_dir() else None
+        try:
+            found = latest(base) if Path(base).is_dir() else None
+        except SystemExit as e:
+            raise FileNotFoundError(f'It is not clear which checkpoint of {base} is meant; name the file.') from e
         if not found:
             raise FileNotFoundError(
                 f'There is no checkpoint {base}; name a file, the folder of a run, an address, or {RANDOM!r} for '

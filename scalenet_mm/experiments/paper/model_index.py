@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...compat import quiet
+from ...compat import quiet, scope_of
 from ...core.flops import INPUT_SIZE, meta_parameters
 from ...core.roles import count, total
 from ...models.build import build
@@ -40,9 +40,10 @@ def config_files(folder: Path) -> list[Path]:
 
 def image_size(cfg: Config) -> tuple[int, int]:
     """(H, W) of a test image as it reaches the backbone of a config."""
-    if cfg.default_scope == 'mmpretrain':
-        size = cfg.model.backbone.get('img_size', INPUT_SIZE)
-    elif size := cfg.model.data_preprocessor.get('size'):  # mmseg crops to it
+    prepared = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    if scope_of(cfg) == 'mmpretrain':
+        size = (cfg.model.get('backbone') or {}).get('img_size', INPUT_SIZE)
+    elif size := prepared.get('size'):  # mmseg crops to it
         return tuple(size)
     else:
         steps = cfg.test_dataloader.dataset.pipeline
@@ -59,7 +60,7 @@ class Counter:
         self._known: dict[str, Cost] = {}
 
     def __call__(self, cfg: Config) -> Cost:
-        policy, size, backbone = trained_by(cfg), image_size(cfg), cfg.model.backbone
+        policy, size, backbone = trained_by(cfg), image_size(cfg), cfg.model.get('backbone') or {}
         free = {'drop_path_rate', 'init_cfg', 'with_cp'}  # nothing is counted of these
         kept = {k: v for k, v in backbone.items() if k not in free}
         key = repr((dict(cfg.model, backbone=kept), policy, size))

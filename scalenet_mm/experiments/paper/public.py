@@ -92,7 +92,7 @@ def public_data(cfg: Config) -> PublicData | None:
 def other_counts(data: PublicData, root: str | Path) -> Iterator[str]:
     """What of a data set is not there in the published number: a run on a part of it gives another result."""
     for folder, wanted in data.images.items():
-        names = (name for _, _, files in os.walk(Path(root, folder)) for name in files)
+        names = (name for _, _, files in os.walk(Path(root, folder), followlinks=True) for name in files)
         found = sum(name.lower().endswith(IMAGES) for name in names)
         if found != wanted:
             yield f'{folder} holds {found:,} images; {data.name} has {wanted:,}.'

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import torch
 from ...checkpoint.fetching import fetch_hub, fetch_url
 from ...checkpoint.strict import CheckpointError
 from ...checkpoint.writing import write_atomically
+from ...file_names import local_path
 from ...one_run import one_run
 from ...runner.preflight import preflight
 from .bundle import BUNDLE, LOG, METRICS, STEPS, WORK, plan_config, sha256, write_bundle
+from .instructions import as_dict
 from .plan import ROOT, Plan, wherever
 from .public import other_counts
 
@@ -81,14 +84,14 @@ def fetch(plan: Plan) -> Path | None:
     Raises:
         SystemExit: if it is not there, cannot be fetched, or is another file.
     """
-    if plan.checkpoint is None or plan.checkpoint.scheme not in ('', 'http', 'https', 'hf'):
+    if plan.checkpoint is None or plan.checkpoint.scheme not in ('', 'file', 'http', 'https', 'hf'):
         return None
     address, digits = plan.checkpoint.address, plan.checkpoint.digits
     try:
         if address.startswith('hf://'):
             path = fetch_hub(address)
         else:
-            path = fetch_url(address) if plan.checkpoint.remote else Path(address).expanduser()
+            path = fetch_url(address) if plan.checkpoint.scheme.startswith('http') else local_path(address)
     except (CheckpointError, ImportError) as e:
         raise SystemExit(f'Not started: {e}. Then name it: --checkpoint FILE.') from e
     if not path.is_file():
@@ -130,6 +133,7 @@ def run(plan: Plan, folder: Path) -> Path:
         print(f'{plan.name} is done already: {folder / BUNDLE}')
         return folder / BUNDLE
     checkpoint = check(plan)
+    as_dict(plan)  # what the bundle will say can be counted
     with one_run(folder):
         write_atomically(known, json.dumps(settings, indent=1).encode())
         work = folder / WORK
@@ -153,7 +157,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     kept = dict(name=plan.name, options=list(plan.options), extra=list(plan.extra), gpus=plan.gpus, seed=plan.seed)
     kept['config_sha256'] = hashlib.sha256(wherever(plan_config(plan), plan.data_root).encode()).hexdigest()
     if start := plan.checkpoint:
-        local = None if start.remote else Path(start.address).expanduser()
+        local = local_path(start.address) if start.scheme in ('', 'file') else None
         kept['checkpoint'] = start.name
         kept['checkpoint_sha256'] = sha256(local) if local and local.is_file() else None
     return kept
@@ -182,14 +186,18 @@ def step(name: str, command: Sequence[str], folder: Path) -> None:
                 print(line, end='', flush=True)
                 file.write(line)
             process.wait()
-        except (KeyboardInterrupt, SystemExit) as stop:
-            if isinstance(stop, SystemExit):  # told to end; Ctrl-C has reached the tool already
+        except BaseException as stop:
+            if not isinstance(stop, KeyboardInterrupt):  # which has reached the tool already
                 process.terminate()
-            file.writelines(process.stdout)  # a full pipe would keep it from ending
+            for line in process.stdout:  # a full pipe would keep it from ending
+                with suppress(OSError):
+                    file.write(line)
             process.wait()
+            if not isinstance(stop, (KeyboardInterrupt, SystemExit)):
+                raise
         finally:
             process.stdout.close()
-    _note(folder, dict(step=name, seconds=round(time.time() - begin, 1), exit=process.returncode))
+            _note(folder, dict(step=name, seconds=round(time.time() - begin, 1), exit=process.returncode))
     if process.returncode:
         raise SystemExit(
             f'The step {name} ended with status {process.returncode} ({log}). Put right what it says; the same command '
@@ -201,7 +209,7 @@ def _here(word: str) -> str:
     """A word of a command that was written for the repository's folder, from any folder."""
     if word == 'python':
         return sys.executable
-    return str(ROOT / word) if word.startswith(('tools/', 'configs/')) else word
+    return str(ROOT / word) if word.startswith(('tools/', 'configs/')) or (ROOT / word).is_file() else word
 
 
 def _note(folder: Path, entry: dict) -> None:
