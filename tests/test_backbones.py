@@ -420,6 +420,8 @@ def test_tensors_that_no_resizer_can_take_are_refused_by_key():
     state = deit.state_dict()
     with pytest.raises(CheckpointError, match=r'pos_embed \(1, 12, 32\)'):
         ours('deit').load_state_dict({**state, 'pos_embed': state['pos_embed'][:, :12]})
+    with pytest.raises(CheckpointError, match=r'pos_embed \(1, 16, 32\) has no place for a class token'):
+        ours('deit').load_state_dict({**state, 'pos_embed': torch.zeros(1, 16, 32)})
     net = ours('swin', use_abs_pos_embed=True)
     state = {**net.state_dict(), 'absolute_pos_embed': torch.zeros(1, 12, net.absolute_pos_embed.shape[2])}
     with pytest.raises(CheckpointError, match=r'absolute_pos_embed \(1, 12, .* is no square of patches'):

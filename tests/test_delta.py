@@ -25,7 +25,7 @@ from scalenet_mm.checkpoint.assemble import apply_to_file, assemble, export_delt
 from scalenet_mm.checkpoint.config_text import parse_config, registered_only
 from scalenet_mm.checkpoint.delta_file import PUSHED, SEAL, DeltaSwitch, apply_delta, read_delta
 from scalenet_mm.checkpoint.live_delta import delta_of
-from scalenet_mm.checkpoint.loading import build_model, load_weights
+from scalenet_mm.checkpoint.loading import build_model, fill, load_base, load_weights
 from scalenet_mm.checkpoint.publish import push_delta
 from scalenet_mm.checkpoint.reading import read_checkpoint
 from scalenet_mm.commands.main import main
@@ -786,6 +786,70 @@ def test_a_delta_of_new_layers_gives_them_back(growth, train, tmp_path):
     torch.manual_seed(9)  # other values of what is drawn at random
     model = assemble(tmp_path / 'w' / 'epoch_1.delta.safetensors', base)
     assert same(model.state_dict(), full(tmp_path / 'w' / 'epoch_1.pth')['state_dict'])
+
+
+def test_a_config_of_another_layer_map_is_refused_though_its_names_are_the_same(tmp_path):
+    base, configs = write_base(tmp_path / 'base.pth'), {}
+    for name, sources in (('mine', [0, 1, 0, 1]), ('other', [0, 1, 1, 0])):
+        configs[name] = toy_config(tmp_path / 'w', base)
+        configs[name].model.backbone = dict(SCALED, scale=dict(sources=sources))
+    model = build_model(configs['mine'])
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'x.pth')
+    assert export_delta(tmp_path / 'x.pth', base, config=configs['mine']).structure
+    with pytest.raises(CheckpointError, match=r'other layer maps .*\[0, 1, 0, 1\].*the config that it was trained'):
+        export_delta(tmp_path / 'x.pth', base, config=configs['other'])
+
+
+def test_what_a_base_may_lack_is_in_the_delta_of_adjustments(tmp_path):
+    base = write_base(tmp_path / 'base.pth')
+    state = torch.load(base, weights_only=True)['state_dict']
+    lacks = {k: v for k, v in state.items() if not k.startswith('backbone.ln2.')}
+    assert len(lacks) == len(state) - 2
+    torch.save(dict(state_dict=lacks), base)
+    cfg = toy_config(tmp_path / 'w', base, policy=dict(train='adjustments', also=['fc']), hooks=HOOKS)
+    cfg.train_cfg.max_epochs = 1
+    build_runner(cfg).train()
+    model = assemble(tmp_path / 'w' / 'epoch_1.delta.safetensors', base)
+    assert same(model.state_dict(), full(tmp_path / 'w' / 'epoch_1.pth')['state_dict'])
+
+
+class Pair(torch.nn.Module):
+    """As mmdet's teacher and student: no backbone at the top."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.student, self.teacher = model, copy.deepcopy(model)
+
+
+def test_a_model_of_two_networks_takes_its_own_checkpoint():
+    model = Pair(MODELS.build(dict(type='ToyClassifier', backbone=SCALED)))
+    state = {k: v + 1 if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    fill(model, state)
+    assert same(model.state_dict(), state)
+
+
+def test_a_base_is_read_by_the_prefix_of_its_backbone(tmp_path):
+    base, moved = write_base(tmp_path / 'base.pth'), tmp_path / 'moved.pth'
+    state = torch.load(base, weights_only=True)['state_dict']
+    renamed = {k.replace('backbone.', 'encoder.'): v for k, v in state.items() if k.startswith('backbone.')}
+    torch.save(dict(state_dict=renamed), moved)
+    read = dict(type='Pretrained', checkpoint=str(moved), prefix='encoder.')
+    model, plain = (
+        MODELS.build(dict(type='ToyClassifier', backbone=dict(SCALED, **more))) for more in (dict(init_cfg=read), {})
+    )
+    load_base(model, moved)
+    load_base(plain, base)
+    for name, value in plain.backbone.state_dict().items():
+        assert torch.equal(value, model.backbone.state_dict()[name]) or value.isnan().all(), name
+
+
+def test_parentheses_in_the_name_of_a_file_are_no_code():
+    parts = dict(type='ToyClassifier', init_cfg=dict(type='Pretrained', checkpoint='/data/swin (1).pth'))
+    with registered_only('x', [parts, dict(backbone=dict(pretrained='a (b).pth'))], []):
+        pass
+    evaluated = registered_only('x', dict(parts, warp_mode='print(1)'), [])
+    with pytest.raises(CheckpointError, match='nothing stored in a file is run'), evaluated:
+        pass
 
 
 def test_a_changed_header_is_refused(tmp_path):

@@ -422,9 +422,10 @@ def test_each_dialect_is_recognised_by_its_keys_alone():
         assert recognise({f'backbone.{k}': v for k, v in state.items()}).host == recognise(state).host
 
 
-def test_absolute_position_embeddings_of_mmdet_become_tokens():
+@pytest.mark.parametrize('key', ['stages.0.blocks.0.attn.w_msa.qkv.weight', 'layers.0.downsample.reduction.weight'])
+def test_absolute_position_embeddings_of_mmdet_and_of_swins_own_detectors_become_tokens(key):
     tall = torch.randn(1, 4, 2, 3)
-    state = {**empty(**{'stages.0.blocks.0.attn.w_msa.qkv.weight': (1,)}), 'absolute_pos_embed': tall}
+    state = {**empty(**{key: (1, 4)}), 'absolute_pos_embed': tall}
     tokens = to_host(state, 'swin')['absolute_pos_embed']
     assert tokens.shape == (1, 6, 4)
     assert torch.equal(tokens[0, 4], tall[0, :, 1, 1])  # row 1, column 1

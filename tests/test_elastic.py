@@ -582,6 +582,30 @@ def assert_whole_exits(model, x):
     assert (exits.multiply_adds > 0).all()
 
 
+class EncoderDecoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        kinds = (torch.nn.TransformerEncoder, torch.nn.TransformerDecoder)
+        layers = (torch.nn.TransformerEncoderLayer, torch.nn.TransformerDecoderLayer)
+        made = (k(layer(16, 2, 32, batch_first=True, dropout=0.0), 2) for k, layer in zip(kinds, layers))
+        self.encoder, self.decoder = made
+        self.head = torch.nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.decoder(x.flip(1), self.encoder(x)).mean(1))
+
+
+@pytest.mark.parametrize('depths', [[4, 5], [5, 6], [6, 7], [4, 8]])
+def test_a_prefix_ends_where_the_next_list_does_not_go_on_from_it(depths):
+    torch.manual_seed(0)
+    model = perturb(scale(EncoderDecoder(), order='stack', stages='all'), std=0.2).eval()
+    x = torch.randn(3, 5, 16)
+    exits = EarlyExit(model, 2.0, depths=depths)(x)  # none is sure enough: the last depth decides
+    with torch.no_grad():
+        set_depth(model, depths[-1])
+        assert torch.allclose(exits.logits, model(x), atol=1e-6)
+
+
 def test_a_prefix_is_not_computed_again_and_everything_else_is_counted_again():
     calls, x = Counter(), torch.randn(4, 3, 32, 32)
     for order, expected in (

@@ -1,10 +1,12 @@
 """FLOPs counted from a built model, against formulas written here from the architecture."""
 
+import copy
 import doctest
 from itertools import pairwise
 from math import ceil
 
 import pytest
+import timm
 import torch
 from conftest import Encoder, timm_vit
 
@@ -116,6 +118,16 @@ def test_a_network_without_storage_has_the_structure_of_the_real_one():
         assert any(p.device.type == 'meta' for p in meta.parameters())
         assert {k: v.shape for k, v in meta.state_dict().items()} == {k: v.shape for k, v in real.state_dict().items()}
         assert count_flops(meta) == count_flops(real)
+
+
+@pytest.mark.parametrize('on_meta_before', [False, True])
+def test_a_view_of_a_parameter_that_goes_to_a_part_is_counted(on_meta_before):
+    made = dict(img_size=32, patch_size=8, embed_dim=16, num_heads=2, depth=2, num_classes=3, global_pool='map')
+    model = timm.models.VisionTransformer(**made)
+    frozen = count_flops(copy.deepcopy(model).requires_grad_(False), (32, 32))
+    model = model.to('meta') if on_meta_before else model
+    assert count_flops(model, (32, 32)) == frozen > 0
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_a_host_that_turns_autocast_off_is_counted():

@@ -308,6 +308,17 @@ def test_the_class_token_of_clip_is_what_its_host_pools():
 
 
 @torch.no_grad()
+def test_patches_that_are_no_squares_make_a_map_of_both_their_sides():
+    config = dict(TOWER, model_type='vit', patch_size=[8, 4])
+    assert ScaleNetHF(config, run=dict(interpolate_pos_encoding=False)).eval()(torch.randn(1, 3, 32, 32))[0].shape == (
+        *(1, 32, 4, 8),
+    )
+    net = ScaleNetTimm('vit_tiny_patch16_224', img_size=32, patch_size=(8, 4), embed_dim=16, depth=2, num_heads=2)
+    image = torch.randn(1, 3, 30, 36)  # padded to 32 x 36
+    assert net.eval()(image)[0].shape == (1, 16, 4, 9)
+
+
+@torch.no_grad()
 def test_a_host_without_an_image_size_is_told_what_it_lacks():
     sizes = dict(hidden_sizes=[16, 32, 48, 64], num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=16)
     with pytest.raises(ValueError, match='No list of blocks of a known host was found in SegformerModel'):

@@ -604,6 +604,25 @@ def test_the_last_choice_of_a_switch_is_its_plain_path():
     }
 
 
+@pytest.mark.parametrize('by_host', [False, True])
+def test_a_hosts_own_checkpointing_stays_and_its_names_are_taken(by_host, monkeypatch):
+    from mmpretrain.models import SwinTransformer
+
+    import scalenet_mm.ops.blocks as blocks
+
+    calls, real = [], blocks.checkpoint
+    monkeypatch.setattr(blocks, 'checkpoint', lambda *args: calls.append(1) or real(*args))
+    arch = dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4])
+    torch.manual_seed(0)
+    model = set_ops(SwinTransformer(arch, img_size=56, window_size=7, out_indices=(1,), with_cp=by_host))
+    model.train()
+    x = torch.randn(1, 3, 56, 56)
+    model(x)[0].sum().backward()
+    assert len(calls) == (4 if by_host else 0)
+    block, tokens = model.stages[0].blocks[1].eval(), torch.randn(1, 14 * 14, 16)
+    assert torch.equal(block(tokens, hw_shape=(14, 14)), block(tokens, (14, 14)))
+
+
 def test_a_map_smaller_than_the_window_is_refused_by_name():
     net = swin(pad_small_map=False)
     with pytest.raises(ValueError, match=r'smaller than the window \(3\)'):

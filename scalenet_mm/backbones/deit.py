@@ -84,7 +84,13 @@ class ScaleNetDeiT(ScaledBackbone, VisionTransformer):
         same = fits and embed.shape[1] - self.pos_embed.shape[1] in (0, 1)  # no resizing: any grid, not only squares
         if not same and self.cls_token is None and patches and math.isqrt(patches[1]) ** 2 == patches[1]:
             entries['pos_embed'] = embed[:, 1:]  # without the class token's, the host resizes it
-        elif not same and not any(math.isqrt(n) ** 2 == n for n in patches):
+        elif not same and not any(math.isqrt(n) ** 2 == n for n in patches[self.cls_token is not None :]):
+            if patches and math.isqrt(patches[0]) ** 2 == patches[0]:
+                raise CheckpointError(
+                    f'pos_embed {tuple(embed.shape)} has no place for a class token, as that of DeiT III, and this '
+                    f"model {tuple(self.pos_embed.shape)} has one: take timm's host (type='ScaleNetTimm'), or leave "
+                    "the token out (with_cls_token=False, out_type='avg_featmap')."
+                )
             raise CheckpointError(
                 f'pos_embed {tuple(embed.shape)} is no square of patches with {self.embed_dims} channels beside a '
                 f'class token; this model has {tuple(self.pos_embed.shape)}. Is the file of this architecture?'

@@ -124,7 +124,8 @@ class LiveBackbone(ScaledBackbone, BaseModule):
             )
         self.net.is_init = True  # mmengine would have it draw its weights anew
         patch, size = self._sizes()
-        self.patch_size = patch if isinstance(patch, int) else max(patch)
+        self._patch = (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]  # height, width
+        self.patch_size = max(self._patch)
         if size is not None:
             self.img_size = size
         conv = self._embedding()
@@ -201,7 +202,7 @@ class LiveBackbone(ScaledBackbone, BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (B, C, H, W), padded with zeros to whole patches -> one output for each of ``out_indices``."""
         height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        x = F.pad(x, (0, -width % self._patch[1], 0, -height % self._patch[0]))
         self._kept = []
         try:
             self._run(x)
@@ -242,9 +243,9 @@ class LiveBackbone(ScaledBackbone, BaseModule):
 
     def _embedded(self, height: int, width: int) -> tuple[int, int]:
         """The grid of tokens that an image of this size, padded to whole patches, begins with."""
-        patches = [-(-n // self.patch_size) for n in (height, width)]
-        sides = zip(patches, self._first)
-        given = [(n * self.patch_size + 2 * p - d * (k - 1) - 1) // s + 1 for n, (p, d, k, s) in sides]
+        patches = [-(-n // patch) for n, patch in zip((height, width), self._patch)]
+        sides = zip(patches, self._patch, self._first)
+        given = [(n * patch + 2 * p - d * (k - 1) - 1) // s + 1 for n, patch, (p, d, k, s) in sides]
         h, w = given or patches
         return h, w
 

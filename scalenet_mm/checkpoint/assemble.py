@@ -108,6 +108,15 @@ def make_delta(
     require(
         {k: v.shape for k, v in present.items()}, state, what='the model of the config', where='the full checkpoint'
     )
+    theirs, mine = structure(state), structure(present)
+    other = {n: v for n, v in theirs.items() if any(mine.get(n, {}).get(k) != x for k, x in v.items())}
+    if other:
+        name, entry = next(iter(other.items()))
+        raise CheckpointError(
+            f'the full checkpoint is of a network with other layer maps or another kind of adjustment than the config '
+            f'({name or "the top"}: {entry}, the config {mine.get(name)}), though their names are the same; give the '
+            'config that it was trained with'
+        )
     changed, meta = set(changed), meta or {}
     found = digests(state) if found is None else found
     rest = {k: found[k] for k in state if k not in changed}

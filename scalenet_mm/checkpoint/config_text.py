@@ -91,12 +91,15 @@ def _is_known(name: str) -> bool:
     return '(' not in name and (top in sys.modules or top in (*LIBRARIES, 'mmengine', 'mmcv', 'scalenet_mm'))
 
 
+FILES = ('checkpoint', 'pretrained')  # keys whose text is a path or an address: `swin (1).pth`
+
+
 def _scopes(node: Any) -> Iterator[str]:
     """Types with dots, which are looked up where they say, and strings that could be calls, within a config."""
     if isinstance(node, dict):
         kind = node.get('type')
         yield from [kind] if isinstance(kind, str) and '.' in kind else ()
-        node = node.values()
+        node = [v for k, v in node.items() if not (k in FILES and isinstance(v, str))]
     elif isinstance(node, str) and '(' in node:
         yield node
     if not isinstance(node, (str, int, float, type(None))):

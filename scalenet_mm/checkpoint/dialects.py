@@ -87,7 +87,7 @@ DIALECTS = (
         where='microsoft/Swin-Transformer (also its detection and segmentation repositories); timm before 0.9',
         has=r'layers\.0\.downsample\.reduction\.weight',
         renames=_SWIN,
-        changes=(_MERGING,),
+        changes=(_MERGING, _POSITION),
     ),
     Dialect(
         name='timm Swin',

@@ -11,10 +11,10 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..compat import built_as_written, scope_of, with_preprocessor
+from ..compat import built_as_written, init_cfgs, scope_of, with_preprocessor
 from .delta_file import apply_delta
 from .dialects import CLASSIFIERS, HEADS, classifier_of, head_to_mmpretrain, rewrite
-from .reading import add_prefix, dataset_meta, read_checkpoint, unwrap
+from .reading import add_prefix, dataset_meta, read_checkpoint, strip_prefix, unwrap
 from .strict import StrictBackbone, naming, require_values
 from .supplied import check_supplied
 
@@ -84,12 +84,21 @@ def load_base(model: nn.Module, base: str | Path) -> None:
     from mmengine.runner.checkpoint import load_state_dict
 
     with naming(base):
-        state = for_model(unwrap(read_checkpoint(base)), model)
+        state = for_model(_from_prefix(unwrap(read_checkpoint(base)), model), model)
         require_values(model.state_dict(), state)
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():
                 tensor.fill_(float('nan'))
         load_state_dict(model, state, strict=False, logger='silent')
+
+
+def _from_prefix(state_dict: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """The entries that the backbone's ``init_cfg`` takes by a ``prefix``, if the file has some."""
+    read = init_cfgs(getattr(model, 'backbone', None))[0]
+    prefix = next((cfg['prefix'] for cfg in read if cfg.get('prefix')), 'backbone.')
+    if prefix == 'backbone.' or not any(key.startswith(prefix) for key in state_dict):
+        return state_dict
+    return add_prefix(strip_prefix(state_dict, prefix), 'backbone.')
 
 
 def for_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
@@ -101,6 +110,8 @@ def for_model(state_dict: Mapping[str, Tensor], model: nn.Module) -> Mapping[str
     if any(key.startswith('backbone.') for key in state_dict):
         return state_dict
     backbone = getattr(model, 'backbone', None)
+    if backbone is None and not model.state_dict().keys().isdisjoint(state_dict):
+        return state_dict  # of a model whose backbones lie deeper (a student's, a teacher's)
     own = backbone.own_names(state_dict) if isinstance(backbone, StrictBackbone) else None
     if own is None:
         return rewrite(state_dict, classifier_of(model))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .depth import Active, active_instances, depth_range, instances_at, replayed, skip_others
-from .flops import flop_counter, on_meta
+from .find import tower
+from .flops import flop_counter, to_count
 
 Prefix = tuple[tuple[str, int], ...]  # (container, instance), in the order of the network
 
@@ -174,7 +175,7 @@ class EarlyExit:
         computed = {n: tuple(i for i in a if (n, i) not in kept) for n, a in run.active.items()}
         skip_others(self.model, computed)
         with flop_counter() as counter:
-            self.predict(on_meta(self.model), sample.to('meta'))
+            self.predict(to_count(self.model), sample.to('meta'))
         return counter.get_total_flops() // 2
 
 
@@ -193,7 +194,8 @@ def passes(model: nn.Module, depths: Sequence[int] | None = None) -> list[Run]:
     for depth in depths:
         active = instances_at(model, depth)
         now = flattened(active)
-        same = [a == b for a, b in zip(flat, now)]
+        # the output of the last one stands for all only where each goes on from the one before: in one tower
+        same = [a == b and tower(b[0]) == tower(now[0][0]) for a, b in zip(flat, now)]
         kept = now[: (*same, False).index(False)]
         runs.append(Run(depth, active, kept))
         flat = now

@@ -48,6 +48,16 @@ def on_meta(model: nn.Module) -> nn.Module:
     return model
 
 
+def to_count(model: nn.Module) -> nn.Module:
+    """`on_meta` with parameters that ask for no gradient: torch's counter takes no view of one that does."""
+    model = on_meta(model)
+    constant = {p: nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}  # on meta before: theirs
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            module._parameters[name] = None if p is None else constant[p]
+    return model
+
+
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
     """torch's counter, for models on the meta device, on which torch refuses any autocast.
@@ -86,7 +96,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int] = INPUT_SIZE, chan
     channels = channels or image_channels(model)
     images = torch.zeros(1, channels, *input_size, device='meta')
     with flop_counter() as counter:
-        on_meta(model)(images)
+        to_count(model)(images)
     return counter.get_total_flops() // 2  # torch counts a multiply-add as two
 
 

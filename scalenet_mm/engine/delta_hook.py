@@ -74,7 +74,7 @@ class DeltaHook(Hook):
             new = [name for name in values if name not in self._supplied]
         else:
             base, new = self._of_init_cfg(runner, values)
-        new = sorted({*new, *own_start(bare(runner.model))})
+        new = sorted({*new, *own_start(bare(runner.model)), *_optional(bare(runner.model)) & {*values}})
         runner.message_hub.update_info(RECORD, dict(base=base, new=new, digests=found))
 
     @staticmethod
@@ -187,6 +187,12 @@ def _supplied(model: nn.Module, checkpoint: Mapping[str, Any]) -> set[str]:
         for name, value in model.state_dict().items()
         if name.startswith(hosts) or (name in given and given[name].shape == value.shape)
     }
+
+
+def _optional(model: nn.Module) -> set[str]:
+    """Entries of scaled backbones that a base may lack."""
+    hosts = ((f'{name}.' if name else '', host) for name, host in scaled_hosts(model))
+    return {prefix + key for prefix, host in hosts if hasattr(host, 'optional_keys') for key in host.optional_keys()[0]}
 
 
 def _checkpoints(runner) -> Iterator[Path]:

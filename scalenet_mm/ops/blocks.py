@@ -176,8 +176,10 @@ class FastBlock:
         """Drop paths of both branches, which are ``BlockDropPath`` where the block applies them."""
         return [self.attention_drop(), getattr(self.ffn, 'dropout_layer', None)]
 
-    def forward(self, x: Tensor, *args) -> Tensor:
-        if self.checkpointed and torch.is_grad_enabled():
+    def forward(self, x: Tensor, *args, **named) -> Tensor:
+        args = (*args, *named.values())  # Swin's `hw_shape`
+        of_host = getattr(self, 'with_cp', False) and self.own_path()  # its own forward looks at it by itself
+        if (self.checkpointed or of_host) and torch.is_grad_enabled():
             return checkpoint(self.run, x, *args)
         return self.run(x, *args)
 
