@@ -1458,8 +1458,8 @@ MUTATIONS = (
         'backbones',
         'the map of an image tower lacks its last norm',
         'scalenet_mm/backbones/library.py',
-        '}.get(self.out_type, TOKEN_NORMS + (() if by_class else CLASS_NORMS))',
-        '}.get(self.out_type, TOKEN_NORMS)',
+        "(() if by_class and self.out_type != 'cls_token' else CLASS_NORMS)",
+        '()',
         'tests/test_live_backbones.py::test_the_map_of_an_image_tower_is_its_last_hidden_state[siglip]',
     ),
     Mutation(

@@ -377,7 +377,13 @@ def test_what_does_not_fit_a_foreign_environment_gives_way_alone(parts, state, m
     assert 'trying other versions of picture\n' in said and 'trying other versions of reader\n' in said
 
 
-@pytest.mark.parametrize('output', ['Read timed out.', '[Errno 28] No space left on device', ''])
+OFFLINE = (
+    'ERROR: Could not find a version that satisfies the requirement two==2.0 (from versions: none)\n'
+    'ERROR: No matching distribution found for two==2.0'
+)
+
+
+@pytest.mark.parametrize('output', ['Read timed out.', '[Errno 28] No space left on device', '', OFFLINE])
 def test_a_passing_fault_of_pip_loosens_no_version(output, parts, state, monkeypatch):
     asked = []
 

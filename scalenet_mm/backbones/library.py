@@ -31,16 +31,13 @@ OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'raw')  # as mmpretrain's Vi
 TOKEN_NORMS = ('norm', 'layernorm', 'post_layernorm')  # over all tokens, behind the last layer
 POOLED_NORMS = ('fc_norm', 'head.norm')  # over their mean
 CLASS_NORMS = ('vision_model.post_layernorm',)  # over the class token; over all tokens where there is none
-BEHIND = (
-    'attn_pool',
-    'vision_model.head',
-    'neck',
-    'vision_encoder.neck',
-)  # what no output passes, with norms of its own
+# what no output passes, with norms of its own
+BEHIND = ('attn_pool', 'vision_model.head', 'neck', 'vision_encoder.neck')
 TOKENS = re.compile(r'(.*\.)?((cls|dist|distillation|reg|register)_tokens?_?\d*|class_embedding)')  # before the image's
 # What a file may hold besides: heads, a teacher's mask token, norms of outputs that were not asked for.
 UNUSED = re.compile(
-    r'(.*\.)?mask_token|(vision_model\.|vision_encoder\.)?(head|attn_pool|neck|head_dist|fc|classifier|pooler|decoder|fc_norm|norm|(post_)?layernorm)\..*'
+    r'(.*\.)?mask_token|((vision_model|vision_encoder)\.)?'
+    r'(head|head_dist|attn_pool|neck|fc|classifier|pooler|decoder|fc_norm|norm|(post_)?layernorm)\..*'
 )
 
 
@@ -164,10 +161,8 @@ class LiveBackbone(ScaledBackbone, BaseModule):
     def _with_outputs(self, net: nn.Module) -> nn.Module:
         """Leaves out the norms that no output passes: they would be trained without a gradient."""
         by_class = any(TOKENS.fullmatch(name) for name, _ in net.named_parameters())
-        passed = {
-            'cls_token': TOKEN_NORMS + CLASS_NORMS,
-            'avg_featmap': TOKEN_NORMS + POOLED_NORMS + (() if by_class else CLASS_NORMS),
-        }.get(self.out_type, TOKEN_NORMS + (() if by_class else CLASS_NORMS))
+        passed = TOKEN_NORMS + (() if by_class and self.out_type != 'cls_token' else CLASS_NORMS)
+        passed += POOLED_NORMS if self.out_type == 'avg_featmap' else ()
         unused = [p for p in TOKEN_NORMS + POOLED_NORMS + CLASS_NORMS if not (self.out_norm and p in passed)]
         for path in [p for p in unused if _norm(net, (p,))] + [p for p in BEHIND if _at(net, p) is not None]:
             parent, _, attribute = path.rpartition('.')

@@ -70,7 +70,8 @@ CAUSES = re.compile(
 )
 
 
-CONFLICT = re.compile('ResolutionImpossible|[Cc]onflict|No matching distribution|Could not find a version')
+# without a network pip finds no version of anything
+CONFLICT = re.compile(r'ResolutionImpossible|[Cc]onflict|Could not find a version .*\(from versions: (?!none\))')
 
 
 def in_conflict(output: str) -> set[str]:
