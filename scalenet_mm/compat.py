@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -201,14 +202,18 @@ def _resolve_own_configs() -> None:
     if getattr(host, 'knows_scalenet_mm', False):
         return
 
+    @cache
+    def packaged(cfg_path: str) -> tuple[str, str | None]:  # each time the host reads all model lists of the package
+        return host(cfg_path, '')
+
     def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
         if cfg_path.startswith(PREFIX):
             return str(own_config(cfg_path)), None
-        try:
+        if '::' not in cfg_path:
             return host(cfg_path, filename)
+        try:
+            return packaged(cfg_path)
         except (AssertionError, ImportError, OSError, ValueError) as error:
-            if '::' not in cfg_path:
-                raise
             raise FileNotFoundError(_no_packaged_config(cfg_path)) from error
 
     get_cfg_path.knows_scalenet_mm = True

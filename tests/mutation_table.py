@@ -4013,4 +4013,12 @@ MUTATIONS = (
         '',
         'tests/test_whole_models.py::test_a_file_names_steps_that_are_registered_and_no_other_code',
     ),
+    Mutation(
+        'seeing',
+        'a config of a library is looked up in all its model lists each time',
+        'scalenet_mm/compat.py',
+        '    @cache\n    def packaged',
+        '    def packaged',
+        'tests/test_compat.py::test_a_packaged_config_is_looked_up_once',
+    ),
 )

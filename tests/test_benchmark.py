@@ -224,6 +224,7 @@ def test_the_floor_of_a_frozen_step_is_the_specifications(name, expected):
     assert flops['ours'] / flops['peer'] == pytest.approx(expected, abs=0.006)
 
 
+@pytest.mark.slow
 def test_timed_pairs_have_parity_and_tell_ratio_share_and_verdict():
     for pair in ('P1', 'P2', 'P3', 'P4'):
         rows = timed_rows(pair)

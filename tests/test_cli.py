@@ -224,6 +224,7 @@ def source_state(path) -> dict:
         return MODELS.build(Config.fromfile(path).model).state_dict()
 
 
+@pytest.mark.slow
 def test_a_delta_on_its_base_evaluates_to_the_full_checkpoints_numbers(config, tmp_path):
     matrix = [dict(type='Accuracy'), dict(type='ConfusionMatrix')]
     path = config(**{'train_cfg.max_epochs': 1, 'val_evaluator': matrix, 'test_evaluator': matrix})

@@ -34,6 +34,7 @@ def test_what_is_counted_orders_the_ways_to_train():
     assert increments.saved < unshared.saved
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_a_way_and_a_column_a_size():
     done = subprocess.run(
         scalenet('experiment', 'cluster', '--micro', '--networks', '5'), capture_output=True, text=True

@@ -37,7 +37,9 @@ def test_help_imports_neither_torch_nor_openmmlab():
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize('library', ['mmdet', 'mmseg', 'mmpretrain'])
+@pytest.mark.parametrize(
+    'library', ['mmdet', *(pytest.param(x, marks=pytest.mark.slow) for x in ('mmseg', 'mmpretrain'))]
+)
 def test_what_libraries_print_while_they_are_imported_is_no_part_of_the_output(library):
     """A program that reads JSON from a command finds nothing before it, whichever library the command imports late."""
     code = f"from scalenet_mm.runner.built import Known; print(len(Known('{library}').by_name))"
@@ -54,7 +56,8 @@ def test_the_console_script_and_the_package_as_a_module_say_the_same(words):
     assert (script.returncode, script.stdout, script.stderr) == (told.returncode, told.stdout, told.stderr)
 
 
-@pytest.mark.parametrize('name', ['train', pytest.param('test', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['train', 'test'])
 def test_the_tools_that_stayed_are_the_subcommands_under_their_own_names(name):
     script = subprocess.run(
         [sys.executable, f'tools/{name}.py', '--no-such-option'], capture_output=True, text=True, cwd=ROOT
@@ -78,6 +81,7 @@ def test_a_library_that_is_missing_is_named_in_one_line(words):
     assert line[0].startswith(f'scalenet {" ".join(words[: 1 + (words[0] == "experiment")])}: error: ')
 
 
+@pytest.mark.slow
 def test_a_name_asked_for_below_the_command_line_brings_everything():
     code = "import sys; sys.argv = ['scalenet']; import scalenet_mm; assert scalenet_mm.scale and scalenet_mm.load"
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
@@ -141,6 +145,7 @@ def test_what_a_user_can_mend_ends_with_2_and_one_line(words, says, monkeypatch,
     assert code == 2 and re.search(says, told) and 'Traceback' not in told
 
 
+@pytest.mark.slow
 def test_another_projects_script_ends_as_it_would_by_itself(tmp_path):
     script = tmp_path / 'a script.py'
     script.write_text('import sys\nsys.exit("boom")\n')

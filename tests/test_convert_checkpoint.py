@@ -174,6 +174,7 @@ def test_a_safetensors_source_with_its_header_converts(tmp_path, convert):
         assert 'head.layers.head.weight' in file.keys()  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_the_command_runs_on_its_own_from_any_folder(source, tmp_path):
     command, env = scalenet('convert', 'timm.pth', 'ours.pth'), dict(os.environ, PYTHONPATH=str(ROOT))
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)

@@ -75,6 +75,7 @@ def rationed():
         )
 
 
+@pytest.mark.slow
 def test_a_rationed_command_has_threads_for_its_ration(rationed, tmp_path):
     assert rationed(*ASK).strip() == '1'
     told = tmp_path / 'told.py'

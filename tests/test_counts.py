@@ -402,6 +402,7 @@ ROW_KEYS = {'key', 'table', 'model', 'variant', 'config', 'params', 'params_pape
 RESULTS = ROOT / 'docs' / 'results' / 'paper_tables.json'
 
 
+@pytest.mark.slow
 def test_paper_tables_prints_rows_as_json_and_the_committed_ones_are_these():
     result = run('experiment paper-tables', '--json', '--table', 4)
     assert result.returncode == 0, result.stderr

@@ -427,6 +427,7 @@ def test_an_error_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
 # The command and the imports
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_layouts_draws_a_preview_and_names_the_way_out(tmp_path):
     def command(*options: str) -> subprocess.CompletedProcess:
         words = scalenet('experiment', 'demo-data', tmp_path / 'demo', *options)
@@ -454,6 +455,7 @@ def test_the_data_package_imports_neither_torch_nor_scikit_learn():
     )
 
 
+@pytest.mark.slow
 def test_importing_scalenet_mm_does_not_import_the_data_package():
     code = 'import sys, scalenet_mm; assert "scalenet_mm.experiments.data" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=REPO)

@@ -247,6 +247,7 @@ def test_a_users_config_inherits_and_changes_the_root_by_the_variable(tmp_path, 
     assert build(cfg).backbone.depths == [2, 2, 6, 4]
 
 
+@pytest.mark.slow
 def test_mmsegs_configs_are_found_by_a_program_that_knows_nothing_of_scalenet(tmp_path):
     """Nobody has imported scalenet_mm when mmengine resolves ``mmseg::``; the first base does."""
     program = (

@@ -171,6 +171,7 @@ def require_right(ranks, wrapper):
     return statistics
 
 
+@pytest.mark.slow
 def test_the_wrapper_trains_a_detector_with_the_mean_gradients_of_the_trainable_tensors(runs):
     ranks = runs[FAST[0]]
     assert not require_right(ranks, 'ScaleNetDistributedDataParallel')
@@ -191,6 +192,7 @@ def test_frozen_batchnorm_stays_in_eval_and_dropout_beside_a_trained_layer_activ
     assert training['decode_head.dropout'] == training['auxiliary_head.dropout'] == {True}
 
 
+@pytest.mark.slow
 def test_a_rebuilt_wrapper_keeps_every_option_and_reduces_less(checks):
     kept = checks['options'][0]
     assert kept['attributes_after'] == kept['attributes_before']

@@ -76,7 +76,9 @@ def test_a_deit_keeps_its_outputs_at_any_batch_and_stores_shared_tensors_once(tm
     assert [p.name for p in tmp_path.iterdir()] == ['deit.onnx']
 
 
-@pytest.mark.parametrize(('make', 'channels'), [(deit, 1), (deit, 4), (swin, 1), (swin, 4)])
+@pytest.mark.parametrize(
+    ('make', 'channels'), [(deit, 1), (deit, 4), (swin, 1), pytest.param(swin, 4, marks=pytest.mark.slow)]
+)
 def test_the_channels_are_those_of_the_backbone(make, channels, tmp_path):
     model = make(in_channels=channels)
     done = export_backbone(model, tmp_path / 'a.onnx', size=(64, 64) if make is swin else None)

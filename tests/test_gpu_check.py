@@ -26,6 +26,7 @@ from scalenet_mm.experiments.commands.gpu_check import main
 from scalenet_mm.one_run import Stopped, ending_cleanly
 
 
+@pytest.mark.slow
 def test_every_step_runs_on_the_cpu(tmp_path):
     out = tmp_path / 'out'
     done = subprocess.run(scalenet('experiment', 'gpu-check', '--out', out, '--dry'), capture_output=True, text=True)

@@ -12,7 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize('started', [['-m', 'their_package'], ['-m', 'their_package.train'], ['run.py']])
+@pytest.mark.parametrize(
+    'started',
+    [
+        ['-m', 'their_package'],
+        pytest.param(['-m', 'their_package.train'], marks=pytest.mark.slow),
+        pytest.param(['run.py'], marks=pytest.mark.slow),
+    ],
+)
 def test_a_package_that_imports_it_has_the_backbones_however_it_is_started(started, tmp_path):
     package = tmp_path / 'their_package'
     package.mkdir()
@@ -102,6 +109,7 @@ def processes():
     return [json.loads(p.stdout.splitlines()[-1]) for p in run]
 
 
+@pytest.mark.slow
 def test_mmengines_constructor_groups_and_refuses_models_of_others_as_before(processes):
     plain, beside = (p['told'] for p in processes)
     assert beside == plain
@@ -121,6 +129,7 @@ def test_three_functions_of_the_libraries_are_replaced_and_no_default_is_changed
     assert beside['same'], beside['differ']
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_packages_name_does_not_hide_it(tmp_path):
     """As the folder above a clone holds one; where the set-up installed the package."""
     if list(Path(sysconfig.get_path('purelib')).glob('__editable___scalenet_mm*finder.py')):

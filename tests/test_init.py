@@ -213,6 +213,7 @@ def test_what_a_library_leaves_unfilled_is_drawn(upernet, monkeypatch):
         assert 0 < head.conv_seg.weight.abs().max() < 1
 
 
+@pytest.mark.slow
 def test_of_a_plain_transformer_the_outputs_are_those_of_its_layers_last_use(tmp_path):
     """mmseg's ViT, which adds in another order than ours: equal in double precision up to its rounding."""
     backbone = (
@@ -585,6 +586,7 @@ def test_what_ends_a_trial_run_is_told_and_leaves_what_was_written(monkeypatch, 
     assert capsys.readouterr().out == '\nNo dry run: it ended with AssertionError: no GPU\n'
 
 
+@pytest.mark.slow
 def test_json_says_the_same_to_programs(classifier, tmp_path):
     """A classifier of which mmpretrain has something to say while it is built."""
     out = tmp_path / 'mine.py'
@@ -697,7 +699,7 @@ def test_what_is_no_warm_up_stays_and_every_span_has_time(epochs, schedulers, ex
     assert spans == expected
 
 
-@pytest.mark.parametrize('channels', [1, 4])
+@pytest.mark.parametrize('channels', [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_model_of_other_images_than_red_green_and_blue_gets_its_config(channels, tmp_path):
     base, rest = UPERNET
     swin = SWIN.format((0, 1, 2, 3)).replace('dict(', f'dict(in_channels={channels}, ', 1)

@@ -268,6 +268,7 @@ def check_a_swap_by_the_type_alone(checkout, tmp_path, swap):
         torch.testing.assert_close(state[f'backbone.{name}'], tensor, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_plain_mask_rcnn_config_with_the_type_changed_trains_and_tests_by_mmdets_own_tools(checkout, tmp_path):
     check_a_swap_by_the_type_alone(checkout, tmp_path, MASK_RCNN)
 
@@ -338,7 +339,12 @@ print('READ', cfg.model.backbone.type, cfg.mine, cfg.policy.also)
 
 
 @pytest.mark.parametrize(
-    ('road', 'leaf'), [('a path', SEG), ('an import in the value of _base_', DET), ('the package name', DET)]
+    ('road', 'leaf'),
+    [
+        pytest.param('a path', SEG, marks=pytest.mark.slow),
+        pytest.param('an import in the value of _base_', DET, marks=pytest.mark.slow),
+        ('the package name', DET),
+    ],
 )
 def test_a_users_config_inherits_ours_in_a_tool_that_knows_nothing_of_us(road, leaf, tmp_path):
     """The bare package name alone needs the wrapper: mmengine resolves it before it reads `custom_imports`."""

@@ -647,6 +647,7 @@ def test_a_missing_library_is_named_with_its_command(kind, name, monkeypatch):
         kind(name)
 
 
+@pytest.mark.slow
 def test_importing_the_package_needs_neither_library():
     code = (
         'import sys; sys.modules.update({"timm": None, "transformers": None}); '

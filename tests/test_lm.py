@@ -738,6 +738,7 @@ def write_task(folder, name, records):
     return lines
 
 
+@pytest.mark.slow
 def test_a_tag_is_evaluated_as_each_of_its_tasks(tokenizer, tmp_path):
     from scalenet_mm.lm.evaluation import evaluate, table
 

@@ -516,6 +516,7 @@ def test_an_operator_that_is_not_here_can_be_imported_and_says_when_called_what_
     assert 'nms' in ours.SUPPLIED and not any(name.startswith('_') for name in ours.SUPPLIED)
 
 
+@pytest.mark.slow
 def test_mmcvs_own_report_of_the_environment_is_made():
     done = subprocess.run(
         [sys.executable, '-c', 'from mmcv.utils import collect_env; print(collect_env()["MMCV Compiler"])'],
@@ -537,6 +538,7 @@ print(mmcv.ops.nms(torch.tensor([[0., 0, 9, 9]] * 2), torch.tensor([0.5, 0.9]), 
 """
 
 
+@pytest.mark.slow
 def test_mmcvs_own_code_imports_whole_on_these_operators():
     code = PROBE.format(finder=str(FOLDER.parent / 'mmcv_finder.py'))
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd='/')

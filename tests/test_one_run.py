@@ -57,6 +57,7 @@ def soon(condition, seconds: float = 20.0) -> bool:
     return condition()
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_does_not_block(tmp_path):
     first = begin(tmp_path, *WORKERS)
     try:
@@ -75,7 +76,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_does_not_block(tmp
         pass
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('number', [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signal_ends_everything_that_a_run_started(number, tmp_path):
     run = begin(tmp_path, *WORKERS)
     started = family(run.pid)
@@ -126,6 +127,7 @@ def test_a_program_that_calls_a_command_goes_on_after_ctrl_c_and_ends_itself_whe
     assert end.value.code == 143
 
 
+@pytest.mark.slow
 def test_another_projects_runner_call_is_held_to_it_too(tmp_path):
     """As mmdet's own tools/train.py ends: `RUNNERS.build(cfg).train()`, without the command line."""
     code = (

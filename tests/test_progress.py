@@ -123,6 +123,7 @@ def screen(text: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_live_bar_that_log_lines_and_prints_do_not_tear(tmp_path):
     args, kwargs = command(tmp_path)
     text, code = on_a_terminal(args, **kwargs)

@@ -49,6 +49,7 @@ def detection(tmp_path_factory):
     return folder, first, trained, call('det', folder, '--epochs', '1')
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_not_trained_again(detection):
     folder, first, trained, again = detection
     assert first.returncode == again.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]

@@ -91,6 +91,7 @@ def test_a_publisher_without_digits_in_its_file_names_is_told():
     assert 'its publisher gives no SHA-256' in describe(plan)
 
 
+@pytest.mark.slow
 def test_hours_are_the_papers_where_it_prints_them_and_never_invented():
     assert as_dict(make_plan('table1/deit_b'))['hours_in_the_paper'] == 19.8  # Table VII
     assert as_dict(make_plan('table7/deit_s'))['hours_in_the_paper'] == 15.8
@@ -332,6 +333,7 @@ def test_options_that_are_given_twice_are_all_kept():
     assert parse(['table1/deit_t']).cfg_options == []
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(digits, tmp_path):
     with one_run(tmp_path):
         code = 'import sys; from scalenet_mm.experiments.paper import make_plan, run; import scalenet_mm.registration\n'

@@ -243,6 +243,7 @@ def models(tmp_path_factory):
     return folder, made
 
 
+@pytest.mark.slow
 def test_two_segmentors_are_compared_against_label_maps(models, tmp_path):
     folder, made = models
     ade = folder / 'data/ade'

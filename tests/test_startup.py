@@ -55,6 +55,7 @@ def inner(cfg):
 # --- import
 
 
+@pytest.mark.slow
 def test_importing_the_package_adds_little_time_and_no_heavy_module_to_what_the_hosts_import():
     trials = []
     while len(trials) < 3 and not any(own < BOUND for _, own, _ in trials):
@@ -81,6 +82,7 @@ def test_a_process_that_fails_to_import_is_an_error_with_its_text():
 # --- build and load
 
 
+@pytest.mark.slow
 def test_building_and_loading_stay_near_the_host_and_leave_the_logger_as_it_was():
     before = MMLogger.get_current_instance().level
     case = Case('startup', 'startup', '', partial(startup.loading, 'ScaleNetDeiT-S x2'))

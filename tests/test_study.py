@@ -549,6 +549,7 @@ def test_a_record_of_other_settings_is_run_again(tmp_path):
     assert [r['digest'] for r in read_results(tmp_path / RESULTS)] == ['old', 'new']
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_to_the_result_of_one_that_was_not(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, 'SAVED_EVERY', 4)
     row = replace(ROWS['deit/scalenet'], steps=8, source=None)

@@ -119,6 +119,7 @@ def test_a_scaled_classifier_stores_shared_tensors_once(tmp_path):
     assert done.nbytes <= 1.001 * sum(p.nbytes for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_detector_finds_what_torch_finds_and_draws_the_same_picture(scenes, tmp_path):
     model, file = source('det'), tmp_path / 'm.onnx'
     config, weights = CONFIGS / f'{NAMES["det"]}.py', SOURCES / f'{NAMES["det"]}.safetensors'
@@ -177,6 +178,7 @@ def test_results_of_a_resized_image_differ_at_borders_alone(task, most, scenes, 
         assert 0 < share < most
 
 
+@pytest.mark.slow
 def test_a_label_map_of_sides_that_were_made_multiples_is_the_whole_picture(scenes, tmp_path):
     """mmseg's ResizeToMultiple says nothing of it in scale_factor."""
     model, file = source('seg'), tmp_path / 'm.onnx'
@@ -196,6 +198,7 @@ def test_a_normalisation_in_the_pipeline_is_not_lost_in_a_graph_that_prepares():
         Preparation.of(cfg)
 
 
+@pytest.mark.slow
 def test_the_example_resizes_and_crops_as_mmcv_does_or_says_what_it_does_not_know(scenes, tmp_path):
     from mmcv.transforms import CenterCrop, Resize
     from mmpretrain.datasets.transforms import ResizeEdge
@@ -242,6 +245,7 @@ def weight_bytes(file: Path) -> int:
     return sum(onnx.numpy_helper.to_array(i).nbytes for i in onnx.load(file).graph.initializer)
 
 
+@pytest.mark.slow
 def test_half_floats_are_half_the_file_and_give_what_rounded_weights_give(tmp_path):
     model = perturb(build_model(read_config(CONFIGS / f'{SCALED["cls"]}.py'))).eval()
     exact, half = (export_model(model, tmp_path / f'{s}.onnx', store=s) for s in ('float32', 'fp16'))

@@ -159,8 +159,8 @@ def run_all(
     """Runs what is not done yet and appends each record to ``root/results.jsonl`` as it comes.
 
     A process that fails or dies costs its own run (and what starts from it), never the others; one that diverged is not
-    run again. A run whose checkpoint
-    is gone, as after the records were copied to another machine, is made again where others still need it.
+    run again. A run whose checkpoint is gone, as after the records were copied to another machine, is made again where
+    others still need it.
 
     Args:
         train: runs one job; what it returns is the record. ``'checkpoint'``, relative to ``root``, is for the jobs that

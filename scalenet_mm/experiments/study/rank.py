@@ -1,8 +1,8 @@
 """The rank task: a 4 x 4 grid of real handwritten digits; for every cell, how many cells hold a smaller digit.
 
 Comparing all cells with all others takes layers, and scenes are drawn without end, so nothing but the 1,400 digit
-images
-can be memorised: depth pays, and a small trained source is far from saturated. Imported by the configs of the study.
+images can be memorised: depth pays, and a small trained source is far from saturated.
+Imported by the configs of the study.
 """
 
 from __future__ import annotations
