@@ -5,14 +5,14 @@ text = scalenet_mm tools tests configs docs README.md CONTRIBUTING.md CHANGELOG.
 .PHONY: check format test slow mutations matrix
 
 check:  ## lint, format, spelling, types of the core
-	$(env)/bin/ruff check .
-	$(env)/bin/ruff format --check .
-	$(env)/bin/codespell $(wildcard $(text))
-	$(env)/bin/mypy
+	"$(env)/bin/ruff" check .
+	"$(env)/bin/ruff" format --check .
+	"$(env)/bin/codespell" $(wildcard $(text))
+	"$(env)/bin/mypy"
 
 format:
-	$(env)/bin/ruff check --fix .
-	$(env)/bin/ruff format .
+	"$(env)/bin/ruff" check --fix .
+	"$(env)/bin/ruff" format .
 
 test:
 	bash tools/run_tests.sh
@@ -21,7 +21,7 @@ slow:
 	bash tools/run_tests.sh --slow
 
 mutations:
-	$(env)/bin/python tests/mutations.py --jobs 2
+	"$(env)/bin/python" tests/mutations.py --jobs 2
 
 matrix:
-	$(env)/bin/python tests/matrix.py
+	"$(env)/bin/python" tests/matrix.py

@@ -7,6 +7,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageDraw, ImageOps
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 file, source, out = sys.argv[1:]
 onnxruntime.set_default_logger_severity(3)
 session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -49,15 +50,24 @@ def require_folder_name(path: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """What is wrong with a path, as argparse tells it."""
+    try:
+        yield
+    except OSError as error:
+        raise ArgumentTypeError(f'{error.filename} cannot be reached: {error.strerror}.') from None
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
 def file_ending(*suffixes: str) -> Callable[[str], Path]:
     """The ``type`` of an argparse argument that names a file to write."""
 
+    @_in_a_sentence()
     def named(text: str) -> Path:
-        try:
-            path = require_suffix(text, *suffixes)
-            require_folder_name(path.parent)
-        except ValueError as error:
-            raise ArgumentTypeError(str(error)) from None
+        path = require_suffix(text, *suffixes)
+        require_folder_name(path.parent)
         if path.is_dir():
             raise ArgumentTypeError(f'{path} is a folder; name a file in it.')
         _require_room(path.parent)
@@ -66,16 +76,15 @@ def file_ending(*suffixes: str) -> Callable[[str], Path]:
     return named
 
 
+@_in_a_sentence()
 def a_folder(text: str) -> Path:
     """The ``type`` of an argparse argument that names a folder to write into."""
-    try:
-        path = require_folder_name(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
+    path = require_folder_name(text)
     _require_room(path)
     return path
 
 
+@_in_a_sentence()
 def a_file(text: str) -> Path:
     """The ``type`` of an argparse argument that names a file to read."""
     if not (path := Path(text).expanduser()).is_file():

@@ -23,6 +23,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from scalenet_mm import LayerMap, scale_layers
+from scalenet_mm.backbones import ScaleNetTimm
 from scalenet_mm.compat import read_config
 from scalenet_mm.core.depth import set_depth
 from scalenet_mm.core.layers import containers, instances, layer_tensors, source_layers
@@ -454,6 +455,18 @@ def test_an_unscaled_network_has_no_added_layer():
     assert found['without_added'] is None and [x['top1'] for x in found['layers']] == [1, 2, 3]
 
 
+def test_the_last_layer_of_a_live_backbone_is_left_out_too():
+    """Whose outputs are caught by a hook on the block, put there before."""
+    name = 'vit_tiny_patch16_224'
+    net = perturb(ScaleNetTimm(name, img_size=32, scale=dict(times=2), out_indices=(-1,)).eval(), std=0.05)
+    image = torch.randn(1, 3, 32, 32)
+    whole = net(image)[0]
+    for block in dict(net.named_modules())['net.blocks']:
+        with left_out([block]):
+            assert not torch.allclose(net(image)[0], whole, rtol=1e-3)
+    assert torch.equal(net(image)[0], whole)
+
+
 def test_a_layer_may_return_several_things_and_take_its_state_by_name():
     class Block(nn.Module):
         def forward(self, hidden, other=None):
@@ -810,3 +823,12 @@ def test_increments_need_the_base_they_stand_on():
         parts_of('none+x.delta.safetensors')
     with pytest.raises(FileNotFoundError, match='There are no increments missing.delta.safetensors'):
         parts_of(f'{__file__}+missing.delta.safetensors')
+
+
+def test_the_path_of_increments_may_hold_a_plus(tmp_path):
+    for file in ('a+b/x+y.delta.safetensors', 'c+d/base.pth'):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    base, delta = tmp_path / 'c+d/base.pth', tmp_path / 'a+b/x+y.delta.safetensors'
+    assert parts_of(f'{base}+{delta}') == (str(base), str(delta))
+    assert parts_of(f'{base}') == (str(base), None)

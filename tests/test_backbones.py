@@ -248,7 +248,7 @@ def test_wrong_arguments_are_refused_with_rule_value_and_way_out():
 def test_a_file_that_does_not_fit_is_refused_before_anything_changes(host):
     net = ours(host, seed=1)
     before = copy.deepcopy(net.state_dict())
-    state = net.state_dict()
+    state = ours(host, seed=2).state_dict()
     norm = next(k for k in state if k.endswith('.1.norm1.weight') or k.endswith('.1.ln1.weight'))
     wrong_depth = {'swin': [2, 2, 4, 2], 'deit': 4}[host]
     files = {

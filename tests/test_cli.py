@@ -4,6 +4,7 @@ import json
 import re
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import cv2
@@ -13,6 +14,8 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.runner import EpochBasedTrainLoop
+from torch.utils.data import DataLoader
 
 from scalenet_mm.checkpoint.delta_file import read_delta
 from scalenet_mm.commands import test as evaluate
@@ -147,6 +150,24 @@ def test_the_schedules_cost_is_counted_from_the_real_data():
     ade = cfg(dict(type='IterBasedTrainLoop', max_iters=40000, val_interval=4000), by_epoch=False, interval=4000)
     cost = estimate(ade, 20210, 2000, iteration=0.5, image=0.1)
     assert (cost.iterations, cost.validations, cost.checkpoints) == (40000, 10, 10 + 1)
+    late = dict(by_epoch=True, max_epochs=300, val_interval=1, val_begin=290)
+    assert estimate(cfg(late), 100, 10, 1, 1).validations == 11
+    often = dict(by_epoch=True, max_epochs=300, val_interval=10, dynamic_intervals=[(280, 1)])
+    assert estimate(cfg(often), 100, 10, 1, 1).validations == _validated(often)
+    for begin, every, kept in ((290, 1, 11), (291, 2, 6), (0, 7, 43), (301, 1, 1)):
+        assert estimate(cfg(late, save_begin=begin, interval=every), 100, 10, 1, 1).checkpoints == kept + 1
+
+
+def _validated(train_cfg: dict) -> int:
+    """By mmengine's own loop, with epochs of nothing."""
+    count, nothing = [], SimpleNamespace(run=lambda: count.append(0), val_begin=1)
+    runner = SimpleNamespace(
+        call_hook=lambda *a, **k: None, val_loop=nothing, model=SimpleNamespace(train=lambda: None)
+    )
+    keys = ('max_epochs', 'val_interval', 'dynamic_intervals')
+    loop = EpochBasedTrainLoop(runner, DataLoader([]), **{k: train_cfg[k] for k in keys})
+    loop.run()
+    return len(count)
 
 
 def test_the_first_images_are_repeated_and_the_whole_length_is_known():

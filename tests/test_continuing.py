@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from toy_run import toy_config, write_base
 
 from scalenet_mm.checkpoint.strict import CheckpointError
 from scalenet_mm.runner.config import build_runner
-from scalenet_mm.runner.continuing import latest, require_continuable
+from scalenet_mm.runner.continuing import latest, require_continuable, settle
 
 ROOT = Path(__file__).parents[1]
 
@@ -257,6 +258,39 @@ def test_a_run_that_starts_anew_keeps_the_checkpoints_of_an_earlier_one_and_can_
     assert (tmp_path / 'copy' / 'epoch_2.txt').is_file()
     resumed(config(tmp_path / 'copy', 2))
     assert 'epoch_2.pth' in content(tmp_path / 'copy')
+
+
+def test_a_validation_before_the_first_checkpoint_renames_nothing(run, tmp_path):
+    folder, config = run
+    shutil.copytree(folder, tmp_path / 'copy')
+    before, cfg = content(tmp_path / 'copy'), config(tmp_path / 'copy', 2)
+    cfg.default_hooks.checkpoint.update(interval=5, save_best=None, save_last=False)
+    build_runner(cfg).train()
+    assert content(tmp_path / 'copy') == before
+
+
+@pytest.mark.parametrize('tool', ['mmdet', 'mmseg'])
+def test_resume_by_the_libraries_own_tools_finds_the_run_or_starts_from_the_base(tool, run, tmp_path):
+    """mmdet's and mmpretrain's tools take ``load_from`` away, mmseg's leaves the base in it."""
+    folder, _ = run
+    base = tmp_path / 'base.pth'
+    file = tmp_path / 'mine.py'
+    file.write_text(f"load_from = '{base}'\nmodel = dict()\n")
+    for work_dir, found in ((folder, folder / 'epoch_2.pth'), (tmp_path / 'empty', base)):
+        cfg = Config.fromfile(file)
+        cfg.work_dir, cfg.resume = str(work_dir), True
+        if tool == 'mmdet':
+            cfg.load_from = None
+        settle(cfg)
+        assert cfg.load_from == str(found)
+        if tool == 'mmdet':
+            assert cfg.resume == (work_dir == folder)
+        settle(cfg)
+        assert cfg.load_from == str(found), 'a second call changes nothing'
+    cfg.resume, cfg.load_from = True, str(tmp_path / 'other.pth')
+    cfg.work_dir = str(folder)
+    settle(cfg)
+    assert cfg.load_from == str(tmp_path / 'other.pth'), 'what was named is taken'
 
 
 def test_what_is_stopped_before_it_wrote_a_checkpoint_leaves_the_earlier_run_as_it_is(run, tmp_path):

@@ -466,13 +466,13 @@ def test_a_models_own_pretraining_is_a_base_too(head, tmp_path):
 def test_a_resumed_run_writes_the_same_delta(toy, tmp_path):
     _, base, _, whole = toy
     cfg = toy_config(tmp_path / 'w', base, hooks=HOOKS)
-    cfg.train_cfg.max_epochs = 2
+    cfg.train_cfg.max_epochs, cfg.param_scheduler[0].end = 2, 16  # the whole run's, as of one that was stopped
     Runner.from_cfg(cfg).train()
     cfg = toy_config(tmp_path / 'w', tmp_path / 'w' / 'epoch_2.pth', hooks=HOOKS)
     cfg.resume = True
     Runner.from_cfg(cfg).train()
     a, b = read_delta(whole), read_delta(tmp_path / 'w' / 'epoch_4.delta.safetensors')
-    assert a.tensors.keys() == b.tensors.keys() and a.fingerprint == b.fingerprint
+    assert same(a.tensors, b.tensors) and a.fingerprint == b.fingerprint
     assert a.base == b.base == 'base.pth'
 
 
@@ -502,7 +502,8 @@ def test_a_resumed_run_takes_up_what_the_one_before_left_of_its_deltas(toy, tmp_
     Runner.from_cfg(cfg).train()
     left = {p.name for p in (tmp_path / 'w').glob('*.delta.safetensors')}
     assert left == {kept.name, 'epoch_3.delta.safetensors', 'epoch_4.delta.safetensors'}
-    assert read_delta(tmp_path / 'w' / 'epoch_3.delta.safetensors').fingerprint == read_delta(whole).fingerprint
+    made_up = assemble(read_delta(tmp_path / 'w' / 'epoch_3.delta.safetensors'), base).state_dict()
+    assert same(made_up, full(tmp_path / 'w' / 'epoch_3.pth')['state_dict'])
 
 
 def test_a_delta_is_told_from_a_whole_checkpoint(toy, tmp_path):
@@ -543,12 +544,16 @@ def test_several_deltas_are_swapped_on_one_base_and_the_base_comes_back_bit_for_
         switch.add('first', second)
 
 
-def test_apply_delta_reaches_every_layer_that_shares(toy):
-    cfg, base, _, delta = toy
+def test_apply_delta_reaches_every_layer_that_shares(toy, tmp_path):
+    cfg, base, _, _ = toy
+    also = toy_config(tmp_path / 'w', base, policy=dict(train='all'), hooks=HOOKS)
+    Runner.from_cfg(also).train()
     model = holding(cfg, base)
     blocks = model.backbone.layers
     tied = blocks[0].attn.qkv.weight
-    apply_delta(model, delta)
+    before = tied.detach().clone()
+    apply_delta(model, tmp_path / 'w' / 'epoch_4.delta.safetensors')
+    assert not torch.equal(tied, before)
     assert blocks[1].attn.qkv.weight is tied is blocks[0].attn.qkv.weight
 
 
@@ -690,6 +695,33 @@ def test_a_delta_of_a_live_network_is_told_from_one_with_a_config(command, tmp_p
 class ManyKinds(ToyMetric):
     def compute_metrics(self, results):
         return dict(acc=np.float32(1), zero=torch.tensor(0), each=[1.0, 2.0], matrix=torch.eye(2), name='x')
+
+
+@pytest.mark.parametrize('averaged', [True, False])
+def test_a_delta_tells_the_metrics_of_the_weights_that_it_holds(averaged, tmp_path):
+    """A checkpoint holds the average, even where only the raw weights were validated."""
+    ema = dict(type='mmpretrain.EMAHook', momentum=0.5, evaluate_on_ema=averaged, evaluate_on_origin=not averaged)
+    cfg = toy_config(tmp_path / 'w', write_base(tmp_path / 'base.pth'), hooks=[*HOOKS, ema])
+    cfg.train_cfg.max_epochs = 1
+    build_runner(cfg).train()
+    assert bool(read_delta(tmp_path / 'w' / 'epoch_1.delta.safetensors').metrics) == averaged
+
+
+def test_a_base_that_keeps_an_average_is_the_base_of_its_deltas(toy, tmp_path):
+    """mmpretrain's EMAHook swaps the average of a file in, though nothing is resumed."""
+    cfg, base, checkpoint, delta = toy
+    file = full(base)
+    other = {f'module.{k}': v + 1 if v.is_floating_point() else v for k, v in file['state_dict'].items()}
+    torch.save({**file, 'ema_state_dict': {'steps': torch.tensor(3), **other}}, tmp_path / 'averaged.pth')
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir, cfg.load_from = str(tmp_path / 'w'), str(tmp_path / 'averaged.pth')
+    cfg.experiment_name = 'averaged'
+    cfg.custom_hooks = [dict(type='AnyDialectHook'), dict(type='mmpretrain.EMAHook', momentum=0.5)]
+    cfg.custom_hooks.append(dict(type='ApplyDeltaHook', delta=str(delta)))
+    cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = cfg.val_dataloader, cfg.val_evaluator, dict()
+    runner = build_runner(cfg)
+    runner.test()
+    assert same(runner.model.state_dict(), full(checkpoint)['state_dict'])
 
 
 def test_metrics_that_are_no_numbers_are_left_out_of_a_delta(tmp_path):

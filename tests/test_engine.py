@@ -206,12 +206,8 @@ def test_training_moves_every_trainable_tensor_and_no_frozen_bit(host, digits, t
 def test_the_runners_features_keep_the_ties(changes, digits, tmp_path):
     runner = Runner.from_cfg(demo_config(digits, tmp_path, **changes))
     runner.train()
-    for hook in runner.hooks:
-        if hasattr(hook, 'ema_model'):
-            nets = [runner.model, hook.ema_model.module]
-            break
-    else:
-        nets = [runner.model]
+    nets = [runner.model, *(hook.ema_model.module for hook in runner.hooks if hasattr(hook, 'ema_model'))]
+    assert (len(nets) == 2) == ('EMAHook' in str(changes))
     for net in nets:
         layers = net.backbone.layers
         assert layers[0].attn.qkv.weight is layers[1].attn.qkv.weight

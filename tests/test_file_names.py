@@ -106,6 +106,14 @@ def test_no_folder_a_folder_and_a_file_in_the_way_are_refused_too(tmp_path, monk
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('words', ['train c.py --work-dir', 'onnx c.py x.pth', 'predict --onnx'])
+def test_a_place_that_cannot_be_reached_is_told_in_a_sentence(words, capsys):
+    place = f'{"x" * 300}{".onnx" if "onnx" in words else ""}'
+    with pytest.raises(SystemExit) as ended:
+        main([*words.split(), f'/tmp/{place}/y{".onnx" if "onnx" in words else ""}'])
+    assert ended.value.code == 2 and 'cannot be reached: File name too long' in capsys.readouterr().err
+
+
 def test_a_picture_is_not_drawn_over_the_image_it_is_of(tmp_path, capsys):
     image = tmp_path / 'photo.png'
     Image.new('RGB', (8, 8)).save(image)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import perturb, scalenet
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 
 from scalenet_mm.checkpoint import CheckpointError
@@ -411,3 +413,13 @@ def test_a_preprocessor_at_the_top_of_a_config_reaches_the_model_as_in_the_runne
     own = dict(cfg.model, data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor', mean=[1.0] * 3, std=[1.0] * 3))
     cfg.model = own
     assert build_model(cfg).data_preprocessor.mean.flatten().tolist() == [1.0] * 3
+
+
+def test_objects_of_masks_alone_get_the_boxes_around_them():
+    """mmdet's SOLO fills its boxes with zeros."""
+    masks = torch.zeros(3, 6, 8, dtype=torch.bool)
+    masks[0, 1:3, 2:7] = masks[1, 4, 0] = True
+    found = InstanceData(bboxes=torch.zeros(3, 4), scores=torch.ones(3), labels=torch.zeros(3, dtype=int), masks=masks)
+    panel = as_panel(DetDataSample(pred_instances=found))
+    assert panel.boxes.tolist() == [[2, 1, 7, 3], [0, 4, 1, 5], [0, 0, 0, 0]]
+    assert as_panel(DetDataSample(pred_instances=found[:0])).boxes.shape == (0, 4)

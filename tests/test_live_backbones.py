@@ -400,7 +400,10 @@ def test_recomputed_layers_give_the_same_gradients():
         for with_cp in (False, True):
             torch.manual_seed(0)
             net = perturb(backbone(name, with_cp=with_cp, out_indices=(0, -1)), std=0.05).train()
+            calls, mlp = [], next(m for k, m in net.named_modules() if k.endswith('mlp'))
+            mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(0))
             sum(y.square().mean() for y in net(image)).backward()
+            assert len(calls) == 1 + with_cp
             found.append({k: p.grad for k, p in net.named_parameters() if p.grad is not None})
     for plain, recomputed in (found[:2], found[2:]):
         assert len(plain) > 30 and plain.keys() == recomputed.keys()

@@ -110,7 +110,7 @@ def test_cached_generation_equals_uncached_token_for_token_also_in_left_padded_b
     made = decoder.generate(tokens, attention_mask=mask, max_new_tokens=8, do_sample=False)[:, -8:]
     for row, kept, answer in zip(tokens, mask.bool(), made):
         assert torch.equal(answer, greedy_without_cache(decoder, row[kept], 8))
-    assert len({tuple(row.tolist()) for row in made}) > 1  # the model does not repeat one token
+    assert made.unique().numel() > 1  # the model does not repeat one token; logits are compared below
 
 
 @torch.no_grad()

@@ -332,7 +332,7 @@ def test_labels_that_start_at_1_without_reduce_zero_label(run):
 def own_maps(run, change, classes, reduce):
     """The config of own classes, its maps (1 background, 2 ... 11 digits) changed."""
     cfg, data = run('ade')
-    for path in data.rglob('annotations/*/*.png'):
+    for path in sorted(data.rglob('annotations/*/*.png')):
         cv2.imwrite(str(path), change(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)).astype(np.uint8))
     for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
         head.update(num_classes=len(classes), loss_decode=dict(class_weight=None))

@@ -168,6 +168,25 @@ def test_other_settings_are_refused_and_leave_the_run_alone(detection, other):
     assert {p: p.stat().st_mtime_ns for p in (folder / 'work').rglob('*')} == before
 
 
+def test_a_run_is_the_same_wherever_its_folders_lie(detection, monkeypatch):
+    """After the checkout, where the sources are, was renamed."""
+    folder = detection[0]
+    job = Job(TASKS['det'], folder / 'work' / 'det', folder / 'data', 1, SCENES['det'], 1)
+    cfg = job.config(job.task.scaled, 'scalenet', job.epochs, str(job.task.weights))
+    settings = folder / 'work' / 'det' / 'scalenet' / 'settings.json'
+    kept = settings.read_text()
+    assert str(folder) not in kept and str(job.task.weights.parent) not in kept
+    settings.write_text(kept.replace('SOURCES', json.dumps(str(job.task.weights.parent))[1:-1]))  # an older version's
+    assert Path(job.train(cfg)[0]).is_file()
+    settings.write_text(kept)
+
+
+def test_fewer_scenes_than_a_batch_are_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(SystemExit, match='100 scenes for training are no whole batch: --scenes 128 VAL'):
+        Job(TASKS['cls'], tmp_path / 'work', tmp_path / 'data', scenes=(100, 50))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope='module')
 def few_scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('scenes')

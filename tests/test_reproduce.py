@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,15 @@ from scalenet_mm.commands.cfg_options import setting
 from scalenet_mm.experiments.commands.reproduce import parse
 from scalenet_mm.experiments.data import make_demo_data
 from scalenet_mm.experiments.paper import check, make_plan, run
-from scalenet_mm.experiments.paper.bundle import METRIC_NAMES, Hidden, plan_config, readme, summary, write_bundle
+from scalenet_mm.experiments.paper.bundle import (
+    METRIC_NAMES,
+    Hidden,
+    deviations,
+    plan_config,
+    readme,
+    summary,
+    write_bundle,
+)
 from scalenet_mm.experiments.paper.instructions import as_dict, describe
 from scalenet_mm.experiments.paper.plan import parse_options
 from scalenet_mm.experiments.paper.public import PUBLIC, other_counts
@@ -116,6 +125,14 @@ def test_a_pretrained_network_is_tested_and_not_trained():
     ]
 
 
+def test_of_a_pretrained_network_nothing_is_said_of_training():
+    plan = make_plan('table1/deit_b/base')
+    told = describe(plan)
+    assert as_dict(plan)['trained'] == 0 and ', 0 of them trained' in told
+    assert '--dry-run' not in told and 'images a step' not in told
+    assert not any('images a step' in d for d in deviations(replace(plan, gpus=1)))
+
+
 def test_the_users_checkpoint_is_in_every_command_that_begins_anew(digits, tmp_path):
     plan = demo(digits)
     assert f'--checkpoint {digits[1]}' in as_dict(plan)['commands']['all']
@@ -197,10 +214,12 @@ def test_every_row_of_the_paper_has_a_plan():
 
 
 def test_a_part_of_a_data_set_is_not_taken_for_the_whole(digits):
-    assert list(other_counts(PUBLIC[0], digits[0])) == [
+    missing = list(other_counts(PUBLIC[0], digits[0]))
+    assert missing == [
         'train holds 57 images; ImageNet-1K has 1,281,167.',
         'val holds 19 images; ImageNet-1K has 50,000.',
     ]
+    assert list(other_counts(PUBLIC[0], digits[0], trains=False)) == missing[1:]
 
 
 def test_folders_that_are_links_are_counted(digits, tmp_path):
@@ -317,9 +336,9 @@ def test_a_step_that_nobody_reads_ends_its_tool_and_is_written_down(tmp_path, mo
 
 
 def test_a_config_of_the_repository_is_found_from_any_folder(tmp_path, monkeypatch):
-    mine = ROOT / 'mine_of_a_test.py'
+    mine = ROOT / f'mine_of_test_{os.getpid()}.py'
     monkeypatch.chdir(tmp_path)
-    assert _here('mine_of_a_test.py') == 'mine_of_a_test.py'
+    assert _here(mine.name) == mine.name
     try:
         mine.write_text(f"_base_ = '{SCALED}'\n")
         assert _here(make_plan(str(mine)).file) == str(mine)

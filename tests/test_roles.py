@@ -103,7 +103,25 @@ def test_frozen_leaves_stay_in_eval_after_train():
     assert drops and all(m.training for m in drops), 'also beside weights that are all frozen'
     TrainPolicy(also=['head']).apply(swin := swin_classifier())
     swin.train()
-    assert swin.head.training
+    swin.head.fc = nn.Sequential(swin.head.fc, nn.Dropout(0.5))
+    TrainPolicy(also=['head']).apply(swin)
+    swin.train()
+    assert not torch.equal(swin.head.fc(x), swin.head.fc(x)), 'what is trained drops'
+
+
+def test_a_teacher_that_the_model_froze_whole_stays_frozen():
+    """As mmdet's SoftTeacher has one: it gets no gradient, and DDP would wait for it."""
+    pair = nn.ModuleDict({name: MODELS.build(dict(type='ScaleNetDeiT', **SMALL)) for name in ('student', 'teacher')})
+    pair['teacher'].requires_grad_(False)
+    for policy in (TrainPolicy(), TrainPolicy('adjustments'), TrainPolicy('all'), TrainPolicy()):
+        trained = policy.apply(pair)
+        assert trained and not [name for name in trained if name.startswith('teacher')]
+    assert any(n.startswith('teacher') for n in TrainPolicy(also=['teacher.layers.0.ln1']).apply(pair))
+    alone = nn.ModuleDict(dict(backbone=MODELS.build(dict(type='ScaleNetDeiT', **SMALL)))).requires_grad_(False)
+    assert TrainPolicy().apply(alone), 'a frozen network alone gets its increments trained'
+
+
+SMALL = dict(arch=DEIT, img_size=32, patch_size=8)
 
 
 def test_counts_are_of_unique_parameters():

@@ -147,6 +147,27 @@ def test_an_environment_whose_python_is_gone_is_refused(tmp_path):
     assert 'does not hold a working Python' in done.stderr
 
 
+def test_what_is_wrong_with_a_place_is_told_and_never_that_a_users_environment_be_deleted(tmp_path):
+    (tmp_path / 'file').touch()
+    assert 'is a file: name the folder of an environment' in setup_env('--env', tmp_path / 'file').stderr
+    (tmp_path / 'env' / 'bin').mkdir(parents=True)
+    (tmp_path / 'env' / 'bin' / 'python').symlink_to('/bin/false')
+    theirs = setup_env('--python', sys.executable, '--env', tmp_path / 'env').stderr
+    assert 'does not hold a working Python' in theirs and 'name its own with --python' in theirs
+    (tmp_path / 'env' / '.scalenet_mm').mkdir()
+    (tmp_path / 'env' / '.scalenet_mm' / 'managed').touch()
+    assert 'delete it' in setup_env('--python', sys.executable, '--env', tmp_path / 'env').stderr
+
+
+def test_a_users_cdpath_leads_no_script_astray(tmp_path):
+    (tmp_path / 'tools' / 'x').mkdir(parents=True)
+    done = setup_env('--help', CDPATH=f'.:{tmp_path}')
+    assert (done.returncode, done.stderr) == (0, '') and done.stdout.startswith('usage: setup_env.sh')
+    for script in (*(ROOT / 'tools').glob('*.sh'), ROOT / '.ci' / 'run'):
+        moves = [line for line in script.read_text().splitlines() if 'cd "$(dirname' in line]
+        assert all('CDPATH= cd' in line for line in moves), script
+
+
 def test_a_missing_compiler_is_noticed_before_anything_long_and_names_remedy_and_log(tmp_path):
     done = setup_env('--compile-mmcv', '--env', tmp_path / 'env', CXX='/nonexistent/c++')
     assert done.returncode == 1
@@ -187,6 +208,15 @@ def test_mmcv_comes_without_operators_unless_they_are_there_or_asked_for(parts, 
     assert parts['main'].up_to_date(state)
     state.compile_mmcv = True
     assert not parts['main'].up_to_date(state), 'operators are wanted and not there'
+    install = parts['mmcv_install']
+    build = dict(torch='2.11', ops='cpu')  # what was compiled once is gone, by a plain install of the same version
+    monkeypatch.setattr(install, 'probe', lambda s: build)
+    monkeypatch.setattr(install, 'wheel_key', lambda version, build: 'key')
+    monkeypatch.setattr(install, 'compile_wheel', lambda s, build, folder: (folder / 'x.whl').touch())
+    (state.state / 'mmcv-wheel').write_text('key')
+    (state.wheels / 'key').mkdir(parents=True)
+    for said in ('compiled', 'from the wheel cache'):
+        assert install.install_compiled(state, state.installed()) == f'key {said}'
 
 
 @needs_compiler
@@ -295,6 +325,13 @@ def test_the_torch_of_another_index_takes_the_place_of_the_one_that_is_there(par
         asked.clear()
     write_stamp(parts, state)
     parts['steps'].install_torch(state)
+    assert not {'uninstall'} & set(asked), 'it is the one'
+    (state.state / 'stamp.json').unlink()
+    parts['steps'].install_torch(state)
+    assert 'uninstall' not in asked, 'an interrupted set-up goes on'
+    monkeypatch.setattr('sys.argv', ['setup_env.sh', '--env', str(state.env)])
+    later = parts['main'].prepare(parts['main'].parse(sys.argv[1:]))
+    assert later.torch_index == 'https://example.org/cpu', 'a later call keeps to it'
     (state.state / 'managed').unlink()
     state.torch_index = 'https://example.org/other'
     parts['steps'].install_torch(state)

@@ -101,6 +101,22 @@ def test_a_warp_turns_shears_and_moves_as_opencv_does(monkeypatch):
         expected = cv2.warpAffine(image, matrix, (8, 8), flags=cv2.INTER_LINEAR)
         assert np.abs(got - expected).max() < 0.05  # OpenCV rounds positions to 1/32 of a pixel
     monkeypatch.setattr(rank, 'DEGREES', 0.0)
+    for what, amount in (('SHEAR', 0.3), ('SCALE', 0.3), ('SHIFT', 1.5)):
+        monkeypatch.setattr(rank, what, amount)
+        rng = np.random.default_rng(4)
+        shear = rng.uniform(-1, 1, (2, 50))[1] * rank.SHEAR
+        size = np.exp(rng.uniform(-rank.SCALE, rank.SCALE, (2, 50)))
+        move = rng.uniform(-rank.SHIFT, rank.SHIFT, (50, 2))
+        assert max(np.abs(shear).max(), np.abs(size - 1).max(), np.abs(move).max()) > 0.2
+        warped = rank.warp(images, np.random.default_rng(4))
+        for k, (got, image) in enumerate(zip(warped, images)):
+            # where in the image, from its middle, a pixel of the result is taken
+            linear = np.array([[size[0, k], shear[k] * size[0, k]], [0, size[1, k]]])
+            matrix = np.c_[linear, 3.5 - linear @ [3.5, 3.5] + move[k]]
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            expected = cv2.warpAffine(image, matrix, (8, 8), flags=flags)
+            assert np.abs(got - expected).max() < 0.06, what
+        monkeypatch.setattr(rank, what, 0.0)
     assert np.array_equal(rank.warp(images, np.random.default_rng(0)), images)
 
 

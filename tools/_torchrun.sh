@@ -2,9 +2,10 @@
 # Starts PROCESSES of tools/TOOL on this machine: one a GPU, or on CPU where there is no GPU.
 torchrun_tool() {
   local root tool=$1 processes=$2 python found gpus cores where
-  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   shift 2
   python=$(realpath -ms "${SCALENET_ENV:-$root/.venv}")/bin/python
+  if [[ ! -x $python && -x ${python}3 ]]; then python=${python}3; fi
   if [[ ! -x $python && -z ${SCALENET_ENV:-} ]]; then python=python; fi
 
   if [[ ! $processes =~ ^[1-9][0-9]*$ ]]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up the environment and runs the main job; arguments go to `scalenet experiment quickstart`.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 env=$(realpath -ms "${SCALENET_ENV:-$root/.venv}")
 bash "$root/tools/setup_env.sh"
 unset PYTHONPATH PYTHONHOME

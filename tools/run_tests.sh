@@ -2,7 +2,7 @@
 # Sets up the environment and runs the tests: the fast ones, or with --slow or --gpu those of that
 # tier. Everything else on the command line goes to pytest.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 tier='not slow and not gpu'
 pytest_args=()

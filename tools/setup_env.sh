@@ -2,7 +2,7 @@
 # Sets up the Python environment of this checkout (.venv); a second run does nothing.
 # `bash tools/setup_env.sh --help` lists the options. This file finds a Python; _setup/ does the work.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 env=${SCALENET_ENV:-$root/.venv}
 python=${SCALENET_PYTHON:-}
 
@@ -15,6 +15,8 @@ for ((i = 0; i < $#; i++)); do
     --python=*) python=${args[i]#*=} ;;
   esac
 done
+
+env=${env/#\~\//$HOME/}  # a shell leaves ~ in --env=~/x
 
 usable() {
   "$1" -I -c 'import sys; sys.exit(sys.version_info[:2] < (3, 10))' 2>/dev/null

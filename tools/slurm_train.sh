@@ -6,8 +6,9 @@ if (($# < 4)); then
   sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(realpath -ms "${SCALENET_ENV:-$root/.venv}")/bin/python
+if [[ ! -x $python && -x ${python}3 ]]; then python=${python}3; fi
 if [[ ! -x $python && -z ${SCALENET_ENV:-} ]]; then python=python; fi
 
 for name in GPUS GPUS_PER_NODE CPUS_PER_TASK; do

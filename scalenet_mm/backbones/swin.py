@@ -66,6 +66,12 @@ class ScaleNetSwin(ScaledBackbone, SwinTransformer):
             raise ValueError(
                 f'num_heads={source["num_heads"]} is too short for depths={source["depths"]}, one a stage.'
             )
+        stages = len(source['depths'])
+        if isinstance(cfgs := host.get('stage_cfgs'), Sequence) and len(cfgs) < stages:
+            raise ValueError(f'stage_cfgs has {len(cfgs)} entries for {stages} stages, depths={source["depths"]}.')
+        outs = host.get('out_indices', (3,))  # the host's default
+        if away := [i for i in outs if not 0 <= i < stages]:
+            raise ValueError(f'out_indices={outs} names {away}; depths={source["depths"]} have stages 0..{stages - 1}.')
         maps = stage_maps(
             source['depths'],
             scale['times'],

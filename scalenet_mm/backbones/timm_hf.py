@@ -51,7 +51,9 @@ class ScaleNetTimm(LiveBackbone):
         try:
             taken = inspect.signature(type(self._structure(name, **host))).parameters
             flexible = {k: v for k, v in ANY_SIZE.items() if k in taken}
-            return timm.create_model(name, num_classes=0, **{**flexible, **host})
+            net = timm.create_model(name, num_classes=0, **{**flexible, **host})
+            vars(net).pop('num_classes', None)  # mmdet's and mmpretrain's checks want that of the data
+            return net
         except TypeError as e:
             taken = inspect.signature(type(self._structure(name))).parameters
             told = unknown(host, [*taken, *arguments_of(LiveBackbone)])

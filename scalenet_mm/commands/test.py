@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.dist import get_rank
+from mmengine.hooks import EMAHook
 
 from ..export.running import OnnxModel
 from ..file_names import a_folder, file_ending, require_other
@@ -52,7 +53,8 @@ def main(argv: Sequence[str]) -> None:
     runner = build_runner(cfg)
     if exported:
         runner.model = OnnxModel(args.checkpoint)
-    deploy(runner.model)
+    if not any(isinstance(hook, EMAHook) for hook in runner.hooks):  # it writes into weights that were packed
+        deploy(runner.model)
     metrics = runner.test()
     if args.out and get_rank() == 0:
         args.out.parent.mkdir(parents=True, exist_ok=True)

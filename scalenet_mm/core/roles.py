@@ -151,7 +151,7 @@ class TrainPolicy:
     def _split(self, model: nn.Module) -> tuple[list[str], set[str]]:
         """The parameters to train, and those that would be, had the model not frozen them itself."""
         found, own = roles(model), frozen_by_model(model)
-        chosen = {name for name, role in found.items() if role in TRAINED[self.train]}
+        chosen = {name for name, role in found.items() if role in TRAINED[self.train]} - _frozen_twins(model, own)
         trained = chosen - own if self.train == 'all' else set(chosen)
         for pattern in self.also:
             named = {name for name in found if matches(name, pattern)}
@@ -206,6 +206,13 @@ def declare_frozen(model: nn.Module) -> None:
     names = frozen_by_policy(model)
     for name, p in model.named_parameters():
         declare_constant(p, name in names)
+
+
+def _frozen_twins(model: nn.Module, frozen: set[str]) -> set[str]:
+    """Parameters of scaled networks that the model froze whole beside others that it did not, as a teacher."""
+    twins = [{n for n in dict(model.named_parameters()) if n.startswith(f'{h}.')} for h, _ in scaled_hosts(model) if h]
+    still = [names for names in twins if names and names <= frozen]
+    return set().union(*still) if len(still) < len(twins) else set()
 
 
 def frozen_by_model(model: nn.Module) -> set[str]:

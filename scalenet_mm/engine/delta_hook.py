@@ -124,7 +124,7 @@ class DeltaHook(Hook):
             if fresh and not metrics:
                 continue
             checkpoint = read_checkpoint(path)
-            validated = bool(metrics) and checkpoint['meta']['iter'] == runner.iter
+            validated = bool(metrics) and checkpoint['meta']['iter'] == runner.iter and self._stored(runner)
             if not fresh or validated:
                 self._write(runner, checkpoint, target, metrics if validated else None)
                 self._written[target] = path
@@ -132,6 +132,10 @@ class DeltaHook(Hook):
             if not path.exists():
                 target.unlink(missing_ok=True)
                 del self._written[target]
+
+    def _stored(self, runner) -> bool:
+        """Whether what is validated is what checkpoints hold, which is the average where one is kept."""
+        return all(getattr(hook, 'evaluate_on_ema', True) for hook in runner.hooks)
 
     def _write(self, runner, checkpoint: dict, target: Path, metrics: dict | None) -> None:
         record, model = runner.message_hub.get_info(RECORD), bare(runner.model)
@@ -162,6 +166,9 @@ class ApplyDeltaHook(Hook):
     def __init__(self, delta: str):
         self.delta = delta
         read_delta(delta)  # what is wrong with the file is said before the data are read
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint.pop('ema_state_dict', None)  # which mmpretrain's EMAHook swaps in where nothing is resumed too
 
     def before_train(self, runner) -> None:
         raise RuntimeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -15,7 +16,7 @@ from ..backbones import ScaleNetDeiT, ScaleNetSwin
 from ..backbones.arguments import ArgumentsError, unknown
 from ..checkpoint.loading import load_weights
 from ..checkpoint.strict import CheckpointError
-from ..compat import built_as_written, quiet, read_config, scope_of, type_class, with_preprocessor
+from ..compat import built_as_written, quiet, read_config, scope_of, type_class, type_name, with_preprocessor
 
 BACKBONES = {'deit': ScaleNetDeiT, 'swin': ScaleNetSwin}
 SIZES = {'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
@@ -131,6 +132,12 @@ def _from_config(
     init_default_scope(scope_of(cfg) or 'mmpretrain')
     model_cfg = cfg.get('model', cfg)
     if 'backbone' not in model_cfg:
+        parts = [key for key, part in model_cfg.items() if isinstance(part, Mapping) and 'backbone' in part]
+        if parts and scale is not None:
+            raise ValueError(
+                f'The backbone of {type_name(model_cfg)} is in its {parts[0]!r}, and scale is of one at '
+                'model.backbone: give a config whose model is that part.'
+            )
         model_cfg = dict(backbone=model_cfg)
         num_classes = None
     _require_taken(type_class(model_cfg['backbone'], MODELS), backbone)

@@ -127,7 +127,8 @@ class ScaleNetCheckpointHook(CheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        self._keep_earlier(runner)
+        if self.save_best:
+            self._keep_earlier(runner)
         backend, later = self.file_backend, _RemovesLater(self.file_backend)
         self.file_backend = later
         try:

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from ..checkpoint.delta_file import SUFFIX
 from ..checkpoint.reading import read_checkpoint
 from ..checkpoint.strict import CheckpointError
-from ..compat import checkpoint_folder
+from ..compat import checkpoint_folder, read_config
 from ..file_names import local_path
 
 POINTER = 'last_checkpoint'  # mmengine's: the path of the last checkpoint, as it was when it was written
@@ -245,7 +245,17 @@ def require_one_position(positions: Sequence[tuple[int, int]]) -> None:
 
 
 def settle(cfg: Config) -> None:
-    """Fills in, in place, which file a config with ``resume=True`` and no ``load_from`` continues from."""
-    if cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = latest(cfg.work_dir, cfg)
-        cfg.resume = cfg.load_from is not None
+    """Fills in, in place, which file a config with ``resume=True`` continues from where nobody named one.
+
+    Then mmdet's and mmpretrain's own tools have set ``load_from`` to None; mmseg's has left what the file says.
+    """
+    if not cfg.get('resume'):
+        return
+    named, file = cfg.get('load_from'), cfg.filename
+    own = read_config(file) if file and Path(file).is_file() else {}
+    if named and (named != own.get('load_from') or own.get('resume')):
+        return
+    if last := latest(cfg.work_dir, cfg):
+        cfg.load_from = last
+    elif not named:
+        cfg.load_from, cfg.resume = own.get('load_from'), False

@@ -9,9 +9,12 @@ import resource
 import shutil
 import tempfile
 import time
+from bisect import bisect
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -19,6 +22,7 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS, LOOPS
 from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import Dataset
 
 from ..compat import bare, type_class
@@ -182,18 +186,25 @@ def estimate(cfg: Config, images: int, val_images: int, iteration: float, image:
     per_epoch = min(per_epoch, cfg.train_dataloader.get('num_batch_per_epoch') or per_epoch)
     length = cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters
     iterations = length * per_epoch if by_epoch else length
-    every = cfg.train_cfg.get('val_interval', 1 if by_epoch else 1000)
-    validations = math.ceil(length / every) if val_images else 0
+    validations = _validations(cfg.train_cfg, length, by_epoch) if val_images else 0
     saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     kept = saving.get('max_keep_ckpts', -1)
     if kept <= 0:
         steps = length if saving.get('by_epoch', True) == by_epoch else iterations
-        every = saving.get('interval', 1)
-        kept = math.ceil(steps / every) if every > 0 else 1
+        every, begin = saving.get('interval', 1), saving.get('save_begin', 0)
+        kept = math.ceil(max(0, steps - begin) / every) + (0 < begin <= steps) if every > 0 else 1
+        kept = max(1, kept)
     seconds = iterations * iteration + validations * val_images / get_world_size() * image
     best = saving.get('save_best')
     checkpoints = kept + 1 + (len(best) if isinstance(best, list) else bool(best))
     return Estimate(iterations, batch, validations, checkpoints, seconds / 3600)
+
+
+def _validations(train_cfg: Mapping[str, Any], length: int, by_epoch: bool) -> int:
+    """How often mmengine's loops validate in so many epochs or iterations."""
+    every, begin = train_cfg.get('val_interval', 1 if by_epoch else 1000), train_cfg.get('val_begin', 1)
+    begins, intervals = calc_dynamic_intervals(every, train_cfg.get('dynamic_intervals'))
+    return sum(n == length or n % intervals[bisect(begins, n + 1) - 1] == 0 for n in range(max(1, begin), length + 1))
 
 
 def report(cfg: Config, runner, saved: int) -> str:

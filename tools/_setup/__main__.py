@@ -104,7 +104,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for option, default, what in (
         ('env', ROOT / '.venv', 'where it is made; in one that exists (venv, conda) only what is missing is installed'),
         ('python', None, 'the Python, 3.10 or newer, to make it from'),
-        ('torch-index', None, 'address of an index for torch and torchvision: of another CUDA, or for the CPU alone'),
+        (
+            'torch-index',
+            None,
+            'address of an index for torch and torchvision: of another CUDA, or for the CPU alone; '
+            'later calls keep to it',
+        ),
         ('wheels', cache / 'scalenet_mm' / 'wheels', 'cache of compiled mmcv wheels'),
     ):
         variable = f'SCALENET_{option.upper().replace("-", "_")}'
@@ -136,16 +141,20 @@ def prepare(options: argparse.Namespace) -> Setup:
         pins=read_pins(requirements, version),
         direct=read_pins(requirements.partition(TRANSITIVE)[0], version),
     )
+    s.torch_index = s.torch_index or s.index_of_torch()
     if s.python.exists():
         try:
             same = s.ask('import sys; print(list(sys.version_info[:2]))') == list(version)
         except (OSError, subprocess.CalledProcessError):
             same = False
         if not same:
+            way = 'delete it' if s.managed else 'name its own with --python'
             raise SetupError(
-                f'{env} does not hold a working Python {version[0]}.{version[1]}: delete it, or name '
-                'another place with --env'
+                f'{env} does not hold a working Python {version[0]}.{version[1]}: {way}, or name another place with '
+                '--env'
             )
+    elif env.exists() and not env.is_dir():
+        raise SetupError(f'{env} is a file: name the folder of an environment with --env')
     elif env.exists() and not s.managed and any(path != s.state for path in env.iterdir()):
         raise SetupError(f'{env} is no Python environment and not empty: name another with --env')
     try:

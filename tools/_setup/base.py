@@ -76,6 +76,13 @@ class Setup:
         except (OSError, ValueError):
             return {}
 
+    def index_of_torch(self) -> str | None:
+        """The index that torch came from, if one was named: later calls keep to it."""
+        try:
+            return (self.state / 'torch-index').read_text() or None
+        except OSError:
+            return self.stamp().get('torch_index')
+
     @property
     def managed(self) -> bool:
         """We made the environment, so its versions are ours to set."""

@@ -55,11 +55,11 @@ def operators(s: Setup) -> list[str]:
 def install_compiled(s: Setup, there: dict[str, str]) -> str:
     build = probe(s)
     key, recorded = wheel_key(s.pins['onedl-mmcv'], build), s.state / 'mmcv-wheel'
-    same = there.get('onedl-mmcv') == s.pins['onedl-mmcv'] and recorded.exists()
+    same = there.get('onedl-mmcv') == s.pins['onedl-mmcv'] and recorded.exists() and operators(s)
     if same and recorded.read_text() == key:
         return f'{key} was there'
     folder = s.wheels / key
-    cached = folder.exists()
+    cached = any(folder.glob('*.whl'))
     if not cached:
         compile_wheel(s, build, folder)
     # --no-deps: what mmcv requires comes, pinned, with the next step.

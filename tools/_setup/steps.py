@@ -107,8 +107,9 @@ def install(s: Setup, names: Iterable[str]) -> str:
 
 def install_torch(s: Setup) -> str:
     names = ('torch', 'torchvision')
-    if s.managed and s.torch_index and 'torch' in s.installed() and s.torch_index != s.stamp().get('torch_index'):
+    if s.managed and s.torch_index and 'torch' in s.installed() and s.torch_index != s.index_of_torch():
         pip(s, 'uninstall', '-y', *names)  # pip takes the same version of another index for the one that is asked for
+    (s.state / 'torch-index').write_text(s.torch_index or '')
     install(s, names)
     return f'torch {s.installed()["torch"]}'
 
@@ -143,7 +144,10 @@ def check_result(s: Setup) -> str:
     doctor = [s.python, '-m', 'scalenet_mm', 'doctor', '--json', *([] if s.compile_mmcv else ['--skip', 'compiler'])]
     done = subprocess.run(doctor, cwd=ROOT, env=clean_environment(), capture_output=True, text=True)
     s.log.open('a').write(done.stdout + done.stderr)
-    rows = json.loads(done.stdout)
+    try:
+        rows = json.loads(done.stdout)
+    except ValueError:
+        raise SetupError(f'`scalenet doctor` ended with code {done.returncode} before it had a result') from None
     for row in rows:
         if row['state'] == 'FAIL':
             raise SetupError(f'{row["check"]}: {row["value"]}: {row["remedy"]}')

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         'trained',
         'state',
         'saved',
-        'GFLOPs',
+        'GFLOP, 2 a multiply-add',
         'sent',
         *(f'{g:g} GB/s, {n}' for g in args.networks for n in GPUS),
     ]

@@ -90,7 +90,9 @@ def parts_of(checkpoint: str) -> tuple[str, str | None]:
         FileNotFoundError: if there is no such file, or a folder without a checkpoint.
         ValueError: if increments are to stand on random weights.
     """
-    base, plus, delta = checkpoint.rpartition('+')
+    cuts = [i for i, letter in enumerate(checkpoint) if letter == '+']  # a path may hold one
+    cut = next((i for i in cuts if Path(checkpoint[i + 1 :]).is_file()), cuts[-1] if cuts else len(checkpoint))
+    base, plus, delta = checkpoint[:cut], checkpoint[cut : cut + 1], checkpoint[cut + 1 :]
     if not (plus and delta.endswith(SUFFIX)):
         base, delta = checkpoint, None
     if delta and base == RANDOM:

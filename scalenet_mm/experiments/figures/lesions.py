@@ -21,7 +21,7 @@ def left_out(blocks: Sequence[nn.Module]) -> Iterator[None]:
     Raises:
         ValueError: when one runs whose output has not the shape of its input.
     """
-    handles = [block.register_forward_hook(_handed_on, with_kwargs=True) for block in blocks]
+    handles = [block.register_forward_hook(_handed_on, with_kwargs=True, prepend=True) for block in blocks]
     try:
         yield
     finally:

@@ -150,13 +150,13 @@ def deviations(plan: Plan) -> list[str]:
     """What of a run is not as the recipe says."""
     base = (plan.cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     found = []
-    if base and base != plan.batch:
+    if plan.trains and base and base != plan.batch:
         found.append(f'{plan.batch} images a step, the recipe has {base}')
     if not torch.cuda.is_available():
         found.append('run on the CPU')
     found += [f'option {o.partition("=")[0]}' for o in plan.options] + list(plan.extra)
     if plan.data:
-        found += other_counts(plan.data, plan.data_root)
+        found += other_counts(plan.data, plan.data_root, plan.trains)
     if plan.checkpoint and not plan.checkpoint.digits:
         found.append('the checkpoint has no published SHA-256 to compare with')
     return found

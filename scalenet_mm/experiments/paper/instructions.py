@@ -55,7 +55,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         expected=plan.expected,
         parameters_in_the_paper=plan.row.params * 1e6 if plan.row and plan.row.params else None,
         parameters=costs.params,
-        trained=costs.trainable,
+        trained=costs.trainable if plan.trains else 0,
         flops=costs.flops,
         flops_of=list(image_size(plan.cfg)),
         hours_in_the_paper=plan.hours,
@@ -125,7 +125,8 @@ def describe(plan: Plan) -> str:
     lines += [f'   or all of it, with a bundle at the end:\n         {commands["all"]}']
     base = told['batch_of_the_recipe']
     odd = f'; the recipe is for {base}, see docs/reproduce.md' if base and base != plan.batch else ''
-    lines += [f'   {plan.batch} images a step on {plan.gpus} GPUs{odd}', '', '4. Expected']
+    lines += [f'   {plan.batch} images a step on {plan.gpus} GPUs{odd}'] if plan.trains else []
+    lines += ['', '4. Expected']
     lines += [f'   {name} {value} (paper)' for name, value in plan.expected.items()] or [
         '   the paper prints no figure for this'
     ]
@@ -138,5 +139,5 @@ def describe(plan: Plan) -> str:
     hours = f'{plan.hours} h on 8 GPUs (paper, Table VII); ' if plan.hours else ''
     memory = told['memory'] if isinstance(told['memory'], str) else '; '.join(told['memory'])
     lines += ['', '5. Time and memory', f'   hours: {hours}{NOT_MEASURED}', f'   memory: {memory}']
-    lines += [f'   on your machine: python tools/train.py {plan.file} --dry-run']
+    lines += [f'   on your machine: python tools/train.py {plan.file} --dry-run'] if plan.trains else []
     return '\n'.join(lines)

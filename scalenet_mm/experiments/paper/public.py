@@ -72,7 +72,7 @@ PUBLIC = (
         disk='an archive of about 1 GB, and as much again unpacked',
         fetch=(
             'curl -LO http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
-            'unzip -q -d .. ADEChallengeData2016.zip  # the archive brings the folder ADEChallengeData2016 along',
+            'unzip -q ADEChallengeData2016.zip && mv ADEChallengeData2016/* . && rmdir ADEChallengeData2016',
         ),
         layout={
             'images/training/*.jpg, images/validation/*.jpg': 'images',
@@ -89,9 +89,15 @@ def public_data(cfg: Config) -> PublicData | None:
     return next((data for data in PUBLIC if data.variable in named), None)
 
 
-def other_counts(data: PublicData, root: str | Path) -> Iterator[str]:
-    """What of a data set is not there in the published number: a run on a part of it gives another result."""
+def other_counts(data: PublicData, root: str | Path, trains: bool = True) -> Iterator[str]:
+    """What of a data set is not there in the published number: a run on a part of it gives another result.
+
+    Args:
+        trains: whether the images for training are used too.
+    """
     for folder, wanted in data.images.items():
+        if 'train' in folder and not trains:
+            continue
         names = (name for _, _, files in os.walk(Path(root, folder), followlinks=True) for name in files)
         found = sum(name.lower().endswith(IMAGES) for name in names)
         if found != wanted:

@@ -51,7 +51,7 @@ def _check_data(plan: Plan) -> None:
         preflight(cfg, ('train', 'val', 'test') if plan.trains else ('test',))
     except SystemExit as e:
         raise SystemExit(str(e).rpartition('\n')[0]) from None  # --no-preflight is no option here
-    found = list(other_counts(plan.data, plan.data_root)) if plan.data else []
+    found = list(other_counts(plan.data, plan.data_root, plan.trains)) if plan.data else []
     if found and not plan.other_data:
         raise SystemExit(
             f'Not started: {plan.data_root} is not the whole {plan.data.name}.\n'
@@ -171,7 +171,7 @@ def step(name: str, command: Sequence[str], folder: Path) -> None:
     """
     print(f'[{name}] {shlex.join(command)}', flush=True)
     begin, log = time.time(), folder / LOG
-    environment = {'SCALENET_ENV': sys.prefix, **os.environ}  # dist_*.sh take their Python from it
+    environment = {**os.environ, 'SCALENET_ENV': sys.prefix}  # dist_*.sh take their Python from it
     with log.open('a') as file:
         process = subprocess.Popen(
             [_here(word) for word in command],
@@ -209,7 +209,7 @@ def _here(word: str) -> str:
     """A word of a command that was written for the repository's folder, from any folder."""
     if word == 'python':
         return sys.executable
-    return str(ROOT / word) if word.startswith(('tools/', 'configs/')) or (ROOT / word).is_file() else word
+    return str(ROOT / word) if word.startswith(('tools/', 'configs/')) or os.path.isfile(ROOT / word) else word
 
 
 def _note(folder: Path, entry: dict) -> None:

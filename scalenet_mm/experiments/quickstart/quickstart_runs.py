@@ -91,6 +91,11 @@ class Job:
         self.control_options = {LR: lr[1] or task.control_lr}
         self.scenes = scenes or (task.scenes, LAYOUTS[task.layout].val)
         self.epochs = epochs or self.epochs_of(task.scaled)
+        loader = Config.fromfile(CONFIGS / task.scaled).train_dataloader
+        if loader.get('drop_last') and self.scenes[0] < loader.batch_size:
+            raise SystemExit(
+                f'{self.scenes[0]} scenes for training are no whole batch: --scenes {loader.batch_size} VAL.'
+            )
         work_dir.mkdir(parents=True, exist_ok=True)
 
     def _unit(self, cfg: Config) -> int:
@@ -125,8 +130,9 @@ class Job:
         folder = Path(cfg.work_dir)
         settings, clock = folder / 'settings.json', folder / 'minutes.json'
         wanted = json.dumps({**{k: cfg[k] for k in SETTINGS}, 'scenes': self.scenes[0]})
-        wanted = wanted.replace(str(self.data / self.task.layout), 'DATA')
-        if settings.exists() and settings.read_text() != wanted:
+        places = {str(self.data / self.task.layout): 'DATA', str(self.task.weights.parent): 'SOURCES'}
+        wanted = _anywhere(wanted, places)
+        if settings.exists() and _anywhere(settings.read_text(), places) != wanted:
             raise SystemExit(f'{folder} holds a run with other settings; delete it or choose another --work-dir.')
         folder.mkdir(parents=True, exist_ok=True)
         if not settings.exists():
@@ -192,6 +198,13 @@ def quiet(folder: Path) -> Iterator[None]:
         raise
     except Exception as e:
         raise SystemExit(f'\nThe run failed: {type(e).__name__}: {e}\nIts log: {log}') from e
+
+
+def _anywhere(settings: str, places: Mapping[str, str]) -> str:
+    """JSON with names instead of the folders that may have moved."""
+    for folder, name in places.items():
+        settings = settings.replace(json.dumps(folder)[1:-1], name)
+    return settings
 
 
 def _minutes(clock: Path, last: str | Path | None) -> float:
