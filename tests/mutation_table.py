@@ -4133,4 +4133,20 @@ MUTATIONS = (
         '        if False:\n',
         'tests/test_live_backbones.py::test_recomputed_layers_give_the_same_gradients',
     ),
+    Mutation(
+        'ops',
+        'an evaluation packs weights that an EMA hook writes into',
+        'scalenet_mm/commands/test.py',
+        '    if not any(isinstance(hook, EMAHook) for hook in runner.hooks):',
+        '    if True:',
+        'tests/test_tools.py::test_the_second_evaluation_of_an_average_is_of_the_weights_it_names',
+    ),
+    Mutation(
+        'backbones',
+        'timm counts the classes of a backbone as 0',
+        'scalenet_mm/backbones/timm_hf.py',
+        "            vars(net).pop('num_classes', None)",
+        '            None',
+        'tests/test_live_backbones.py::test_the_libraries_checks_of_the_number_of_classes_pass_over_a_live_backbone',
+    ),
 )

@@ -394,6 +394,11 @@ def test_copies_and_pickles_give_the_same_outputs_and_catch_their_own_layers():
         assert same(net(image), ours) and all((y == 3).all() for y in other(image))
 
 
+def test_the_libraries_checks_of_the_number_of_classes_pass_over_a_live_backbone():
+    """They ask each module that has ``num_classes`` for that of the data."""
+    assert not [name for name, m in backbone(DINO).named_modules() if hasattr(m, 'num_classes')]
+
+
 def test_recomputed_layers_give_the_same_gradients():
     image, found = torch.randn(2, 3, 28, 28), []
     for name in (DINO, 'swin_tiny_patch4_window7_224'):

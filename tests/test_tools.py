@@ -106,6 +106,42 @@ def test_bad_calls_end_with_one_clear_sentence(command, args, says, tmp_path, mo
     assert says in said.strip().splitlines()[-1]
 
 
+def test_the_second_evaluation_of_an_average_is_of_the_weights_it_names(digits, tmp_path):
+    """mmpretrain's EMAHook then writes into weights whose packed copies an evaluation would keep."""
+    import torch
+    from conftest import perturb
+
+    import scalenet_mm
+    from scalenet_mm.commands.main import main
+
+    config = ROOT / 'configs' / 'demo' / 'scalenet_deit_digits.py'
+    raw, average = (perturb(scalenet_mm.build(config), seed, 0.02).state_dict() for seed in (1, 2))
+    named = {f'module.{name}': value for name, value in raw.items()}  # a checkpoint holds the two the other way round
+    files = dict(raw=dict(state_dict=raw), average=dict(state_dict=average))
+    files['both'] = dict(state_dict=average, ema_state_dict={'steps': torch.tensor(1), **named})
+    found = {}
+    for name, content in files.items():
+        torch.save(content, tmp_path / f'{name}.pth')
+        mine = tmp_path / f'{name}.py'
+        hooks = [dict(type='EMAHook', momentum=0.5, evaluate_on_origin=True)] if name == 'both' else []
+        mine.write_text(
+            f"""_base_ = '{config}'
+model = dict(backbone=dict(ops=dict(linear='onednn')))
+test_dataloader = dict(dataset=dict(data_root='{digits}'))
+test_evaluator = [dict(type='Accuracy', topk=(1,)), dict(type='SingleLabelMetric')]
+custom_hooks = {hooks}
+"""
+        )
+        words = ['test', str(mine), str(tmp_path / f'{name}.pth'), '--work-dir', str(tmp_path / name)]
+        assert main(words) == 0
+        (log,) = (tmp_path / name).glob('*/*.json')  # mmengine's, of both evaluations
+        found[name] = {k: v for k, v in json.loads(log.read_text()).items() if 'time' not in k}
+    assert found['raw'] != found['average']
+    told = {k: v for k, v in found['both'].items() if 'origin' not in k}
+    assert told == found['average']
+    assert {k.replace('_origin', ''): v for k, v in found['both'].items() if 'origin' in k} == found['raw']
+
+
 @pytest.mark.slow
 def test_resume_before_the_first_checkpoint_starts_from_the_pretrained_file(digits, tmp_path):
     """And ``policy`` is one setting, wherever it is changed."""
