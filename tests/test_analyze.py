@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEIT, SWIN, perturb, timm_vit
+from matplotlib.text import Text
 from mmengine.config import Config
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import MODELS, init_default_scope
@@ -614,8 +615,18 @@ def test_a_config_that_comes_twice_is_told_by_its_checkpoint(tmp_path):
     assert labels == ['rank_deit, random', 'rank_deit, epoch_1']
 
 
-def test_every_text_of_a_figure_has_12_points_or_more():
-    assert min(plots.TEXT.values()) >= 12
+def test_every_text_of_a_figure_has_12_points_or_more(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, '_save', lambda figure, path: drawn.append(figure))
+    plots.draw_gradients({'a': [1.0, 2.0], 'b': [2.0, 1.0]}, 4, 'x.png')
+    plots.draw_cka({('a', 'b'): np.eye(3), ('a', 'a'): np.eye(3)}, 4, 'x.png')
+    layers = [dict(added=bool(i), source=i, top1=40.0 + i) for i in range(2)]
+    plots.draw_lesions({'a': dict(whole=dict(top1=50.0), layers=layers, without_added=dict(top1=45.0))}, 'x.png')
+    for figure in drawn:
+        figure.draw_without_rendering()
+        sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text()]
+        assert len(sizes) > 5 and min(sizes) >= 12
+    assert len(drawn) == 3
 
 
 def test_gradients_of_a_detector_are_those_of_its_training_loss(tmp_path):

@@ -285,7 +285,7 @@ def test_a_checkpoint_below_the_data_s_old_folder_stays_where_it_is(classifier, 
     assert (tmp_path / 'scaled.py').is_file(), 'where a shell would write it'
 
 
-def test_the_written_config_trains_from_the_checkpoint_with_the_real_runner(mask_rcnn, tmp_path, monkeypatch):
+def test_the_written_config_loads_the_checkpoint_with_the_real_runner(mask_rcnn, tmp_path, monkeypatch):
     from scalenet_mm.runner.config import build_runner
 
     cfg = scalenet_mm.init(*mask_rcnn, tmp_path / 'scaled.py', rank=4)
@@ -305,6 +305,13 @@ def test_the_written_config_trains_from_the_checkpoint_with_the_real_runner(mask
         'backbone.patch_embed.projection.weight',
     ):
         assert torch.equal(mine[key], theirs[key])
+    scaled = [(name, layers) for name, layers in runner.model.backbone.named_modules() if hasattr(layers, 'layer_map')]
+    assert scaled
+    for name, layers in scaled:
+        for block, source in zip(layers, layers.layer_map.sources):
+            of_file = {k: theirs[f'backbone.{name}.{source}.{k}'] for k in ('attn.w_msa.qkv.weight', 'norm1.weight')}
+            assert torch.equal(block.attn.w_msa.qkv.weight, of_file['attn.w_msa.qkv.weight'])
+            assert torch.equal(block.norm1.weight, of_file['norm1.weight'])
 
 
 def test_the_folder_of_the_data_is_replaced_everywhere(mask_rcnn, tmp_path):

@@ -19,7 +19,7 @@ from scalenet_mm.core.kept import declare_constant
 from scalenet_mm.core.roles import Role, TrainPolicy, count
 from scalenet_mm.ops import SWITCHES, Ops, blocks, set_ops, window
 from scalenet_mm.ops.drop_path import draw, sparse_residual
-from scalenet_mm.ops.gemm import in_dtype, product
+from scalenet_mm.ops.gemm import by_onednn, in_dtype, onednn_works, product
 from scalenet_mm.ops.linear import FastLinear, composed, linear, plain
 from scalenet_mm.ops.window import METHODS, Permute, attend, layout, shift_masks
 
@@ -88,15 +88,18 @@ def test_every_switch_gives_the_outputs_and_gradients_of_the_plain_path(make, si
     require_equal(trained(net, x, ops), trained(net, x, 'plain'), 1e-11)
 
 
+@pytest.mark.parametrize('policy', ['increments', 'all'])
+@pytest.mark.parametrize('ops', [None, dict(linear='onednn')], ids=str)
 @pytest.mark.parametrize('make', [swin, deit])
-def test_in_fp32_the_fast_paths_differ_by_rounding_only(make):
+def test_in_fp32_the_fast_paths_differ_by_rounding_only(make, ops, policy):
     net = make().train()
-    TrainPolicy('all').apply(net)
+    TrainPolicy(policy).apply(net)
     x = torch.randn(2, 3, 64, 64)
-    require_equal(trained(net, x, None), trained(net, x, 'plain'), 1e-4)
+    assert not ops or not onednn_works() or by_onednn(x[0, 0], x[0, 0], 'onednn'), 'which is not float64'
+    require_equal(trained(net, x, ops), trained(net, x, 'plain'), 1e-4)
     net.eval()
     with torch.no_grad():
-        fast, reference = (set_ops(net, ops)(x) for ops in (None, 'plain'))
+        fast, reference = (set_ops(net, ops)(x) for ops in (ops, 'plain'))
     for a, b in zip(fast, reference):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 

@@ -95,7 +95,9 @@ def test_what_a_hosts_guide_says_about_own_data_works_below_our_configs(library,
 
     with DefaultScope.overwrite_default_scope(library):
         built = Runner.build_dataloader(loader, seed=0)
-    assert built.dataset.metainfo['classes'] is not None and len(built.dataset) == 19
+    named = {'mmdet': list('0123456789'), 'mmseg': ['background', *'0123456789']}
+    named['mmpretrain'] = [f'{i:02d}' for i in range(19)]
+    assert list(built.dataset.metainfo['classes']) == named[library] and len(built.dataset) == 19
     assert type(built.dataset).__name__ == 'SeededDataset', 'exact resume was added'
     item = built.dataset[0]
     assert item['inputs'].shape[0] == 3
