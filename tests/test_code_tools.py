@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,18 @@ BEGIN = '<!-- table of tools: scalenet experiment host-table -->'
 CELLS: dict[str, dict[str, str]] = {}
 
 
+def _tell(name: str, tool: str, cell: str) -> None:
+    """Writes a cell of the table and holds it against the documentation's."""
+    CELLS.setdefault(name, {})[tool] = cell
+    if 'SCALENET_TOOL_CELLS' not in os.environ:  # else the table is made anew
+        assert cell == _written()[name][tool]
+
+
+@cache
+def _written() -> dict[str, dict[str, str]]:
+    return table_rows(BEGIN, 'network', list(TOOLS))
+
+
 @pytest.fixture(scope='module', autouse=True)
 def _cells():
     """Leaves the cells for scalenet experiment host-table, if it asks for them."""
@@ -155,10 +168,10 @@ def test_what_a_tool_reads_computes_the_same_or_is_refused(network, tool):
         refused = 'scaled network' in str(e) and '; use torch.' in str(e)
         assert refused or not works(use, deep, x), 'the deep host can be read, and the scaled network neither read'
         assert str(scaled) == str(before) and torch.equal(output(scaled, x), output(before, x)), 'changed on the way'
-        CELLS.setdefault(name, {})[tool] = REFUSED if refused else NONE
+        _tell(name, tool, REFUSED if refused else NONE)
         return
     torch.testing.assert_close(y, output(scaled, x), rtol=1e-4, atol=1e-5)
-    CELLS.setdefault(name, {})[tool] = YES
+    _tell(name, tool, YES)
 
 
 @pytest.mark.parametrize('tool', REWRITE)
@@ -183,7 +196,7 @@ def test_what_is_put_on_every_linear_acts_in_every_instance_as_on_copies(network
         remove(linear, 'weight')
         assert isinstance(linear._parameters['weight'], nn.Parameter)
     torch.testing.assert_close(output(changed, x), output(byhand, x), rtol=1e-4, atol=1e-5)
-    CELLS.setdefault(name, {})[tool] = YES
+    _tell(name, tool, YES)
 
 
 @pytest.mark.parametrize('tool', REWRITE)
@@ -222,11 +235,8 @@ def test_torchvision_extracts_features_of_the_scaled_layers():
     torch.testing.assert_close(model.norm(last), model.forward_features(x))
 
 
-def test_the_table_of_tools_in_the_documentation_is_what_these_tests_gave():
-    written = table_rows(BEGIN, 'network', list(TOOLS))
-    assert list(written) == list(NETWORKS)
-    for name, row in CELLS.items():
-        assert row == {tool: written[name][tool] for tool in row}, name
+def test_the_table_of_tools_in_the_documentation_is_of_these_networks():
+    assert list(_written()) == list(NETWORKS)
 
 
 @pytest.mark.parametrize(

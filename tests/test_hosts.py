@@ -8,7 +8,7 @@ import json
 import os
 import pickle
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from math import isclose
 from pathlib import Path
@@ -98,9 +98,20 @@ class Host:
         return model.get_submodule(self.zoo.containers[-1])
 
     def tell(self, promise: str, cell: str = YES) -> None:
-        """Writes a cell of the table: the last line of a test."""
+        """Writes a cell of the table and holds it against the documentation's: the last line of a test."""
         assert promise in PROMISES
         CELLS.setdefault(self.name, {})[promise] = cell
+        if 'SCALENET_HOST_CELLS' in os.environ:  # the table is made anew
+            return
+        if cell != (written := _written()[self.name][promise]):
+            if versions() not in DOCUMENT.read_text():
+                pytest.skip(f'The table is of other releases than {versions()} and says {written!r}, found {cell!r}')
+            assert cell == written
+
+
+@cache
+def _written() -> dict[str, dict[str, str]]:
+    return table_rows(BEGIN, 'host', list(PROMISES))
 
 
 @pytest.fixture(scope='module', params=ZOO)
@@ -461,16 +472,6 @@ def table_rows(begin: str, first: str, columns: list[str]) -> dict[str, dict[str
     return {row[0]: dict(zip(columns, row[1:])) for row in cells}
 
 
-def test_the_table_in_the_documentation_is_what_these_tests_gave():
-    written = table_rows(BEGIN, 'host', list(PROMISES))
-    assert list(written) == list(ZOO)
-    assert all(cell in (YES, REFUSED, NONE) for row in written.values() for cell in row.values())
-    other = {
-        (name, promise): (written[name][promise], cell)
-        for name, row in CELLS.items()
-        for promise, cell in row.items()
-        if written[name][promise] != cell
-    }
-    if other and versions() not in DOCUMENT.read_text():
-        pytest.skip(f'The table is of other releases than {versions()}; (written, found): {other}')
-    assert not other
+def test_the_table_in_the_documentation_is_of_these_hosts():
+    assert list(_written()) == list(ZOO)
+    assert all(cell in (YES, REFUSED, NONE) for row in _written().values() for cell in row.values())

@@ -39,14 +39,14 @@ class Source:
 SOURCES = (
     Source(
         'tests/test_hosts.py',
-        'test_the_table_in_the_documentation_is_what_these_tests_gave',
+        'test_the_table_in_the_documentation_is_of_these_hosts',
         'SCALENET_HOST_CELLS',
         '<!-- table: scalenet experiment host-table -->',
         'host',
     ),
     Source(
         'tests/test_code_tools.py',
-        'test_the_table_of_tools_in_the_documentation_is_what_these_tests_gave',
+        'test_the_table_of_tools_in_the_documentation_is_of_these_networks',
         'SCALENET_TOOL_CELLS',
         '<!-- table of tools: scalenet experiment host-table -->',
         'network',
