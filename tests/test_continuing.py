@@ -291,6 +291,10 @@ def test_resume_by_the_libraries_own_tools_finds_the_run_or_starts_from_the_base
     cfg.work_dir = str(folder)
     settle(cfg)
     assert cfg.load_from == str(tmp_path / 'other.pth'), 'what was named is taken'
+    shutil.copy(folder / 'epoch_2.pth', base)  # of a run too, and so it may be meant
+    cfg.load_from = str(base)
+    settle(cfg)
+    assert cfg.load_from == str(base)
 
 
 def test_what_is_stopped_before_it_wrote_a_checkpoint_leaves_the_earlier_run_as_it_is(run, tmp_path):

@@ -210,7 +210,8 @@ def declare_frozen(model: nn.Module) -> None:
 
 def _frozen_twins(model: nn.Module, frozen: set[str]) -> set[str]:
     """Parameters of scaled networks that the model froze whole beside others that it did not, as a teacher."""
-    twins = [{n for n in dict(model.named_parameters()) if n.startswith(f'{h}.')} for h, _ in scaled_hosts(model) if h]
+    every = [name for name, _ in model.named_parameters()]
+    twins = [{n for n in every if n.startswith(f'{host}.')} for host, _ in scaled_hosts(model) if host]
     still = [names for names in twins if names and names <= frozen]
     return set().union(*still) if len(still) < len(twins) else set()
 

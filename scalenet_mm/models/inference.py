@@ -21,7 +21,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.fileio import list_from_file
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, DefaultScope
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoint.loading import build_model, load_weights
 from ..compat import read_config, scope_of, type_class, type_name
@@ -120,7 +120,9 @@ def as_panel(result: Any, score_thr: float = SCORE) -> Panel:
         masks = found.masks.numpy().astype(bool) if 'masks' in found else None
         boxes = getattr(found.bboxes, 'tensor', found.bboxes)
         if masks is not None and not (boxes[:, 2:] > boxes[:, :2]).any():  # of detectors without boxes, as SOLO
-            boxes = torch.stack([_around(mask) for mask in masks]) if len(masks) else boxes
+            from mmdet.structures.mask import mask2bbox
+
+            boxes = mask2bbox(found.masks.bool())
         return Panel(boxes.numpy(), found.labels.numpy(), found.scores.numpy(), masks)
     if 'pred_score' in result:
         scores, labels = result.pred_score.cpu().topk(min(TOP, len(result.pred_score)))
@@ -129,12 +131,6 @@ def as_panel(result: Any, score_thr: float = SCORE) -> Panel:
         f'The result holds {sorted(result.keys())}; read are pred_instances (boxes and masks), pred_sem_seg and '
         'pred_score.'
     )
-
-
-def _around(mask: np.ndarray) -> Tensor:
-    """The box (x1, y1, x2, y2) of a mask (H, W); zeros where it is empty."""
-    y, x = mask.nonzero()
-    return torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0] * 4, dtype=torch.float32)
 
 
 def as_json(model: nn.Module, result: Any, score_thr: float = SCORE) -> list[dict[str, Any]]:

@@ -255,6 +255,8 @@ def settle(cfg: Config) -> None:
     own = read_config(file) if file and Path(file).is_file() else {}
     if named and (named != own.get('load_from') or own.get('resume')):
         return
+    if named and Path(named).is_file() and CheckpointFolder.of(cfg, cfg.work_dir).position_if_whole(Path(named)):
+        return  # of a run too, and so it may be meant
     if last := latest(cfg.work_dir, cfg):
         cfg.load_from = last
     elif not named:
